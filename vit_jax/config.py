@@ -1,0 +1,146 @@
+"""The configuration of a run: one documented schema, loading with overrides, validation, saving.
+
+`default()` is the schema: every key that exists, with its default and its meaning. A run file in `configs/` starts from
+it, changes what the run needs and returns it from `get_config(arg)`; `--config.a.b=value` overrides come last.
+
+Durations (`duration`, `warmup`, `every`, …) are strings: "1000 steps", "100 epochs", "2e6 examples", "10 %" (of the
+run). A key whose default is `placeholder(type)` may stay None; its comment says what None means.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def default() -> ConfigDict:
+  """The schema: all keys with their defaults (a DINOv3 ViT-S/16 pretrained from scratch)."""
+  c = ConfigDict()
+  c.method = "dinov3"  # the training method: a file of vit_jax/methods
+  c.seed = 0  # the one seed: initialisation, data order, crops, masks, drop path
+  c.duration = "100 epochs"  # how long to train
+  c.epoch_steps = placeholder(int)  # steps that make an "epoch" in durations; None: one pass over the data
+  c.batch_size = 64  # images per step, over all devices and processes
+  # Images whose KoLeo neighbours, mask quota and drop-path subset are drawn together (the reference: the batch of one
+  # GPU), whatever the number of devices. None: the batch up to 64 images, else its largest divisor up to 64.
+  c.loss_group_size = placeholder(int)
+
+  c.model = ConfigDict()
+  c.model.name = "dinov3_vits16"  # a name of vit_jax.models.zoo; the keys below override its attributes, None keeps them
+  for key in ("patch_size", "width", "depth", "num_heads", "mlp_hidden", "num_registers"):
+    c.model[key] = placeholder(int)
+  for key in ("mlp", "norm"):  # mlp: "gelu" | "swiglu"; norm: "layernorm" | "rmsnorm"
+    c.model[key] = placeholder(str)
+  for key in ("layer_scale", "norm_eps"):
+    c.model[key] = placeholder(float)
+  for key in ("qkv_bias", "proj_bias", "mlp_bias", "mask_k_bias", "separate_cls_norm", "separate_local_cls_norm"):
+    c.model[key] = placeholder(bool)
+  c.model.rope = ConfigDict()  # rotary positions; None keeps the named model's
+  for key in ("base", "min_period", "max_period", "shift", "jitter", "rescale"):
+    c.model.rope[key] = placeholder(float)
+  c.model.rope.normalize = placeholder(str)  # "separate" | "min" | "max"
+  c.model.rope.dtype = placeholder(str)  # "float32" | "bfloat16" (the reference trains with bfloat16 tables)
+  c.model.drop_path = 0.0  # share of the samples of a loss group that skip a residual branch (student only)
+  c.model.dtype = "float32"  # compute: "float32" | "bfloat16"; parameters, optimizer and losses stay float32
+  c.model.remat = "none"  # what the backward pass recomputes: "none" | "dots" | "blocks"
+  c.model.unroll = 1  # blocks per iteration of the scan over depth
+
+  c.dino = ConfigDict()
+  c.dino.loss_weight = 1.0
+  c.dino.prototypes = 65536
+  c.dino.hidden = 2048
+  c.dino.bottleneck = 256
+  c.dino.num_layers = 3
+  c.dino.ignore_diagonal = True  # leave out the pairs of one global crop with itself
+
+  c.ibot = ConfigDict()
+  c.ibot.loss_weight = 1.0
+  c.ibot.prototypes = 65536
+  c.ibot.hidden = 2048
+  c.ibot.bottleneck = 256
+  c.ibot.num_layers = 3
+  c.ibot.mask_probability = 0.5  # share of the global crops that are masked
+  c.ibot.mask_ratio = (0.1, 0.5)  # masked share of the patches of a masked crop: evenly spread over this range
+  c.ibot.mask_shift = False  # roll every mask by a random offset
+
+  c.koleo = ConfigDict()
+  c.koleo.loss_weight = 0.1
+  c.koleo.topk = 1
+  c.koleo.group_size = placeholder(int)  # images among which neighbours are searched; None: loss_group_size
+
+  c.schedules = ConfigDict()
+  # 2: warm-up without its end point, cosine with both (the 7B recipes); 1: warm-up with its end point, cosine without
+  # (the ViT-L recipe). Each schedule rises linearly start -> peak over `warmup`, then follows a cosine peak -> end over
+  # `cosine` (None: what is left) and stays at `end`.
+  c.schedules.version = 2
+
+  def schedule(start: float, peak: float, end: float, warmup: str = "0 steps") -> ConfigDict:
+    s = ConfigDict(dict(start=start, peak=peak, end=end, warmup=warmup))
+    s.cosine = placeholder(str)
+    return s
+
+  c.schedules.lr = schedule(0.0, 1e-3, 1e-6, "10 %")
+  c.schedules.weight_decay = schedule(0.04, 0.04, 0.4)
+  c.schedules.momentum = schedule(0.992, 0.992, 1.0)
+  c.schedules.teacher_temperature = schedule(0.04, 0.07, 0.07, "30 %")
+  c.schedules.local_loss_weight = schedule(1.0, 1.0, 1.0)  # extra factor of the local DINO term
+
+  c.optim = ConfigDict()
+  c.optim.b1 = 0.9
+  c.optim.b2 = 0.999
+  c.optim.eps = 1e-8
+  c.optim.clip = 3.0  # gradient norm limit of each of backbone, dino_head, ibot_head; 0: no clipping
+  c.optim.lr_scaling = "sqrt_1024"  # lr x 4 sqrt(batch/1024) | "linear_256": x batch/256 | "none"
+  c.optim.layerwise_decay = 0.9
+  c.optim.patch_embed_lr = 0.2  # extra lr factor of the patch embedding
+  c.optim.freeze_last_layer = "1 epochs"  # prototypes keep lr 0 for so long
+
+  c.crops = ConfigDict()
+  c.crops.global_size = 224
+  c.crops.global_scale = (0.32, 1.0)
+  c.crops.local_size = 96
+  c.crops.local_scale = (0.05, 0.32)
+  c.crops.local_number = 8
+  c.crops.flip = 0.5  # probability of a horizontal flip
+
+  c.augment = ConfigDict()  # photometric; triples are (first global crop, second global crop, local crops)
+  c.augment.jitter = 0.8  # probability of colour jitter
+  c.augment.brightness = 0.4
+  c.augment.contrast = 0.4
+  c.augment.saturation = 0.2
+  c.augment.hue = 0.1
+  c.augment.grayscale = 0.2
+  c.augment.blur = (0.0, 0.9, 0.5)  # the probabilities with which the published weights were trained
+  c.augment.blur_sigma = (0.1, 2.0)
+  c.augment.solarize = (0.0, 0.2, 0.0)
+  c.augment.mean = (0.485, 0.456, 0.406)
+  c.augment.std = (0.229, 0.224, 0.225)
+
+  c.data = ConfigDict()
+  c.data.source = "embedded:textures"  # folder:/path | tfds:name/split | array_record:/glob | embedded:name
+  c.data.workers = -1  # decoding processes; 0: threads of this process; -1: chosen from the number of cores
+  c.data.prefetch = 2  # batches kept ready on the device
+  c.data.max_bad_fraction = 0.01  # share of unreadable images above which the run stops
+  c.data.cache_dir = placeholder(str)  # embedded data and indices; None: $VIT_JAX_CACHE or ~/.cache/vit_jax
+
+  c.mesh = ConfigDict(dict(replica=1, data=-1, fsdp=1, tensor=1))  # devices along each axis; one may be -1
+
+  c.evaluation = ConfigDict()
+  c.evaluation.every = "10 %"  # also at step 0 and at the end; "0 steps": never
+  c.evaluation.tasks = ("knn",)  # of "knn", "linear"; needs labels
+  c.evaluation.train_source = placeholder(str)  # None: the evaluation split of data.source where it has one
+  c.evaluation.test_source = placeholder(str)
+  c.evaluation.image_size = placeholder(int)  # None: crops.global_size
+  c.evaluation.batch_size = 64
+  c.evaluation.max_examples = 50_000  # images of each split that are used
+
+  c.checkpoint = ConfigDict()
+  c.checkpoint.every = "5 %"
+  c.checkpoint.keep = 3  # newest steps kept
+  c.checkpoint.keep_every = placeholder(str)  # steps kept for ever
+
+  c.log = ConfigDict()
+  c.log.every = 10  # steps between lines of metrics
+  c.log.tensorboard = True
+  c.log.pictures = True
+  return c
