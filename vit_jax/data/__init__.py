@@ -1,0 +1,1 @@
+"""Sources, multi-crop views, masks, and the pipeline that yields batches."""

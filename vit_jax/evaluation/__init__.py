@@ -1,0 +1,1 @@
+"""Frozen features and the protocols that score them."""

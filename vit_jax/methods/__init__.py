@@ -1,0 +1,1 @@
+"""Training methods: (state, batch) -> (state, metrics)."""

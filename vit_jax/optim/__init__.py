@@ -1,0 +1,1 @@
+"""Schedules, AdamW with parameter groups, EMA."""
