@@ -6,9 +6,9 @@ The order within a crop: random resized crop, horizontal flip, colour jitter, gr
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -23,8 +23,7 @@ _ORDERS = tuple(itertools.permutations(range(4)))               # of the four co
 _UNIFORMS = 2 * _TRIES + 2 + 11                                 # random numbers of one crop
 
 
-@dataclasses.dataclass(frozen=True)
-class Crop:
+class Crop(NamedTuple):
   """Everything that was drawn for one crop.
 
   `jitter` holds (which of `operations.ADJUSTMENTS`, its factor) in the order of application; `sigma` is None without a

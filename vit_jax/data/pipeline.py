@@ -7,10 +7,13 @@ Grain supplies the shuffled order, the threads and the worker processes.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
 import os
+import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -152,7 +155,10 @@ class Pipeline:
     self._next_batch += 1
     seen = self._next_batch * len(self._local_groups) * self._stream["loss_group_size"]
     self.bad.add(met, seen)
-    return groups[0] if len(groups) == 1 else {key: np.concatenate([group[key] for group in groups]) for key in groups[0]}
+    if len(groups) == 1 and self.workers == 0:
+      return groups[0]
+    # Also a copy out of the memory shared with the workers, which is scarce (64 MB in many containers).
+    return {key: np.concatenate([group[key] for group in groups]) for key in groups[0]}
 
   def get_state(self) -> dict[str, int]:
     """Where the stream is, with what identifies it."""
@@ -199,21 +205,40 @@ class Pipeline:
       return iter(numbers.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)))
     alone = numbers.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     options = grain.MultiprocessingOptions(self.workers, per_worker_buffer_size=max(1, math.ceil(ahead / self.workers)))
-    return iter(alone.mp_prefetch(options))
+    return iter(alone.mp_prefetch(options, functools.partial(_start_worker, os.getpid())))
 
   def _stop(self):
     if self._iterator is None:
       return
-    before = _grain_threads()
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith(_THREAD_PREFIX)]
     self._iterator.close()
     self._iterator = None
     deadline = time.monotonic() + 30.0
-    for thread in before:                                       # Grain tells its threads to end but does not wait
+    for thread in threads:                                      # Grain tells its threads to end but does not wait
       thread.join(max(0.0, deadline - time.monotonic()))
+    _end_deleter()
 
 
-def _grain_threads() -> list[threading.Thread]:
-  return [thread for thread in threading.enumerate() if thread.name.startswith(_THREAD_PREFIX)]
+def _start_worker(parent: int, *unused: int):
+  """Prepares a worker process: it ends by its parent's will, or with it."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)                  # Ctrl-C reaches the whole terminal; the parent decides
+
+  def watch():
+    while os.getppid() == parent:
+      time.sleep(1.0)
+    os._exit(1)                                                 # the parent was killed: nobody will ever say stop
+
+  threading.Thread(target=watch, daemon=True, name="watch-parent").start()
+
+
+def _end_deleter():
+  """Ends the threads with which Grain frees shared memory: it starts them for the process and never ends them."""
+  arrays = sys.modules.get("grain._src.python.ipc.shared_memory_array")
+  pool = getattr(getattr(arrays, "SharedMemoryArray", None), "_del_thread_pool", None)
+  if pool is not None:
+    arrays.SharedMemoryArray._disable_async_del()               # what is left to free is freed at once
+    pool.close()
+    pool.join()
 
 
 class BadRecords:
