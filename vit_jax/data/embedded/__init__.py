@@ -33,10 +33,10 @@ class _Set:
   """How one embedded data set is made: `example(seed, index, **options)` for each index."""
 
   version: int
-  options: Mapping[str, Any]                # option -> default, whose type is the option's
+  options: Mapping[str, Any]  # option -> default, whose type is the option's
   class_names: tuple[str, ...]
   example: Callable[..., tuple[np.ndarray, int]]
-  choices: Mapping[str, tuple[str, ...]]    # options that take one of a few words
+  choices: Mapping[str, tuple[str, ...]]  # options that take one of a few words
 
 
 def _sets() -> dict[str, _Set]:
@@ -99,7 +99,9 @@ def _options(
         raise ValueError(f"data source {spec!r}: {key}={text} is not one of {_list(choices[key])}.")
       options[key] = text
     elif not text.isdecimal() or int(text) < 1:
-      raise ValueError(f"data source {spec!r}: {key}={text} must be a whole number above 0, as in {key}={defaults[key]}.")
+      raise ValueError(
+        f"data source {spec!r}: {key}={text} must be a whole number above 0, as in {key}={defaults[key]}."
+      )
     else:
       options[key] = int(text)
   return options
