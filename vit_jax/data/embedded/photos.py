@@ -1,7 +1,8 @@
 """`embedded:photos`: tiles of the photographs that the scikit-image and scikit-learn packages carry.
 
-For looking (attention maps, feature pictures, backgrounds of scenes), not for scores: the label is the photograph a tile
-was cut from, and colour alone gives it away. Tiles of train and test alternate like the squares of a chessboard.
+For looking (attention maps, feature pictures, backgrounds of scenes), not for scores: the label is the photograph a
+tile was cut from, and colour alone gives it away. Tiles of train and test alternate like the squares of a chessboard;
+those that show nothing (sky, the dark around a retina) are left out.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _FILES = tuple(("skimage", "data", name) for name in _SKIMAGE) + tuple(
 CLASS_NAMES = tuple(Path(name).stem for _, _, name in _FILES)
 
 HALVED = 800  # photographs whose shorter side is longer than this are halved: the others' objects are about this large
+FLAT = 5.0    # standard deviation of a tile that shows nothing
 
 
 def _path(package: str, folder: str, name: str) -> Path:
@@ -103,8 +105,9 @@ def make(split: int, count: int | None, *, size: int) -> tuple[np.ndarray, np.nd
   for label, photo in enumerate(load().values()):
     for row in range(photo.shape[0] // size):
       for column in range(photo.shape[1] // size):
-        if (row + column) % 2 == split:
-          tiles.append(photo[row * size : (row + 1) * size, column * size : (column + 1) * size])
+        tile = photo[row * size : (row + 1) * size, column * size : (column + 1) * size]
+        if (row + column) % 2 == split and tile.std() > FLAT:
+          tiles.append(tile)
           labels.append(label)
   count = len(tiles) if count is None else count
   if not tiles or count > len(tiles):

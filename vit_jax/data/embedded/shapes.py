@@ -38,7 +38,7 @@ TEXTURES: dict[str, tuple[str, float, float] | None] = {
   "cloudy": ("clouds", 1.8, 0.0),
 }
 
-OVERSAMPLING = 3         # odd, so that one sample lies at each pixel's centre: the masks and the depth are those samples
+OVERSAMPLING = 3         # odd: one sample lies at each pixel's centre; masks and depth are those samples
 FOCAL = 0.6              # radius in the image = FOCAL / depth
 MOST_OBJECTS = 20
 BACKGROUND_DEPTH = 50.0  # behind every object
@@ -242,17 +242,18 @@ class _Canvas:
     facing = (light[2] - slope_x * light[0] - slope_y * light[1]) / np.sqrt(1.0 + slope_x**2 + slope_y**2)
     color = _surface(plan, u, v) * (0.35 + 0.75 * np.clip(facing, 0.0, 1.0))[..., None]
     depth = FOCAL / plan.radius
-    clear = np.exp(-depth / 30.0)
+    clear = float(np.exp(-depth / 30.0))
     color = clear * color + (1.0 - clear) * self.haze               # [h, w, 3]
 
-    self.image[window][inside] = color[inside]
-    self.instances[window][inside] = number
-    self.depth[window][inside] = (depth * (1.0 - BULGE * height))[inside]
+    np.copyto(self.image[window], color, where=inside[..., None])
+    np.copyto(self.instances[window], np.int32(number), where=inside)
+    np.copyto(self.depth[window], np.float32(depth) * (1.0 - np.float32(BULGE) * height), where=inside)
 
   def finish(self, plans: list[_Plan], t: float, background: str) -> Scene:
     """Pools the image and reads masks, boxes and depth off the pixel centres."""
     size, middle = len(self.image) // OVERSAMPLING, OVERSAMPLING // 2
-    image = self.image.reshape(size, OVERSAMPLING, size, OVERSAMPLING, 3).mean((1, 3))
+    blocks = self.image.reshape(size, OVERSAMPLING, size, OVERSAMPLING, 3)
+    image = sum(blocks[:, i, :, j] for i in range(OVERSAMPLING) for j in range(OVERSAMPLING)) / OVERSAMPLING**2
     instances = self.instances[middle::OVERSAMPLING, middle::OVERSAMPLING].copy()
     numbers = np.array([0] + [1 + SHAPES.index(plan.shape) for plan in plans], np.int32)
     objects = tuple(_object(plan, instances == k + 1, t) for k, plan in enumerate(plans))
@@ -301,7 +302,7 @@ def label_of(split: int, index: int) -> int:
 
 
 def example(split: int, index: int, *, size: int, objects: int, background: str) -> tuple[np.ndarray, int]:
-  """Image `index` of a split, uint8 [size, size, 3], and the shape of its largest object; the same whatever the count."""
+  """Image `index` of a split, uint8 [size, size, 3], and the shape of its largest object, whatever the count."""
   drawn = scene((split, 0, index), size=size, num_objects=objects, background=background,
                 shape=SHAPES[label_of(split, index)])  # fmt: skip
   return drawn.image, drawn.label
