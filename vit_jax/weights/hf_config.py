@@ -143,5 +143,7 @@ def _inexpressible(model: VisionTransformer) -> list[str]:
   if model.rope.normalize != plain.normalize:
     found.append(f"rope.normalize={model.rope.normalize!r} (only {plain.normalize!r})")
   if model.rope.dtype != plain.dtype:
-    found.append(f"rope.dtype={model.rope.dtype!r} (only {plain.dtype!r}; dataclasses.replace(rope, dtype=…) changes it)")
+    found.append(
+      f"rope.dtype={model.rope.dtype!r} (only {plain.dtype!r}; dataclasses.replace(rope, dtype=…) changes it)"
+    )
   return found

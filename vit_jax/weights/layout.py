@@ -68,9 +68,7 @@ def _flat() -> Form:
 
 def token(ones: int) -> Form:
   """A vector or matrix with leading axes of length one in the file."""
-  return Form(
-    lambda s: (1,) * ones + s, lambda a: a.reshape((1,) * ones + a.shape), lambda a, s: a.reshape(s)
-  )
+  return Form(lambda s: (1,) * ones + s, lambda a: a.reshape((1,) * ones + a.shape), lambda a, s: a.reshape(s))
 
 
 def linear(inputs: int = 1) -> Form:
@@ -79,9 +77,7 @@ def linear(inputs: int = 1) -> Form:
   def file_shape(shape: Shape) -> Shape:
     return math.prod(shape[inputs:]), math.prod(shape[:inputs])
 
-  return Form(
-    file_shape, lambda a: a.reshape(math.prod(a.shape[:inputs]), -1).T, lambda a, shape: a.T.reshape(shape)
-  )
+  return Form(file_shape, lambda a: a.reshape(math.prod(a.shape[:inputs]), -1).T, lambda a, shape: a.T.reshape(shape))
 
 
 def _convolution() -> Form:

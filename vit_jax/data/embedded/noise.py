@@ -1,7 +1,7 @@
 """Random fields the embedded images are made of: value noise, sums of it, and jittered cells.
 
-Every field is float32 and is a function of coordinates `u, v` (float32 [S, S], any unit) and of random tables drawn from
-the caller's generator, so that one seed gives one field on every machine.
+Every field is float32 and is a function of coordinates `u, v` (float32, of one shape, in any unit) and of random tables
+drawn from the caller's generator, so that one seed gives one field, wherever it is looked at.
 """
 
 from __future__ import annotations
