@@ -94,7 +94,9 @@ def _apply(model, mean, std, replicated, params, images) -> dict[str, Array]:
   return outputs if replicated is None else jax.lax.with_sharding_constraint(outputs, replicated)
 
 
-def extract(feature_fn: FeatureFn, batches: Iterable[Mapping[str, Any]], *, progress: Progress | None = None) -> Extracted:
+def extract(
+  feature_fn: FeatureFn, batches: Iterable[Mapping[str, Any]], *, progress: Progress | None = None
+) -> Extracted:
   """The features of every valid image of `batches`; see `extract_all`."""
   return extract_all({"features": feature_fn}, batches, progress=progress)["features"]
 
@@ -152,8 +154,8 @@ def _join(name: str, parts: Mapping[str, list[np.ndarray]], labels: np.ndarray) 
     bad = int((~np.isfinite(array).all(axis=1)).sum())
     if bad:
       raise FloatingPointError(
-        f"{bad} of {len(array)} images have NaN or infinite {name}/{key}: the parameters have diverged or are not those "
-        "of this model, so no score is given. Evaluate an earlier checkpoint."
+        f"{bad} of {len(array)} images have NaN or infinite {name}/{key}: the parameters have diverged or are not "
+        "those of this model, so no score is given. Evaluate an earlier checkpoint."
       )
   return Extracted(arrays["cls"], arrays.get("patch_mean", np.zeros((len(labels), 0), np.float32)), labels)
 

@@ -12,7 +12,6 @@ validation data. Differences, all because features are extracted once:
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -72,12 +71,11 @@ def linear_probe(
   shape = (train_features.shape[1], len(rates), num_classes)
   weights = 0.01 * jax.random.normal(jax.random.key(seed), shape, jnp.float32)  # [F, H, C]
   heads = (weights, jnp.zeros(shape[1:], jnp.float32))
-  heads = _fit(
-    heads, jnp.asarray(train_features[fit]), jnp.asarray(train_labels[fit]), rates, _order(len(fit), steps, batch_size, rng)
-  )
+  order = _order(len(fit), steps, batch_size, rng)
+  heads = _fit(heads, jnp.asarray(train_features[fit]), jnp.asarray(train_labels[fit]), rates, order)
   accuracy, loss = _score(heads, train_features[held_out], train_labels[held_out], batch_size)  # [H] each
-  # Small validation parts tie often; cross-entropy then says which head is really better.
-  best = max(range(len(rates)), key=lambda head: (accuracy[head], -loss[head]))
+  # Small validation parts tie often; cross-entropy then says which head is really better. A diverged head has none.
+  best = max(range(len(rates)), key=lambda head: (np.isfinite(loss[head]), accuracy[head], -loss[head]))
   chosen = jax.tree.map(lambda leaf: leaf[..., best : best + 1, :], heads)
   test_accuracy, _ = _score(chosen, test_features, test_labels, batch_size)
   return {
@@ -96,7 +94,10 @@ def _split(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> tup
     if len(members) > 1:
       held_out.append(members[: max(1, min(len(members) - 1, round(fraction * len(members))))])
   if not held_out:
-    raise ValueError("The linear probe chooses its learning rate on held-out training images: a class needs at least 2.")
+    raise ValueError(
+      "The linear probe chooses its learning rate on held-out training images, but each of the "
+      f"{len(np.unique(labels))} classes has one image only: give more training images."
+    )
   chosen = np.sort(np.concatenate(held_out))
   return np.setdiff1d(np.arange(len(labels)), chosen), chosen
 
@@ -138,7 +139,9 @@ def _cross_entropy(logits: Array, labels: Array) -> Array:
   return jax.nn.logsumexp(logits, axis=-1) - picked  # [B, H]
 
 
-def _score(heads: tuple[Array, Array], features: np.ndarray, labels: np.ndarray, chunk: int) -> tuple[np.ndarray, np.ndarray]:
+def _score(
+  heads: tuple[Array, Array], features: np.ndarray, labels: np.ndarray, chunk: int
+) -> tuple[np.ndarray, np.ndarray]:
   """Accuracy and mean cross-entropy of every head, [H] each, over all rows."""
   correct, loss = 0.0, 0.0
   for start in range(0, len(labels), chunk):
@@ -147,7 +150,7 @@ def _score(heads: tuple[Array, Array], features: np.ndarray, labels: np.ndarray,
   return correct / len(labels), loss / len(labels)
 
 
-@functools.partial(jax.jit)
+@jax.jit
 def _compare(heads: tuple[Array, Array], features: Array, labels: Array) -> tuple[Array, Array]:
   logits = _logits(heads, features)  # [B, H, C]
   right = jnp.sum(jnp.argmax(logits, axis=-1) == labels[:, None], axis=0)  # [H]
