@@ -26,7 +26,8 @@ def default() -> ConfigDict:
   c.loss_group_size = placeholder(int)
 
   c.model = ConfigDict()
-  c.model.name = "dinov3_vits16"  # a name of vit_jax.models.zoo; the keys below override its attributes, None keeps them
+  # A name of vit_jax.models.zoo. The placeholders below override attributes of the named model; None keeps them.
+  c.model.name = "dinov3_vits16"
   for key in ("patch_size", "width", "depth", "num_heads", "mlp_hidden", "num_registers"):
     c.model[key] = placeholder(int)
   for key in ("mlp", "norm"):  # mlp: "gelu" | "swiglu"; norm: "layernorm" | "rmsnorm"
