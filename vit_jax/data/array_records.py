@@ -61,7 +61,7 @@ class ArrayRecordSource:
   def _read(self, index: int) -> tuple[int, str, bytes]:
     try:
       record = self._records[index]
-    except (RuntimeError, ValueError) as error:                 # a damaged chunk of the file
+    except (RuntimeError, ValueError) as error:  # a damaged chunk of the file
       raise BadImage(f"record {index}", f"cannot be read ({error})") from error
     if not record.startswith(_MAGIC):
       return -1, "", record
@@ -69,7 +69,7 @@ class ArrayRecordSource:
       raise BadImage(f"record {index}", "ends inside its header")
     _, label, length = _HEADER.unpack_from(record)
     start = _HEADER.size + length
-    return label, record[_HEADER.size:start].decode("utf-8", "replace"), record[start:]
+    return label, record[_HEADER.size : start].decode("utf-8", "replace"), record[start:]
 
 
 def open_array_record(pattern: str, spec: str) -> ArrayRecordSource:
@@ -88,7 +88,9 @@ def open_array_record(pattern: str, spec: str) -> ArrayRecordSource:
     source = ArrayRecordSource(paths, _class_names(Path(paths[0]).with_name(_CLASSES)))
     size = len(source)
   except (RuntimeError, ValueError) as error:
-    raise ValueError(f"data.source = {spec!r}: not all of {len(paths)} files are whole ArrayRecord files: {error}") from error
+    raise ValueError(
+      f"data.source = {spec!r}: not all of {len(paths)} files are whole ArrayRecord files: {error}"
+    ) from error
   if size == 0:
     raise ValueError(f"data.source = {spec!r}: the {len(paths)} matching files hold no record.")
   return source
@@ -110,7 +112,7 @@ def write_array_record(
   """
   from array_record.python.array_record_module import ArrayRecordWriter
 
-  writer = ArrayRecordWriter(str(path), "group_size:1")         # one record a chunk: random access reads no neighbours
+  writer = ArrayRecordWriter(str(path), "group_size:1")  # one record a chunk: random access reads no neighbours
   count = 0
   for image, label, name in records:
     encoded = name.encode()[: np.iinfo(np.uint16).max]

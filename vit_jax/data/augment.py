@@ -17,10 +17,10 @@ from PIL import Image
 from vit_jax.data import operations
 from vit_jax.data.views import Views
 
-_TRIES = 10                                                     # proposals for a crop box before the centre crop
-_LOG_RATIO = (math.log(3.0 / 4.0), math.log(4.0 / 3.0))         # a box's aspect ratio is log-uniform in this range
-_ORDERS = tuple(itertools.permutations(range(4)))               # of the four colour adjustments
-_UNIFORMS = 2 * _TRIES + 2 + 11                                 # random numbers of one crop
+_TRIES = 10  # proposals for a crop box before the centre crop
+_LOG_RATIO = (math.log(3.0 / 4.0), math.log(4.0 / 3.0))  # a box's aspect ratio is log-uniform in this range
+_ORDERS = tuple(itertools.permutations(range(4)))  # of the four colour adjustments
+_UNIFORMS = 2 * _TRIES + 2 + 11  # random numbers of one crop
 
 
 class Crop(NamedTuple):
@@ -59,7 +59,9 @@ def _draw_crop(
   uniforms: list[float], height: int, width: int, scale: tuple[float, float], views: Views, blur: float, solarize: float
 ) -> Crop:
   box = _draw_box(uniforms, height, width, scale)
-  flip, jitter, order, brightness, contrast, saturation, hue, gray, blurred, sigma, inverted = uniforms[2 * _TRIES + 2:]
+  flip, jitter, order, brightness, contrast, saturation, hue, gray, blurred, sigma, inverted = uniforms[
+    2 * _TRIES + 2 :
+  ]
   adjustments = ()
   if jitter < views.jitter:
     strengths = (views.brightness, views.contrast, views.saturation, views.hue)
@@ -111,7 +113,7 @@ def apply_crop(image: Image.Image, crop: Crop, size: int) -> UInt8[np.ndarray, "
     image = operations.ADJUSTMENTS[which](image, factor)
   if crop.grayscale:
     image = operations.grayscale(image)
-  pixels = np.asarray(image)                                                          # [size, size, 3]
+  pixels = np.asarray(image)  # [size, size, 3]
   if crop.sigma is not None:
     pixels = operations.gaussian_blur(pixels, crop.sigma)
   if crop.solarize:

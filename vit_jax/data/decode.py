@@ -17,16 +17,16 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-MIN_SIDE = 2                    # pixels: a tracking pixel is no picture
-MAX_PIXELS = 178_956_970        # the size at which Pillow itself refuses (a "decompression bomb")
-_ORIENTATION = 0x0112           # the EXIF tag
+MIN_SIDE = 2  # pixels: a tracking pixel is no picture
+MAX_PIXELS = 178_956_970  # the size at which Pillow itself refuses (a "decompression bomb")
+_ORIENTATION = 0x0112  # the EXIF tag
 
 
 class BadImage(Exception):
   """An image that cannot be used: `name` says which, `reason` why."""
 
   def __init__(self, name: str, reason: str):
-    super().__init__(name, reason)                              # both: what travels between processes
+    super().__init__(name, reason)  # both: what travels between processes
     self.name = name
     self.reason = reason
 
@@ -54,7 +54,7 @@ def decode(data: bytes | os.PathLike | np.ndarray, name: str = "image") -> UInt8
     # The formats' decoders raise almost anything on damaged input (OSError, SyntaxError, struct.error, IndexError, …).
     with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
       _check_size(image.width, image.height, name)
-      return np.asarray(to_rgb(_upright(image)))                # [H, W, 3]
+      return np.asarray(to_rgb(_upright(image)))  # [H, W, 3]
   except BadImage:
     raise
   except Exception as error:

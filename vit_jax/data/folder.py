@@ -21,7 +21,7 @@ class FolderSource:
 
   def __init__(self, root: Path, files: list[str]):
     self._root = str(root)
-    self._files = files                                         # relative to the root, "/" between the parts
+    self._files = files  # relative to the root, "/" between the parts
     self.class_names = tuple(sorted({file.partition("/")[0] for file in files if "/" in file}))
     self.num_classes = len(self.class_names)
     self._class_of = {name: label for label, name in enumerate(self.class_names)}

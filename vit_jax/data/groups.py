@@ -21,9 +21,9 @@ from vit_jax.data.views import Views
 
 log = logging.getLogger(__name__)
 
-BAD = "bad_records"                                             # key of the unreadable records that a group has met
-_REPLACEMENTS = 100                                             # images tried in the place of an unreadable one
-_CROPS, _MASKS, _REPLACE = range(3)                             # what a random stream is for
+BAD = "bad_records"  # key of the unreadable records that a group has met
+_REPLACEMENTS = 100  # images tried in the place of an unreadable one
+_CROPS, _MASKS, _REPLACE = range(3)  # what a random stream is for
 
 
 class LossGroups:

@@ -13,14 +13,12 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32
 
-_MIN_BLOCK = 4                                  # patches: the least area that is drawn for a block
-_LOG_ASPECT = math.log(0.3)                     # a block's aspect ratio is log-uniform in [0.3, 1 / 0.3]
-_TRIES = 10                                     # proposals for one block before the rest is filled patch by patch
+_MIN_BLOCK = 4  # patches: the least area that is drawn for a block
+_LOG_ASPECT = math.log(0.3)  # a block's aspect ratio is log-uniform in [0.3, 1 / 0.3]
+_TRIES = 10  # proposals for one block before the rest is filled patch by patch
 
 
-def mask_counts(
-  rows: int, patches: int, probability: float, ratio: tuple[float, float]
-) -> Int[np.ndarray, "rows"]:
+def mask_counts(rows: int, patches: int, probability: float, ratio: tuple[float, float]) -> Int[np.ndarray, "rows"]:
   """Masked patches of each of `rows` global crops, before the rows are shuffled.
 
   `int(rows * probability)` rows are masked; the i-th masks the share `ratio[0] + (i + 1) / n * (ratio[1] - ratio[0])`
@@ -28,7 +26,7 @@ def mask_counts(
   reference computes it: in float64 some quotas would differ by one patch.
   """
   masked = int(rows * probability)
-  shares = _linspace_float32(*ratio, masked + 1)[1:]            # [masked]
+  shares = _linspace_float32(*ratio, masked + 1)[1:]  # [masked]
   counts = np.zeros(rows, np.int64)
   counts[:masked] = [int(patches * float(share)) for share in shares]
   return counts
@@ -60,7 +58,7 @@ def block_mask(rng: np.random.Generator, grid: tuple[int, int], count: int) -> B
     raise ValueError(f"cannot mask {count} of the {height * width} patches of a {height} x {width} grid.")
   cells, _ = _cover(_uniforms(rng), height, width, count)
   packed = np.frombuffer(cells.to_bytes((height * width + 7) // 8, "little"), np.uint8)
-  mask = np.unpackbits(packed, count=height * width, bitorder="little").view(bool)      # [h * w]
+  mask = np.unpackbits(packed, count=height * width, bitorder="little").view(bool)  # [h * w]
   missing = count - cells.bit_count()
   if missing:
     mask[rng.choice(np.flatnonzero(~mask), missing, replace=False)] = True
@@ -78,7 +76,7 @@ def _cover(uniform: Iterator[float], height: int, width: int, count: int) -> tup
   while cells.bit_count() < count:
     limit = min(count - cells.bit_count(), max_block)
     for _ in range(_TRIES):
-      area = _MIN_BLOCK + next(uniform) * (limit - _MIN_BLOCK)    # meant for limit < 4 too: then between the two
+      area = _MIN_BLOCK + next(uniform) * (limit - _MIN_BLOCK)  # meant for limit < 4 too: then between the two
       aspect = math.exp(_LOG_ASPECT - 2.0 * _LOG_ASPECT * next(uniform))
       block_height, block_width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
       if block_width >= width or block_height >= height:
@@ -123,8 +121,8 @@ def group_masks(
     shift: roll each mask by an independent random offset per axis, around the edges.
   """
   height, width = grid
-  masks = np.zeros((2 * group_size, height, width), bool)                              # [2g, h, w]
-  counts = mask_counts(2 * group_size, height * width, probability, ratio)             # [2g]
+  masks = np.zeros((2 * group_size, height, width), bool)  # [2g, h, w]
+  counts = mask_counts(2 * group_size, height * width, probability, ratio)  # [2g]
   for row, count in zip(rng.permutation(2 * group_size), counts, strict=True):
     if count == 0:
       continue
@@ -139,7 +137,7 @@ def indices_and_weights(
   masks: Bool[np.ndarray, "images 2 patches"],
 ) -> tuple[Int32[np.ndarray, "M"], Float32[np.ndarray, "M"]]:
   """Flat positions of a group's masked patches (image-major, then crop, then patch) and 1 / masked patches of the crop."""
-  flat = np.flatnonzero(masks)                                                         # [M]
-  per_crop = masks.reshape(-1, masks.shape[-1]).sum(axis=1)                            # [2g]
-  weights = np.float32(1.0) / per_crop[flat // masks.shape[-1]].astype(np.float32)     # [M]
+  flat = np.flatnonzero(masks)  # [M]
+  per_crop = masks.reshape(-1, masks.shape[-1]).sum(axis=1)  # [2g]
+  weights = np.float32(1.0) / per_crop[flat // masks.shape[-1]].astype(np.float32)  # [M]
   return flat.astype(np.int32), weights

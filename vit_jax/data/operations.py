@@ -14,9 +14,9 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 from scipy import ndimage
 
-_BLUR_RADIUS = 4                                # 9 taps
-_NO_TAP = 1e-4                                  # a weight that cannot change an 8-bit value
-_BLOCK = 8192                                   # pixels at a time: what a core's cache holds
+_BLUR_RADIUS = 4  # 9 taps
+_NO_TAP = 1e-4  # a weight that cannot change an 8-bit value
+_BLOCK = 8192  # pixels at a time: what a core's cache holds
 
 
 def crop_and_resize(image: Image.Image, top: int, left: int, height: int, width: int, size: int) -> Image.Image:
@@ -54,18 +54,18 @@ def adjust_saturation(image: Image.Image, factor: float) -> Image.Image:
 def adjust_hue(image: Image.Image, shift: float) -> Image.Image:
   """Turns the colour circle by `shift` turns, in 8-bit hue, saturation and value."""
   steps = np.uint8(int(shift * 255) % 256)
-  hsv = _samples(image.convert("HSV")).reshape(-1, 3)                                 # [P, 3]
+  hsv = _samples(image.convert("HSV")).reshape(-1, 3)  # [P, 3]
   rgb = np.empty(hsv.shape, np.uint8)
   for start in range(0, len(hsv), _BLOCK):
-    block = hsv[start:start + _BLOCK]
-    hue = (block[:, 0] + steps).astype(np.intp)                                       # [b]
+    block = hsv[start : start + _BLOCK]
+    hue = (block[:, 0] + steps).astype(np.intp)  # [b]
     value = block[:, 2].astype(np.float32)
     chroma = block[:, 1] * value
     value += np.float32(0.5)
     for channel, lack in enumerate(_hue_table()):
       part = lack.take(hue, mode="clip")
       part *= chroma
-      rgb[start:start + _BLOCK, channel] = np.subtract(value, part, out=part)
+      rgb[start : start + _BLOCK, channel] = np.subtract(value, part, out=part)
   return Image.frombytes("RGB", image.size, rgb)
 
 
@@ -89,10 +89,10 @@ def grayscale(image: Image.Image) -> Image.Image:
 
 def gaussian_blur(pixels: UInt8[np.ndarray, "H W 3"], sigma: float) -> UInt8[np.ndarray, "H W 3"]:
   """Gaussian blur of 9 x 9 taps with mirrored borders, rounded."""
-  taps = np.exp(-0.5 * (np.arange(-_BLUR_RADIUS, _BLUR_RADIUS + 1) / sigma) ** 2)     # [9]
+  taps = np.exp(-0.5 * (np.arange(-_BLUR_RADIUS, _BLUR_RADIUS + 1) / sigma) ** 2)  # [9]
   taps /= taps.sum()
-  unseen = int((taps[:_BLUR_RADIUS] < _NO_TAP).sum())                                 # at each end
-  taps = taps[unseen:len(taps) - unseen]
+  unseen = int((taps[:_BLUR_RADIUS] < _NO_TAP).sum())  # at each end
+  taps = taps[unseen : len(taps) - unseen]
   if len(taps) == 1:
     return pixels
   blurred = ndimage.correlate1d(pixels, taps, axis=0, output=np.float32, mode="mirror")
@@ -105,4 +105,4 @@ def solarize(pixels: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
   return pixels ^ ((pixels >> 7) * np.uint8(255))
 
 
-ADJUSTMENTS = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)     # in the order of the draws
+ADJUSTMENTS = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)  # in the order of the draws

@@ -29,9 +29,9 @@ from vit_jax.data.views import Views
 
 log = logging.getLogger(__name__)
 
-_MIN_SAMPLE = 1000              # records below which a share of unreadable ones is not yet a verdict
-_STREAM = 1 << 60               # groups in the "endless" stream
-_THREAD_PREFIX = "grain-"       # of the threads that Grain starts
+_MIN_SAMPLE = 1000  # records below which a share of unreadable ones is not yet a verdict
+_STREAM = 1 << 60  # groups in the "endless" stream
+_THREAD_PREFIX = "grain-"  # of the threads that Grain starts
 
 
 def make_pipeline(
@@ -149,7 +149,7 @@ class Pipeline:
     try:
       groups = [next(self._iterator) for _ in self._local_groups]
     except BaseException:
-      self._stop()                                              # a later next() begins this batch again
+      self._stop()  # a later next() begins this batch again
       raise
     met = [entry for group in groups for entry in json.loads(str(group.pop(BAD)))]
     self._next_batch += 1
@@ -171,9 +171,7 @@ class Pipeline:
       ValueError: if the state was taken from another stream (seed, number of records, batch or loss group size), where
         "the next batch" would not be the next one.
     """
-    changed = [
-      f"{key} {state.get(key)} -> {value}" for key, value in self._stream.items() if state.get(key) != value
-    ]
+    changed = [f"{key} {state.get(key)} -> {value}" for key, value in self._stream.items() if state.get(key) != value]
     if changed:
       raise ValueError(
         f"the data cannot be continued where the checkpoint left it: {', '.join(changed)} (then -> now). "
@@ -195,7 +193,7 @@ class Pipeline:
 
   def _start(self) -> grain.DatasetIterator:
     if not flags.FLAGS.is_parsed():
-      flags.FLAGS.mark_as_parsed()                              # Grain asks absl's flags; a script may have none
+      flags.FLAGS.mark_as_parsed()  # Grain asks absl's flags; a script may have none
     make = _LocalGroups(self._groups, self._groups_per_batch, self._local_groups, self._next_batch)
     numbers = grain.MapDataset.range(_STREAM).map(make)
     # Two batches at most are kept ready, so that memory is bounded by the batch, not by Grain's default of 500 elements.
@@ -214,19 +212,19 @@ class Pipeline:
     self._iterator.close()
     self._iterator = None
     deadline = time.monotonic() + 30.0
-    for thread in threads:                                      # Grain tells its threads to end but does not wait
+    for thread in threads:  # Grain tells its threads to end but does not wait
       thread.join(max(0.0, deadline - time.monotonic()))
     _end_deleter()
 
 
 def _start_worker(parent: int, *unused: int):
   """Prepares a worker process: it ends by its parent's will, or with it."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)                  # Ctrl-C reaches the whole terminal; the parent decides
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent decides
 
   def watch():
     while os.getppid() == parent:
       time.sleep(1.0)
-    os._exit(1)                                                 # the parent was killed: nobody will ever say stop
+    os._exit(1)  # the parent was killed: nobody will ever say stop
 
   threading.Thread(target=watch, daemon=True, name="watch-parent").start()
 
@@ -236,7 +234,7 @@ def _end_deleter():
   arrays = sys.modules.get("grain._src.python.ipc.shared_memory_array")
   pool = getattr(getattr(arrays, "SharedMemoryArray", None), "_del_thread_pool", None)
   if pool is not None:
-    arrays.SharedMemoryArray._disable_async_del()               # what is left to free is freed at once
+    arrays.SharedMemoryArray._disable_async_del()  # what is left to free is freed at once
     pool.close()
     pool.join()
 
@@ -254,7 +252,7 @@ class BadRecords:
     self._max_fraction = max_fraction
     self._records = records
     self._known: dict[int, str] = {}
-    if self._path is not None and self._path.exists():          # a resumed run
+    if self._path is not None and self._path.exists():  # a resumed run
       for line in self._path.read_text().splitlines():
         entry = json.loads(line)
         self._known[entry["record"]] = f"{entry['name']}: {entry['reason']}"
@@ -285,6 +283,7 @@ class BadRecords:
     if self.count > self._max_fraction * sample or 2 * self.count > self._records:
       raise RuntimeError(
         f"{self.count} of {min(seen, self._records)} images are unreadable, more than data.max_bad_fraction = "
-        f"{self._max_fraction} allows:\n  " + "\n  ".join(list(self._known.values())[:5])
+        f"{self._max_fraction} allows:\n  "
+        + "\n  ".join(list(self._known.values())[:5])
         + (f"\n  all of them are in {self._path}" if self._path is not None else "")
       )

@@ -1,9 +1,9 @@
 """Sources: where images come from. `open_source("folder:/my/photos")` gives random access to records.
 
-    folder:/path                          any depth of sub-folders; JPEG, PNG, WebP, BMP, TIFF
-    tfds:name/split                       a prepared TensorFlow dataset (?data_dir=/path), read without TensorFlow
-    array_record:/path/*.array_record     ArrayRecord shards of encoded images, with or without labels
-    embedded:name/split                   data made by this package (?size=64&count=6000)
+folder:/path                          any depth of sub-folders; JPEG, PNG, WebP, BMP, TIFF
+tfds:name/split                       a prepared TensorFlow dataset (?data_dir=/path), read without TensorFlow
+array_record:/path/*.array_record     ArrayRecord shards of encoded images, with or without labels
+embedded:name/split                   data made by this package (?size=64&count=6000)
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def split_specs(spec: str) -> dict[str, str]:
   scheme, rest = _parse(spec)
   body, options = split_options(rest)
   if scheme == "embedded":
-    options.pop("count", None)                                  # each split has its own default
+    options.pop("count", None)  # each split has its own default
     name = body.partition("/")[0]
     return {split: f"embedded:{name}/{split}" + _options_text(options) for split in ("train", "test")}
   if scheme == "folder":
@@ -82,7 +82,7 @@ def split_specs(spec: str) -> dict[str, str]:
 
 
 def split_options(rest: str) -> tuple[str, dict[str, str]]:
-  """"body?key=value&…" -> (body, {key: value})."""
+  """ "body?key=value&…" -> (body, {key: value})."""
   body, _, query = rest.partition("?")
   return body, dict(parse_qsl(query, keep_blank_values=True))
 
@@ -97,7 +97,7 @@ def _options_text(options: dict[str, str]) -> str:
 def _parse(spec: str) -> tuple[str, str]:
   scheme, colon, rest = spec.partition(":")
   known = ", ".join(f"{name}:{form}" for name, form in _FORMS.items())
-  if not colon or len(scheme) == 1:                             # one letter: a drive of Windows
+  if not colon or len(scheme) == 1:  # one letter: a drive of Windows
     hint = f" Did you mean folder:{spec}?" if os.path.exists(os.path.expanduser(spec)) else ""
     raise ValueError(f"data.source = {spec!r} has no scheme.{hint} Valid: {known}.")
   if scheme not in _OPENERS:

@@ -73,7 +73,9 @@ def _builder(rest: str, spec: str) -> tuple[Any, Any, str]:
   try:
     import tensorflow_datasets as tfds
   except ImportError as error:
-    raise ImportError(f"data.source = {spec!r} needs the package tensorflow-datasets: pip install tensorflow-datasets") from error
+    raise ImportError(
+      f"data.source = {spec!r} needs the package tensorflow-datasets: pip install tensorflow-datasets"
+    ) from error
   body, options = split_options(rest)
   name, slash, split = body.rpartition("/")
   if not slash or not name or not split:
@@ -91,5 +93,7 @@ def _builder(rest: str, spec: str) -> tuple[Any, Any, str]:
     root = os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)
     prepared = sorted(entry for entry in os.listdir(root) if entry != "downloads") if os.path.isdir(root) else []
     found = f"{root} holds {', '.join(prepared)}" if prepared else f"{root} holds none"
-    raise ValueError(f"data.source = {spec!r}: there is no dataset {name!r}; {found} (choose with ?data_dir=/path).") from error
+    raise ValueError(
+      f"data.source = {spec!r}: there is no dataset {name!r}; {found} (choose with ?data_dir=/path)."
+    ) from error
   return tfds, builder, split
