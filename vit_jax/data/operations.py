@@ -34,7 +34,7 @@ def _black(size: tuple[int, int]) -> Image.Image:
   return Image.new("RGB", size)
 
 
-def _samples(image: Image.Image) -> UInt8[np.ndarray, "n"]:
+def _samples(image: Image.Image) -> UInt8[np.ndarray, " n"]:
   """The image's bytes as they lie in memory; np.asarray of an image takes twice as long for small ones."""
   return np.frombuffer(image.tobytes(), np.uint8)
 

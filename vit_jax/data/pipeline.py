@@ -196,7 +196,7 @@ class Pipeline:
       flags.FLAGS.mark_as_parsed()  # Grain asks absl's flags; a script may have none
     make = _LocalGroups(self._groups, self._groups_per_batch, self._local_groups, self._next_batch)
     numbers = grain.MapDataset.range(_STREAM).map(make)
-    # Two batches at most are kept ready, so that memory is bounded by the batch, not by Grain's default of 500 elements.
+    # Two batches at most are kept ready: memory is bounded by the batch, not by Grain's default of 500 elements.
     ahead = 2 * len(self._local_groups)
     if self.workers == 0:
       threads = min(ahead, max(1, _cores() // 2))
