@@ -1,0 +1,141 @@
+"""Every kind of image becomes uint8 RGB; what cannot is named."""
+
+import pickle
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data import pictures
+from vit_jax.data.decode import BadImage, decode
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  return pictures.make_mixed_folder(tmp_path_factory.mktemp("mixed") / "root")
+
+
+@pytest.mark.parametrize("name", pictures.GOOD)
+def test_good_files_become_rgb(folder, name):
+  path = folder / "good" / "deeper" / name
+  pixels = decode(path.read_bytes(), name)
+  assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
+  np.testing.assert_array_equal(decode(path, name), pixels)  # from a path as from bytes
+
+
+@pytest.mark.parametrize("name", pictures.BAD)
+def test_bad_files_are_named(folder, name):
+  with pytest.raises(BadImage, match=name) as caught:
+    decode((folder / "bad" / name).read_bytes(), name)
+  assert caught.value.reason
+
+
+@pytest.mark.parametrize(
+  ("name", "reason"), [("empty.jpg", "empty"), ("one_pixel.png", "1 x 1"), ("truncated.jpg", "truncated")]
+)
+def test_the_reason_says_what_is_wrong(folder, name, reason):
+  with pytest.raises(BadImage, match=reason):
+    decode((folder / "bad" / name).read_bytes(), name)
+
+
+def test_a_vanished_file_is_bad(tmp_path):
+  with pytest.raises(BadImage, match="gone.jpg.*FileNotFoundError"):
+    decode(tmp_path / "gone.jpg", "gone.jpg")
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_decoded():
+  def chunk(kind, body):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+  header = struct.pack(">IIBBBBB", 20000, 20000, 8, 2, 0, 0, 0)
+  bomb = (
+    b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+  )
+  with pytest.raises(BadImage, match="bomb.png"):
+    decode(bomb, "bomb.png")
+
+
+def test_a_bad_image_keeps_its_name_between_processes():
+  error = pickle.loads(pickle.dumps(BadImage("a.jpg", "is empty")))
+  assert (error.name, error.reason, str(error)) == ("a.jpg", "is empty", "a.jpg: is empty")
+
+
+def test_lossless_files_are_exact():
+  pixels = pictures.smooth(21, 34)
+  for format in ("PNG", "BMP", "TIFF"):
+    np.testing.assert_array_equal(decode(pictures.encoded(pixels, format)), pixels)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation):
+  upright = pictures.smooth(24, 40)
+  undo = {  # how a camera stores a picture that a viewer must turn back
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, -1),
+  }
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  stored = np.ascontiguousarray(undo[orientation](upright))
+  np.testing.assert_array_equal(decode(pictures.encoded(stored, "PNG", exif=exif)), upright)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_a_damaged_exif_block_does_not_spoil_the_picture():
+  data = pictures.encoded(pictures.smooth(24, 40), "JPEG", quality=95, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff garbage")
+  assert decode(data).shape == (24, 40, 3)
+
+
+def test_transparent_pixels_are_white():
+  pixels = decode(pictures.encoded(pictures.transparent(), "PNG"))
+  assert (pixels[:, :20] == (255, 0, 0)).all()
+  assert (pixels[:, 20:] == 255).all()
+
+
+def test_a_transparent_palette_colour_is_white():
+  image = Image.fromarray(np.zeros((8, 8), np.uint8), "P")
+  image.putpalette([0, 0, 255] * 256)
+  assert (decode(pictures.encoded(image, "PNG", transparency=0)) == 255).all()
+
+
+def test_grey_has_three_equal_channels_and_cmyk_keeps_its_colours():
+  picture = pictures.smooth(40, 56)
+  grey = decode(pictures.encoded(Image.fromarray(picture).convert("L"), "PNG"))
+  assert (grey == grey[:, :, :1]).all()
+  cmyk = decode(pictures.encoded(Image.fromarray(picture).convert("CMYK"), "JPEG", quality=100))
+  assert np.abs(cmyk.astype(int) - picture).mean() < 4  # JPEG, not inverted
+
+
+def test_16_bit_files_keep_their_high_byte():
+  deep = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16
+  for format in ("PNG", "TIFF"):
+    pixels = decode(pictures.encoded(Image.fromarray(deep), format))
+    np.testing.assert_array_equal(pixels[:, :, 0], deep >> 8)
+
+
+@pytest.mark.parametrize("channels", [None, 1, 2, 3, 4])
+def test_arrays_of_any_channels_become_rgb(channels):
+  shape = (10, 12) if channels is None else (10, 12, channels)
+  array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+  pixels = decode(array)
+  assert pixels.shape == (10, 12, 3) and pixels.dtype == np.uint8
+  if channels == 3:
+    np.testing.assert_array_equal(pixels, array)
+
+
+def test_arrays_of_other_types_are_scaled():
+  levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+  for array in (levels.astype(np.uint16) * 257, levels / 255.0, (levels / 255.0).astype(np.float32)):
+    np.testing.assert_array_equal(decode(array)[:, :, 0], levels)
+
+
+def test_an_array_that_is_no_image_is_named():
+  with pytest.raises(BadImage, match="volume.*shape"):
+    decode(np.zeros((4, 5, 6, 7), np.uint8), "volume")
