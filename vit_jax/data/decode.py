@@ -15,7 +15,7 @@ import os
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 MIN_SIDE = 2  # pixels: a tracking pixel is no picture
 MAX_PIXELS = 178_956_970  # the size at which Pillow itself refuses (a "decompression bomb")
@@ -57,6 +57,8 @@ def decode(data: bytes | os.PathLike | np.ndarray, name: str = "image") -> UInt8
       return np.asarray(to_rgb(_upright(image)))  # [H, W, 3]
   except BadImage:
     raise
+  except UnidentifiedImageError as error:
+    raise BadImage(name, "is no image of a known format") from error
   except Exception as error:
     raise BadImage(name, f"cannot be decoded ({type(error).__name__}: {error})") from error
 
