@@ -35,7 +35,7 @@ class _Set:
   make: Callable[..., tuple[np.ndarray, np.ndarray]]
   version: int
   class_names: tuple[str, ...]
-  counts: Mapping[str, int | None]                                  # split -> images unless told; None: all there are
+  counts: Mapping[str, int | None]  # split -> images unless told; None: all there are
   options: Mapping[str, int | str]
   choices: Mapping[str, Iterable[str]] = field(default_factory=dict)  # options that are one of a few words
 

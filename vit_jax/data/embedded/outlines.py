@@ -39,8 +39,8 @@ def _crescent(x, y):
 
 def _heart(x, y):
   diagonal = np.float32(np.sqrt(0.5))
-  corner = _box((x + y) * diagonal, (y - x) * diagonal, 0.5, 0.5)           # a square standing on its corner ...
-  lobes = np.hypot(np.abs(x) - 0.5 * diagonal, y + 0.5 * diagonal) - 0.5    # ... and a disc on each upper side
+  corner = _box((x + y) * diagonal, (y - x) * diagonal, 0.5, 0.5)  # a square standing on its corner ...
+  lobes = np.hypot(np.abs(x) - 0.5 * diagonal, y + 0.5 * diagonal) - 0.5  # ... and a disc on each upper side
   return np.minimum(corner, lobes)
 
 
@@ -60,7 +60,7 @@ def _star(x, y):
   """Five straight-edged points: one edge from a tip to a notch, mirrored into ten sectors."""
   sector = np.float32(np.pi / 5)
   angle, radius = np.arctan2(x, -y), np.hypot(x, y)
-  angle = np.abs(angle - 2 * sector * np.round(angle / (2 * sector)))      # [0, sector]: 0 at a tip
+  angle = np.abs(angle - 2 * sector * np.round(angle / (2 * sector)))  # [0, sector]: 0 at a tip
   px, py = radius * np.cos(angle), radius * np.sin(angle)
   notch = 0.42 * np.cos(sector), 0.42 * np.sin(sector)
   length = np.hypot(notch[0] - 1.0, notch[1])
@@ -72,7 +72,7 @@ def _cross(x, y):
 
 
 def _arrow(x, y):
-  head = np.maximum(np.abs(x) * 0.8 - (y + 1.0) * 0.6, y + 0.05)           # a triangle pointing up
+  head = np.maximum(np.abs(x) * 0.8 - (y + 1.0) * 0.6, y + 0.05)  # a triangle pointing up
   return np.minimum(head, _box(x, y - 0.45, 0.28, 0.55))
 
 

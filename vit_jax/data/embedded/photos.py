@@ -26,7 +26,7 @@ _FILES = tuple(("skimage", "data", name) for name in _SKIMAGE) + tuple(
 CLASS_NAMES = tuple(Path(name).stem for _, _, name in _FILES)
 
 HALVED = 800  # photographs whose shorter side is longer than this are halved: the others' objects are about this large
-FLAT = 5.0    # standard deviation of a tile that shows nothing
+FLAT = 5.0  # standard deviation of a tile that shows nothing
 
 
 def _path(package: str, folder: str, name: str) -> Path:

@@ -38,11 +38,11 @@ TEXTURES: dict[str, tuple[str, float, float] | None] = {
   "cloudy": ("clouds", 1.8, 0.0),
 }
 
-OVERSAMPLING = 3         # odd: one sample lies at each pixel's centre; masks and depth are those samples
-FOCAL = 0.6              # radius in the image = FOCAL / depth
+OVERSAMPLING = 3  # odd: one sample lies at each pixel's centre; masks and depth are those samples
+FOCAL = 0.6  # radius in the image = FOCAL / depth
 MOST_OBJECTS = 20
 BACKGROUND_DEPTH = 50.0  # behind every object
-BULGE = 0.05             # an object's middle is nearer than its rim by this share of its depth: less than the gaps
+BULGE = 0.05  # an object's middle is nearer than its rim by this share of its depth: less than the gaps
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class _Plan:
   shape: str
   texture: str
   color: str
-  tint: np.ndarray      # [3] the exact colour
+  tint: np.ndarray  # [3] the exact colour
   radius: float
   position: np.ndarray  # [2] x, y
   velocity: np.ndarray  # [2] per unit of time
@@ -211,10 +211,10 @@ def _background(kind: str, size: int, rng: np.random.Generator) -> np.ndarray:
 class _Canvas:
   """The scene while it is drawn, at OVERSAMPLING samples per pixel and side."""
 
-  image: np.ndarray      # [n, n, 3] float32
+  image: np.ndarray  # [n, n, 3] float32
   instances: np.ndarray  # [n, n] int32
-  depth: np.ndarray      # [n, n] float32
-  haze: np.ndarray       # [3] the colour distance fades to
+  depth: np.ndarray  # [n, n] float32
+  haze: np.ndarray  # [3] the colour distance fades to
 
   @classmethod
   def of(cls, background: np.ndarray) -> _Canvas:
@@ -232,18 +232,18 @@ class _Canvas:
     x, y = (((np.arange(first[d], last[d]) + 0.5) / samples - center[d]) / plan.radius for d in (0, 1))
     angle = plan.angle + plan.spin * t
     c, s = np.cos(angle), np.sin(angle)
-    u = (c * x[None, :] + s * y[:, None]).astype(np.float32)        # [h, w]  in the object's own frame, radius 1
+    u = (c * x[None, :] + s * y[:, None]).astype(np.float32)  # [h, w]  in the object's own frame, radius 1
     v = (c * y[:, None] - s * x[None, :]).astype(np.float32)
 
-    distance = OUTLINES[plan.shape].distance(u, v)                  # [h, w]
+    distance = OUTLINES[plan.shape].distance(u, v)  # [h, w]
     inside = distance < 0
-    height = np.sqrt(1.0 - (1.0 - np.clip(-distance / 0.5, 0.0, 1.0)) ** 2)   # a cushion: 0 at the rim, 1 in the middle
+    height = np.sqrt(1.0 - (1.0 - np.clip(-distance / 0.5, 0.0, 1.0)) ** 2)  # a cushion: 0 at the rim, 1 in the middle
     slope_y, slope_x = np.gradient(0.35 * height, 1.0 / (samples * plan.radius))
     facing = (light[2] - slope_x * light[0] - slope_y * light[1]) / np.sqrt(1.0 + slope_x**2 + slope_y**2)
     color = _surface(plan, u, v) * (0.35 + 0.75 * np.clip(facing, 0.0, 1.0))[..., None]
     depth = FOCAL / plan.radius
     clear = float(np.exp(-depth / 30.0))
-    color = clear * color + (1.0 - clear) * self.haze               # [h, w, 3]
+    color = clear * color + (1.0 - clear) * self.haze  # [h, w, 3]
 
     np.copyto(self.image[window], color, where=inside[..., None])
     np.copyto(self.instances[window], np.int32(number), where=inside)

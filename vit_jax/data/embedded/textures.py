@@ -154,11 +154,11 @@ def _scratches(u, v, rng):
   reach = np.float32(np.hypot(u, v).max())
   num = int(6.5 * reach)  # a fixed density of lines whatever the scale
   angle = rng.uniform(0, np.pi, num)
-  normal = np.stack([np.cos(angle), np.sin(angle)]).astype(np.float32)               # [2, lines]
+  normal = np.stack([np.cos(angle), np.sin(angle)]).astype(np.float32)  # [2, lines]
   offset = rng.uniform(-reach, reach, num).astype(np.float32)
   width = rng.uniform(0.6, 1.6, num).astype(np.float32)
   field = np.full(u.size, np.inf, np.float32)
-  points = np.stack([u.ravel(), v.ravel()], 1)                                     # [S*S, 2]
+  points = np.stack([u.ravel(), v.ravel()], 1)  # [S*S, 2]
   for k in range(num):
     np.minimum(field, np.abs(points @ normal[:, k] - offset[k]) / width[k], out=field)
   return -field.reshape(u.shape)
@@ -184,10 +184,10 @@ def coordinates(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.nda
   Returns:
     (u, v), float32 [size, size]: one unit is a fifth to a tenth of the image.
   """
-  axis = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(2 / size) - 1.0        # [-1, 1]
+  axis = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(2 / size) - 1.0  # [-1, 1]
   x, y = axis[None, :], axis[:, None]
   tilt_x, tilt_y = rng.uniform(-0.18, 0.18, 2)
-  depth = 1.0 / (1.0 + np.float32(tilt_x) * x + np.float32(tilt_y) * y)               # [size, size]
+  depth = 1.0 / (1.0 + np.float32(tilt_x) * x + np.float32(tilt_y) * y)  # [size, size]
   scale = 0.5 * np.exp(rng.uniform(np.log(5.0), np.log(9.0)))
   aspect, angle = np.exp(rng.uniform(-0.12, 0.12)), rng.uniform(0, 2 * np.pi)
   shift = rng.uniform(0, 64, 2)
@@ -216,7 +216,7 @@ def _pool(x: np.ndarray, factor: int) -> np.ndarray:
 def render(name: str, size: int, rng: np.random.Generator) -> np.ndarray:
   """One image of the texture `name`, uint8 [size, size, 3]."""
   u, v = coordinates(OVERSAMPLING * size, rng)
-  field = FIELDS[name](u, v, rng)                                                     # [2S, 2S]
+  field = FIELDS[name](u, v, rng)  # [2S, 2S]
   coverage, hardness, softness = rng.uniform(0.32, 0.5), rng.uniform(2.0, 5.0), rng.uniform(0.25, 0.6)
 
   # Harden around the wanted quantile before pooling: edges are antialiased as edges, not as ramps of the field.
@@ -231,7 +231,7 @@ def render(name: str, size: int, rng: np.random.Generator) -> np.ndarray:
   mix = (mix * mix * (3.0 - 2.0 * mix)).reshape(size, size, 1)
 
   first, second = palette(rng)
-  image = first + mix * (second - first)                                              # [S, S, 3]
+  image = first + mix * (second - first)  # [S, S, 3]
   image *= _light(size, rng)
   image += np.float32(rng.uniform(0.0, 0.03)) * rng.standard_normal(image.shape, dtype=np.float32)
   return (np.clip(image, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)

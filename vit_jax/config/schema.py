@@ -1,4 +1,4 @@
-"""The configuration of a run: one documented schema, loading with overrides, validation, saving.
+"""The schema: every key of a configuration, with its default and its meaning.
 
 `default()` is the schema: every key that exists, with its default and its meaning. A run file in `configs/` starts from
 it, changes what the run needs and returns it from `get_config(arg)`; `--config.a.b=value` overrides come last.
@@ -26,7 +26,8 @@ def default() -> ConfigDict:
   c.loss_group_size = placeholder(int)
 
   c.model = ConfigDict()
-  c.model.name = "dinov3_vits16"  # a name of vit_jax.models.zoo; the keys below override its attributes, None keeps them
+  # A name of vit_jax.models.zoo. The placeholders below override attributes of the named model; None keeps them.
+  c.model.name = "dinov3_vits16"
   for key in ("patch_size", "width", "depth", "num_heads", "mlp_hidden", "num_registers"):
     c.model[key] = placeholder(int)
   for key in ("mlp", "norm"):  # mlp: "gelu" | "swiglu"; norm: "layernorm" | "rmsnorm"
@@ -144,3 +145,10 @@ def default() -> ConfigDict:
   c.log.tensorboard = True
   c.log.pictures = True
   return c
+
+
+def loss_group_size(config: ConfigDict) -> int:
+  """Images of one loss group: `loss_group_size`, or where it is None the largest divisor of the batch up to 64."""
+  if config.loss_group_size is not None:
+    return config.loss_group_size
+  return max(size for size in range(1, min(config.batch_size, 64) + 1) if config.batch_size % size == 0)

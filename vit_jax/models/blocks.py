@@ -1,0 +1,100 @@
+"""The transformer block, run on every crop resolution at once, with stochastic depth that skips compute."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from vit_jax.models.attention import SelfAttention
+from vit_jax.models.layers import LayerScale, make_norm
+from vit_jax.models.mlp import MLPS
+
+Tables = tuple[Float[Array, "N d"], Float[Array, "N d"]]
+
+
+@flax.struct.dataclass
+class BlockInputs:
+  """What one block needs besides the tokens of one resolution; None: off.
+
+  Attributes:
+    tables: rotary (sin, cos).
+    kept: rows of each loss group whose attention branch (0) and feed-forward branch (1) are computed, [2, groups, m].
+  """
+
+  tables: Tables | None = None
+  kept: Int[Array, "2 groups m"] | None = None
+
+
+def kept_rows(rows: int, rate: float) -> int:
+  """How many of `rows` samples keep a residual branch at drop-path `rate`: exact, at least one."""
+  return max(int(rows * (1 - rate)), 1)
+
+
+def draw_kept(key: jax.Array, *, depth: int, groups: int, rows: int, rate: float) -> Int[Array, "L 2 groups m"]:
+  """Independent random subsets of the `rows` of every loss group, per block and branch."""
+  order = jnp.argsort(jax.random.uniform(key, (depth, 2, groups, rows)), axis=-1)  # [L, 2, groups, rows]
+  return order[..., : kept_rows(rows, rate)]
+
+
+class Block(nn.Module):
+  """x + ls1(attn(norm1(x))), then x + ls2(mlp(norm2(x))), for a tuple of token arrays that share the parameters."""
+
+  num_heads: int
+  mlp_kind: str
+  mlp_hidden: int
+  layer_scale: float | None
+  qkv_bias: bool
+  proj_bias: bool
+  mlp_bias: bool
+  mask_k_bias: bool
+  norm_kind: str
+  norm_eps: float
+  dtype: Any
+  param_dtype: Any
+
+  def setup(self) -> None:
+    types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    if self.mlp_kind not in MLPS:
+      raise ValueError(f"mlp must be one of {sorted(MLPS)}, got {self.mlp_kind!r}.")
+    self.norm1 = make_norm(self.norm_kind, eps=self.norm_eps, **types)
+    self.attn = SelfAttention(
+      self.num_heads, qkv_bias=self.qkv_bias, proj_bias=self.proj_bias, mask_k_bias=self.mask_k_bias, **types
+    )
+    self.norm2 = make_norm(self.norm_kind, eps=self.norm_eps, **types)
+    self.mlp = MLPS[self.mlp_kind](self.mlp_hidden, use_bias=self.mlp_bias, **types)
+    if self.layer_scale is not None:
+      self.ls1 = LayerScale(self.layer_scale, param_dtype=self.param_dtype)
+      self.ls2 = LayerScale(self.layer_scale, param_dtype=self.param_dtype)
+
+  def __call__(self, xs: tuple[Float[Array, "B T D"], ...], inputs: tuple[BlockInputs, ...]) -> tuple[Array, ...]:
+    scale1, scale2 = (self.ls1, self.ls2) if self.layer_scale is not None else (lambda y: y, lambda y: y)
+    out = []
+    for x, entry in zip(xs, inputs, strict=True):
+      kept = (None, None) if entry.kept is None else entry.kept
+      tables = entry.tables
+      x = add_branch(x, lambda y, tables=tables: scale1(self.attn(self.norm1(y), tables)), kept[0])
+      x = add_branch(x, lambda y: scale2(self.mlp(self.norm2(y))), kept[1])
+      out.append(nn.with_logical_constraint(x, ("batch", None, "width")))
+    return tuple(out)
+
+
+def add_branch(x: Float[Array, "B T D"], branch: Any, kept: Int[Array, "groups m"] | None) -> Float[Array, "B T D"]:
+  """x + branch(x); with `kept`, the branch runs on these rows of each group only and is scaled by rows / m.
+
+  Stochastic depth by batch subset (DINOv2 section 4): the other rows skip the compute.
+  """
+  if kept is None:
+    return x + branch(x)
+  groups, m = kept.shape
+  grouped = x.reshape(groups, -1, *x.shape[1:])  # [groups, rows, T, D]
+  rows = grouped.shape[1]
+  chosen = jnp.take_along_axis(grouped, kept[:, :, None, None], axis=1)  # [groups, m, T, D]
+  chosen = nn.with_logical_constraint(chosen, ("batch", None, None, "width"))
+  residual = branch(chosen.reshape(groups * m, *x.shape[1:])) * (rows / m)
+  residual = residual.reshape(chosen.shape).astype(x.dtype)
+  return grouped.at[jnp.arange(groups)[:, None], kept].add(residual).reshape(x.shape)

@@ -1,0 +1,56 @@
+"""The projection head of DINO and iBOT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vit_jax.models.layers import Linear
+from vit_jax.ops.normalize import l2_normalize, upcast
+
+
+class ProjectionHead(nn.Module):
+  """MLP with GELU, L2-normalised bottleneck, then one linear score per prototype (no bias, no weight norm).
+
+  Attributes:
+    hidden: channels of the hidden layers.
+    bottleneck: channels of the normalised bottleneck.
+    prototypes: K, number of scores.
+    num_layers: linear layers up to the bottleneck.
+    mlp_bias: whether these have a bias.
+    dtype, param_dtype: compute and parameter types.
+  """
+
+  hidden: int
+  bottleneck: int
+  prototypes: int
+  num_layers: int = 3
+  mlp_bias: bool = True
+  dtype: Any = jnp.float32
+  param_dtype: Any = jnp.float32
+
+  def setup(self) -> None:
+    types = {"dtype": jnp.dtype(self.dtype), "param_dtype": jnp.dtype(self.param_dtype)}
+    sizes = [self.hidden] * (self.num_layers - 1) + [self.bottleneck]
+    self.mlp = [
+      Linear((size,), use_bias=self.mlp_bias, name=f"fc{i}", **types) for i, size in enumerate(sizes, start=1)
+    ]
+    self.last_layer = Linear((self.prototypes,), use_bias=False, **types)
+
+  def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N K"]:
+    """Prototype scores of features."""
+    return self.scores(self.project(x))
+
+  def project(self, x: Float[Array, "N D"]) -> Float[Array, "N bottleneck"]:
+    """The L2-normalised bottleneck (normalised in float32)."""
+    for i, layer in enumerate(self.mlp):
+      x = layer(x if i == 0 else jax.nn.gelu(x, approximate=False))
+    return l2_normalize(upcast(x)).astype(x.dtype)
+
+  def scores(self, z: Float[Array, "N bottleneck"]) -> Float[Array, "N K"]:
+    """Scores of an already normalised bottleneck."""
+    return nn.with_logical_constraint(self.last_layer(z), ("batch", "prototypes"))

@@ -1,0 +1,112 @@
+"""The layers every module is made of: linear maps with N-d kernels, norms, layer scale."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vit_jax.ops.normalize import upcast
+
+# The reference cuts its truncated normal at an absolute 2, a hundred standard deviations: a plain normal.
+linear_init = nn.initializers.normal(0.02)
+
+
+def fan_in_uniform(fan_in: int) -> nn.initializers.Initializer:
+  """U(-a, a) with a = sqrt(1 / fan_in): PyTorch's default for convolutions, which the patch embedding keeps."""
+  bound = math.sqrt(1.0 / fan_in)
+  return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class Linear(nn.Module):
+  """y = x W + b over the last `contract` axes of x, onto axes of shape `features`.
+
+  Attributes:
+    features: shape of the output axes; an N-d kernel lets `heads` be an axis of its own, which sharding needs.
+    contract: number of trailing input axes that are summed over.
+    dtype: compute type of the product; the kernel is kept in `param_dtype`.
+  """
+
+  features: tuple[int, ...]
+  contract: int = 1
+  use_bias: bool = True
+  dtype: Any = jnp.float32
+  param_dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    inputs = x.shape[-self.contract :]
+    kernel = self.param("kernel", linear_init, (*inputs, *self.features), self.param_dtype)
+    axes = (tuple(range(x.ndim - self.contract, x.ndim)), tuple(range(self.contract)))
+    y = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (axes, ((), ())))
+    if self.use_bias:
+      bias = self.param("bias", nn.initializers.zeros, self.features, self.param_dtype)
+      y = y + self.adjust_bias(bias).astype(self.dtype)
+    return y
+
+  def adjust_bias(self, bias: Array) -> Array:
+    """The bias that is added; a hook for layers that mask a part of it."""
+    return bias
+
+
+class LayerNorm(nn.Module):
+  """Layer normalisation in float32, returned in `dtype`."""
+
+  eps: float
+  dtype: Any = jnp.float32
+  param_dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.param_dtype)
+    bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], self.param_dtype)
+    y = upcast(x)
+    mean = jnp.mean(y, axis=-1, keepdims=True)  # [..., 1]
+    centred = y - mean
+    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)  # [..., 1]
+    return (centred * jax.lax.rsqrt(variance + self.eps) * scale + bias).astype(self.dtype)
+
+
+class RMSNorm(nn.Module):
+  """Root-mean-square normalisation in float32, without bias, returned in `dtype`."""
+
+  eps: float
+  dtype: Any = jnp.float32
+  param_dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.param_dtype)
+    y = upcast(x)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+    return (y * scale).astype(self.dtype)
+
+
+NORMS = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
+
+
+def make_norm(kind: str, *, eps: float, dtype: Any, param_dtype: Any, name: str | None = None) -> nn.Module:
+  """The norm called `kind`.
+
+  Raises:
+    ValueError: if there is no such norm.
+  """
+  if kind not in NORMS:
+    raise ValueError(f"norm must be one of {sorted(NORMS)}, got {kind!r}.")
+  return NORMS[kind](eps=eps, dtype=dtype, param_dtype=param_dtype, name=name)
+
+
+class LayerScale(nn.Module):
+  """A learned factor per channel on a residual branch (CaiT, Touvron et al. 2021)."""
+
+  init: float
+  param_dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    gamma = self.param("gamma", nn.initializers.constant(self.init), x.shape[-1:], self.param_dtype)
+    return x * gamma.astype(x.dtype)

@@ -1,0 +1,83 @@
+"""How tokens get positions: the settings of the rotary embedding and its random training-time augmentation."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vit_jax.ops import rope as ops
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+  """Axial rotary positions of the patches (DINOv3).
+
+  Attributes:
+    base: periods base^(4i / head_dim); None with `min_period` and `max_period` given: geometric between the two.
+    normalize: divide the coordinates by "separate" height and width, or both by the "min" or "max" of them.
+    shift: in training, add U(-shift, shift) to y and to x.
+    jitter: in training, multiply y and x by independent exp U(-ln jitter, ln jitter).
+    rescale: in training, multiply both by one exp U(-ln rescale, ln rescale).
+    dtype: of the tables and of the rotation: "float32" (published models), "bfloat16" (the reference's training).
+  """
+
+  base: float | None = 100.0
+  min_period: float | None = None
+  max_period: float | None = None
+  normalize: str = "separate"
+  shift: float | None = None
+  jitter: float | None = None
+  rescale: float | None = None
+  dtype: str = "float32"
+
+  @property
+  def augmented(self) -> bool:
+    """Whether training draws random coordinates."""
+    return any(value is not None for value in (self.shift, self.jitter, self.rescale))
+
+
+@flax.struct.dataclass
+class RopeDraws:
+  """One draw of the coordinate augmentation per block (L blocks); None where the augmentation is off."""
+
+  shift: Float[Array, "L 2"] | None = None
+  log_jitter: Float[Array, "L 2"] | None = None
+  log_rescale: Float[Array, "L 1"] | None = None
+
+
+def draw_rope(key: jax.Array, rope: Rope, depth: int) -> RopeDraws:
+  """Independent draws for every block; one draw serves all images of a resolution."""
+  keys = jax.random.split(key, 3)
+
+  def uniform(k: jax.Array, limit: float | None, size: int) -> Array | None:
+    return None if limit is None else jax.random.uniform(k, (depth, size), minval=-limit, maxval=limit)
+
+  log = lambda value: None if value is None else math.log(value)  # noqa: E731
+  return RopeDraws(
+    shift=uniform(keys[0], rope.shift, 2),
+    log_jitter=uniform(keys[1], log(rope.jitter), 2),
+    log_rescale=uniform(keys[2], log(rope.rescale), 1),
+  )
+
+
+def rope_tables(
+  rope: Rope, grid: tuple[int, int], head_dim: int, draws: RopeDraws | None = None
+) -> tuple[Float[Array, "*L N d"], Float[Array, "*L N d"]]:
+  """(sin, cos) tables of a grid: [N, head_dim], or [L, N, head_dim] with one set of `draws` per block."""
+  period = ops.periods(
+    head_dim, base=rope.base, min_period=rope.min_period, max_period=rope.max_period, dtype=rope.dtype
+  )
+  coords = ops.coordinates(*grid, normalize=rope.normalize, dtype=rope.dtype)  # [N, 2]
+  if draws is None:
+    return ops.tables(coords, period, dtype=rope.dtype)
+
+  def one_block(d: RopeDraws) -> tuple[jax.Array, jax.Array]:
+    moved = ops.augment(coords, shift=d.shift, log_jitter=d.log_jitter, log_rescale=d.log_rescale, dtype=rope.dtype)
+    return ops.tables(moved.astype(jnp.promote_types(moved.dtype, jnp.float32)), period, dtype=rope.dtype)
+
+  return jax.vmap(one_block)(draws)

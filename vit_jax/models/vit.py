@@ -1,0 +1,292 @@
+"""The Vision Transformer of DINOv3: registers, rotary positions, stacked blocks, several resolutions in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from vit_jax.models.blocks import Block, BlockInputs, draw_kept
+from vit_jax.models.layers import fan_in_uniform, make_norm
+from vit_jax.models.positions import Rope, RopeDraws, draw_rope, rope_tables
+
+
+@flax.struct.dataclass
+class Features:
+  """What a backbone returns for a batch of images of one resolution.
+
+  Attributes:
+    cls: [B, D] class token after the final norm.
+    registers: [B, R, D] register tokens after the final norm.
+    patches: [B, N, D] patch tokens after the final norm, row-major.
+    prenorm: [B, 1+R+N, D] all tokens before the final norm.
+  """
+
+  cls: Array
+  registers: Array
+  patches: Array
+  prenorm: Array
+
+
+@flax.struct.dataclass
+class Draws:
+  """The random choices of a training pass for one resolution, per block (L blocks); None: off.
+
+  Attributes:
+    kept: rows of each loss group that keep their branches, [L, 2 (attention, feed-forward), groups, m].
+    rope: coordinate augmentation of the rotary positions.
+  """
+
+  kept: Array | None = None
+  rope: RopeDraws | None = None
+
+
+REMAT = {
+  "none": None,
+  "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+  "blocks": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class PatchEmbed(nn.Module):
+  """Linear embedding of non-overlapping patches; pixels beyond a multiple of the patch size are dropped."""
+
+  patch_size: int
+  width: int
+  dtype: Any
+  param_dtype: Any
+
+  @nn.compact
+  def __call__(self, images: Float[Array, "B H W C"]) -> Float[Array, "B N D"]:
+    batch, height, width, channels = images.shape
+    p, h, w = self.patch_size, height // self.patch_size, width // self.patch_size
+    init = fan_in_uniform(channels * p * p)
+    kernel = self.param("kernel", init, (p, p, channels, self.width), self.param_dtype)
+    bias = self.param("bias", init, (self.width,), self.param_dtype)
+    patches = images[:, : h * p, : w * p].reshape(batch, h, p, w, p, channels)
+    patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, h * w, p * p * channels)  # [B, N, p*p*C]
+    flat = kernel.reshape(-1, self.width).astype(self.dtype)
+    return patches.astype(self.dtype) @ flat + bias.astype(self.dtype)
+
+
+class VisionTransformer(nn.Module):
+  """A ViT with class token, registers and rotary positions.
+
+  Parameters of the `depth` blocks are stacked along a leading layer axis under `blocks/` and run by a scan, whatever
+  `unroll` is. Random choices come from the rng streams "drop_path" and "rope", and only when `train=True`.
+
+  Attributes:
+    patch_size: side of a patch in pixels.
+    width: D, channels of a token.
+    depth: L, number of blocks.
+    num_heads: attention heads; each is width / num_heads wide.
+    mlp: "gelu" or "swiglu".
+    mlp_hidden: F, hidden channels of the feed-forward branch; None: 4 x width.
+    num_registers: R, learned tokens without a meaning of their own.
+    layer_scale: initial factor of the residual branches; None: no layer scale.
+    qkv_bias, proj_bias, mlp_bias: whether these maps have a bias.
+    mask_k_bias: the key bias has no effect (published models).
+    norm: "layernorm" or "rmsnorm"; norm_eps: its epsilon.
+    separate_cls_norm: a final norm of their own for class token and registers.
+    separate_local_cls_norm: one more for class token and registers of the local crops (list entry 1) in training.
+    rope: rotary positions; None: none.
+    drop_path: share of the samples of a loss group that skip a residual branch in training.
+    dtype: compute type of matrix products and tokens; norms and softmax are float32 at least.
+    param_dtype: type of the parameters.
+    remat: what the backward pass recomputes: "none", "dots" (all but matrix products), "blocks" (everything).
+    unroll: blocks per iteration of the scan.
+  """
+
+  patch_size: int = 16
+  width: int = 384
+  depth: int = 12
+  num_heads: int = 6
+  mlp: str = "gelu"
+  mlp_hidden: int | None = None
+  num_registers: int = 0
+  layer_scale: float | None = None
+  qkv_bias: bool = True
+  proj_bias: bool = True
+  mlp_bias: bool = True
+  mask_k_bias: bool = False
+  norm: str = "layernorm"
+  norm_eps: float = 1e-6
+  separate_cls_norm: bool = False
+  separate_local_cls_norm: bool = False
+  rope: Rope | None = Rope()
+  drop_path: float = 0.0
+  dtype: Any = jnp.float32
+  param_dtype: Any = jnp.float32
+  remat: str = "none"
+  unroll: int = 1
+
+  def setup(self) -> None:
+    if self.width % self.num_heads:
+      raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}.")
+    if self.remat not in REMAT:
+      raise ValueError(f"remat must be one of {sorted(REMAT)}, got {self.remat!r}.")
+    types = {"dtype": jnp.dtype(self.dtype), "param_dtype": jnp.dtype(self.param_dtype)}
+    token = nn.initializers.normal(0.02)
+    self.cls_token = self.param("cls_token", token, (self.width,), types["param_dtype"])
+    if self.num_registers:
+      self.registers = self.param("registers", token, (self.num_registers, self.width), types["param_dtype"])
+    self.mask_token = self.param("mask_token", nn.initializers.zeros, (self.width,), types["param_dtype"])
+    self.patch_embed = PatchEmbed(self.patch_size, self.width, **types)
+    self.blocks = self._stacked_blocks(types)
+    norm = {"eps": self.norm_eps, **types}
+    # `self.norm` is the attribute that names the kind, so the modules are named explicitly.
+    self.final_norm = make_norm(self.norm, name="final_norm", **norm)
+    if self.separate_cls_norm:
+      self.cls_norm = make_norm(self.norm, **norm)
+    if self.separate_local_cls_norm:
+      self.local_cls_norm = make_norm(self.norm, **norm)
+
+  def _stacked_blocks(self, types: dict[str, Any]) -> nn.Module:
+    block = _ScanStep
+    if self.remat != "none":
+      # A scan already keeps the recomputation apart from the forward pass: prevent_cse would only cost fusion.
+      block = nn.remat(block, policy=REMAT[self.remat], prevent_cse=False)
+    scanned = nn.scan(
+      block,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      in_axes=(0, nn.broadcast),
+      length=self.depth,
+      unroll=min(self.unroll, self.depth),
+    )
+    return scanned(
+      num_heads=self.num_heads,
+      mlp_kind=self.mlp,
+      mlp_hidden=self.mlp_hidden or 4 * self.width,
+      layer_scale=self.layer_scale,
+      qkv_bias=self.qkv_bias,
+      proj_bias=self.proj_bias,
+      mlp_bias=self.mlp_bias,
+      mask_k_bias=self.mask_k_bias,
+      norm_kind=self.norm,
+      norm_eps=self.norm_eps,
+      **types,
+    )
+
+  def __call__(
+    self,
+    images: Array | Sequence[Array],
+    *,
+    masks: Array | Sequence[Array | None] | None = None,
+    train: bool = False,
+    groups: int = 1,
+    draws: Sequence[Draws] | None = None,
+  ) -> Features | list[Features]:
+    """Features of one batch of images, or of a list of batches of different resolutions in one pass over the blocks.
+
+    Args:
+      images: [B, H, W, C], normalised; or a list of such.
+      masks: [B, N] bool, True where the mask token replaces the patch; or a list (None: unmasked).
+      train: stochastic depth and coordinate augmentation on; entry 1 of a list counts as the local crops.
+      groups: loss groups: contiguous equal chunks of the rows, within which stochastic depth draws its subsets.
+      draws: the random choices per list entry; None: drawn from the rng streams.
+
+    Raises:
+      ValueError: if an image is smaller than a patch, or a batch does not divide into `groups`.
+    """
+    if not isinstance(images, Sequence):
+      return self([images], masks=[masks], train=train, groups=groups, draws=draws)[0]
+    masks = masks if masks is not None else [None] * len(images)
+    grids = [self._grid(batch) for batch in images]
+    if draws is None:
+      draws = [self._draw(i, batch.shape[0], groups) if train else Draws() for i, batch in enumerate(images)]
+    xs = tuple(self._tokens(batch, mask) for batch, mask in zip(images, masks, strict=True))
+    (xs, _), _ = self.blocks((xs, None), *self._block_inputs(grids, draws))
+    return [self._features(x, local=train and i == 1) for i, x in enumerate(xs)]
+
+  def intermediate(self, images: Array, *, layers: Sequence[int], norm: bool = True) -> tuple[Features, ...]:
+    """Features after the blocks with these 0-based indices, in ascending order of the blocks.
+
+    Args:
+      images: [B, H, W, C], normalised.
+      layers: block indices; negative ones count from the end.
+      norm: apply the model's final norm(s) to every layer.
+
+    Raises:
+      ValueError: if there is no such block.
+    """
+    wanted = sorted({layer % self.depth for layer in layers if -self.depth <= layer < self.depth})
+    if len(wanted) != len(layers):
+      raise ValueError(f"layers {tuple(layers)} must be distinct block indices below depth {self.depth}.")
+    x = self._tokens(images, None)
+    inputs, shared = self._block_inputs([self._grid(images)], [Draws()])
+    # Every block writes its output somewhere: the wanted ones into a slot of their own, the others into the last.
+    slots = jnp.array([wanted.index(i) if i in wanted else len(wanted) for i in range(self.depth)])
+    buffer = jnp.zeros((len(wanted) + 1, *x.shape), x.dtype)  # [layers + 1, B, T, D]
+    (_, buffer), _ = self.blocks(((x,), buffer), (inputs[0], slots), shared)
+    return tuple(self._features(buffer[i], normalized=norm) for i in range(len(wanted)))
+
+  def _grid(self, images: Array) -> tuple[int, int]:
+    height, width = images.shape[1] // self.patch_size, images.shape[2] // self.patch_size
+    if not height or not width:
+      size = f"{images.shape[1]}x{images.shape[2]}"
+      raise ValueError(f"images of {size} pixels are smaller than one patch of {self.patch_size}.")
+    return height, width
+
+  def _tokens(self, images: Array, mask: Bool[Array, "B N"] | None) -> Float[Array, "B T D"]:
+    patches = self.patch_embed(images)  # [B, N, D]
+    if mask is not None:
+      patches = jnp.where(mask[..., None], self.mask_token.astype(patches.dtype), patches)
+    batch = images.shape[0]
+    parts = [jnp.broadcast_to(self.cls_token.astype(patches.dtype), (batch, 1, self.width))]
+    if self.num_registers:
+      parts.append(jnp.broadcast_to(self.registers.astype(patches.dtype), (batch, *self.registers.shape)))
+    return nn.with_logical_constraint(jnp.concatenate([*parts, patches], axis=1), ("batch", None, "width"))
+
+  def _draw(self, entry: int, rows: int, groups: int) -> Draws:
+    if rows % groups:
+      raise ValueError(f"{rows} rows do not divide into {groups} loss groups.")
+    kept = rope = None
+    if self.drop_path > 0:
+      key = jax.random.fold_in(self.make_rng("drop_path"), entry)
+      kept = draw_kept(key, depth=self.depth, groups=groups, rows=rows // groups, rate=self.drop_path)
+    if self.rope is not None and self.rope.augmented:
+      rope = draw_rope(jax.random.fold_in(self.make_rng("rope"), entry), self.rope, self.depth)
+    return Draws(kept=kept, rope=rope)
+
+  def _block_inputs(self, grids: list[tuple[int, int]], draws: Sequence[Draws]) -> tuple[Any, Any]:
+    """What is scanned over the blocks, and what all blocks share, per list entry."""
+    head_dim, scanned, shared = self.width // self.num_heads, [], []
+    for grid, draw in zip(grids, draws, strict=True):
+      tables = None if self.rope is None else rope_tables(self.rope, grid, head_dim, draw.rope)
+      varied = draw.rope is not None
+      scanned.append(BlockInputs(tables=tables if varied else None, kept=draw.kept))
+      shared.append(None if varied else tables)
+    return (tuple(scanned), None), tuple(shared)
+
+  def _features(self, x: Float[Array, "B T D"], *, local: bool = False, normalized: bool = True) -> Features:
+    prefix = 1 + self.num_registers
+    y = x
+    if normalized:
+      cls_norm = self.cls_norm if self.separate_cls_norm else self.final_norm
+      if self.separate_local_cls_norm and (local or self.is_initializing()):
+        local_cls = self.local_cls_norm(x[:, :prefix])
+      front = local_cls if self.separate_local_cls_norm and local else cls_norm(x[:, :prefix])
+      y = jnp.concatenate([front, self.final_norm(x[:, prefix:])], axis=1)
+    return Features(cls=y[:, 0], registers=y[:, 1:prefix], patches=y[:, prefix:], prenorm=x)
+
+
+class _ScanStep(Block):
+  """A block in the form a scan wants: carries the tokens, and the buffer of intermediate outputs when there is one."""
+
+  def __call__(self, carry: tuple[Any, Array | None], scanned: Any, shared: Any) -> tuple[Any, None]:
+    xs, buffer = carry
+    inputs, slot = scanned
+    merged = tuple(
+      entry.replace(tables=common) if entry.tables is None else entry
+      for entry, common in zip(inputs, shared, strict=True)
+    )
+    xs = super().__call__(xs, merged)
+    if buffer is not None:
+      buffer = jax.lax.dynamic_update_index_in_dim(buffer, xs[0], slot, axis=0)
+    return (xs, buffer), None
