@@ -100,10 +100,16 @@ def tables(
 
 
 def rotate(x: Float[Array, "B T H d"], sin: Float[Array, "N d"], cos: Float[Array, "N d"]) -> Float[Array, "B T H d"]:
-  """Rotates the last N of the T tokens (the patches); computed in the tables' dtype, returned in x's."""
-  prefix = x.shape[1] - sin.shape[0]
-  patches = x[:, prefix:].astype(sin.dtype)  # [B, N, H, d]
+  """Rotates the last N of the T tokens (the patches) in the tables' dtype; bfloat16 rounds at each operation.
+
+  The other tokens pass through the tables' dtype too, as in the reference.
+  """
+  dtype = sin.dtype
+  rnd, wide = _rounder(dtype.name), _wide(dtype.name)
+  x, result = rnd(x.astype(wide)), x.dtype
+  prefix, patches = jnp.split(x, [x.shape[1] - sin.shape[0]], axis=1)  # [B, T-N, H, d], [B, N, H, d]
   first, second = jnp.split(patches, 2, axis=-1)
   turned = jnp.concatenate([-second, first], axis=-1)  # [B, N, H, d]  rotate-half: i pairs with i + d/2
-  rotated = patches * cos[None, :, None] + turned * sin[None, :, None]
-  return jnp.concatenate([x[:, :prefix], rotated.astype(x.dtype)], axis=1)
+  sin, cos = sin.astype(wide)[None, :, None], cos.astype(wide)[None, :, None]  # [1, N, 1, d]
+  rotated = rnd(rnd(patches * cos) + rnd(turned * sin))
+  return jnp.concatenate([prefix, rotated], axis=1).astype(result)
