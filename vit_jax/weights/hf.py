@@ -21,8 +21,11 @@ def _projections(mask_k_bias: bool) -> tuple[Row, ...]:
 
 def _rows(model: Any) -> tuple[Row, ...]:
   gated = model.mlp == "swiglu"
-  mlp = (("gate", "gate_proj"), ("up", "up_proj"), ("down", "down_proj")) if gated else (
-    ("fc1", "up_proj"), ("fc2", "down_proj"))
+  mlp = (
+    (("gate", "gate_proj"), ("up", "up_proj"), ("down", "down_proj"))
+    if gated
+    else (("fc1", "up_proj"), ("fc2", "down_proj"))
+  )
   return (
     Row("cls_token", "embeddings.cls_token", token(2)),
     Row("registers", "embeddings.register_tokens", token(1)),

@@ -1,7 +1,7 @@
 """What a layout of published weights is: a table of rows, one per tensor of the file, and how each tensor is stored.
 
-A row maps one tensor name to one parameter (or to one slice of it). Parameters under `blocks/` have a leading layer axis;
-their rows have `{i}` in the name and stand for one tensor per layer.
+A row maps one tensor name to one parameter (or to one slice of it). Parameters under `blocks/` have a leading layer
+axis; their rows have `{i}` in the name and stand for one tensor per layer.
 """
 
 from __future__ import annotations
@@ -68,9 +68,7 @@ def _flat() -> Form:
 
 def token(ones: int) -> Form:
   """A vector or matrix with leading axes of length one in the file."""
-  return Form(
-    lambda s: (1,) * ones + s, lambda a: a.reshape((1,) * ones + a.shape), lambda a, s: a.reshape(s)
-  )
+  return Form(lambda s: (1,) * ones + s, lambda a: a.reshape((1,) * ones + a.shape), lambda a, s: a.reshape(s))
 
 
 def linear(inputs: int = 1) -> Form:
@@ -79,9 +77,7 @@ def linear(inputs: int = 1) -> Form:
   def file_shape(shape: Shape) -> Shape:
     return math.prod(shape[inputs:]), math.prod(shape[:inputs])
 
-  return Form(
-    file_shape, lambda a: a.reshape(math.prod(a.shape[:inputs]), -1).T, lambda a, shape: a.T.reshape(shape)
-  )
+  return Form(file_shape, lambda a: a.reshape(math.prod(a.shape[:inputs]), -1).T, lambda a, shape: a.T.reshape(shape))
 
 
 def _convolution() -> Form:
