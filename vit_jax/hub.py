@@ -23,6 +23,7 @@ from vit_jax.weights.pth import read_pth, write_pth
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"  # of a Hugging Face folder
 MODEL, PARAMS = "model.json", "params"  # of a folder of format "orbax"
+TYPES = ("dtype", "param_dtype")  # attributes that are array types
 
 _log = logging.getLogger(__name__)
 
@@ -122,9 +123,9 @@ def _open_run(path: pathlib.Path, overrides: dict[str, Any]) -> tuple[VisionTran
 
 def _open_own(path: pathlib.Path, overrides: dict[str, Any]) -> tuple[VisionTransformer, dict]:
   saved = json.loads((path / MODEL).read_text())["attributes"]
-  rope = saved.pop("rope")
-  model = VisionTransformer(**saved, rope=None if rope is None else Rope(**rope)).clone(**overrides)
-  return model, trees.read_tree(path / PARAMS)
+  rope = saved["rope"]
+  saved |= {name: jnp.dtype(saved[name]) for name in TYPES} | {"rope": None if rope is None else Rope(**rope)}
+  return VisionTransformer(**(saved | overrides)), trees.read_tree(path / PARAMS)
 
 
 def _open_safetensors(path: pathlib.Path, overrides: dict[str, Any]) -> tuple[VisionTransformer, dict]:
@@ -168,7 +169,7 @@ def _attributes(model: VisionTransformer) -> dict[str, Any]:
   """The module's attributes as JSON values."""
   names = [field.name for field in dataclasses.fields(model) if field.name not in ("parent", "name")]
   values = {name: getattr(model, name) for name in names}
-  values |= {name: str(jnp.dtype(values[name])) for name in ("dtype", "param_dtype")}
+  values |= {name: str(jnp.dtype(values[name])) for name in TYPES}
   return values | {"rope": None if model.rope is None else dataclasses.asdict(model.rope)}
 
 
