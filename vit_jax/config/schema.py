@@ -1,4 +1,4 @@
-"""The configuration of a run: one documented schema, loading with overrides, validation, saving.
+"""The schema: every key of a configuration, with its default and its meaning.
 
 `default()` is the schema: every key that exists, with its default and its meaning. A run file in `configs/` starts from
 it, changes what the run needs and returns it from `get_config(arg)`; `--config.a.b=value` overrides come last.
@@ -145,3 +145,10 @@ def default() -> ConfigDict:
   c.log.tensorboard = True
   c.log.pictures = True
   return c
+
+
+def loss_group_size(config: ConfigDict) -> int:
+  """Images of one loss group: `loss_group_size`, or where it is None the largest divisor of the batch up to 64."""
+  if config.loss_group_size is not None:
+    return config.loss_group_size
+  return max(size for size in range(1, min(config.batch_size, 64) + 1) if config.batch_size % size == 0)

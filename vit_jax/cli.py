@@ -1,0 +1,230 @@
+"""The `vit-jax` command: one thin function a sub-command.
+
+Everything heavy is imported inside the functions, so that `vit-jax --help` and a mistyped key answer at once. Errors
+that are for the user (`UserError`, and every exception class that vit_jax itself defines) are printed without a
+traceback, with exit code 2; any other exception is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vit_jax.config.errors import UserError
+
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
+
+_OVERRIDE = "--config."
+_OVERRIDES_HELP = "further flags:\n  --config.KEY=VALUE    override a key of the config, e.g. --config.batch_size=32"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs one command line and returns its exit code."""
+  try:
+    args = parse(sys.argv[1:] if argv is None else argv)
+    args.command(args)
+  except Exception as error:
+    if not (isinstance(error, UserError) or type(error).__module__.partition(".")[0] == "vit_jax"):
+      raise
+    for line in str(error).splitlines():
+      print(f"vit-jax: {line}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print("vit-jax: interrupted", file=sys.stderr)
+    return 130
+  return 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+  """The parsed command line: `command` is the function to call with it, `overrides` its `--config.…` flags.
+
+  Raises:
+    UserError: for an override without a value, or of a sub-command that takes no config.
+    SystemExit: by argparse, for `--help` (0) and wrong usage (2).
+  """
+  rest, overrides = _split_overrides(argv)
+  args = _parser().parse_args(rest)
+  if overrides and not hasattr(args, "config"):
+    raise UserError(f"{overrides[0]}: this sub-command takes no config")
+  args.overrides = overrides
+  return args
+
+
+def _split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Takes `--config.a.b=value` and `--config.a.b value` out of a command line."""
+  rest, overrides = [], []
+  words = iter(argv)
+  for word in words:
+    if not word.startswith(_OVERRIDE):
+      rest.append(word)
+    elif "=" in word:
+      overrides.append(word)
+    else:
+      value = next(words, None)
+      if value is None or value.startswith("--"):
+        raise UserError(f"{word}: needs a value, as {word}=VALUE")
+      overrides.append(f"{word}={value}")
+  return rest, overrides
+
+
+def _train(args: argparse.Namespace) -> None:
+  config = _load(args)
+  from vit_jax.train import loop
+
+  if args.dry_run:
+    print(loop.describe(config, args.workdir))
+  else:
+    loop.train(config, args.workdir, accept_config_change=args.accept_config_change)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+  from vit_jax import evaluation
+
+  scores = evaluation.evaluate_model(
+    args.model,
+    tasks=tuple(args.tasks.split(",")),
+    train_source=args.data,
+    test_source=args.test_data,
+    image_size=args.image_size,
+    batch_size=args.batch_size,
+    max_examples=args.max_examples,
+    output=args.json,
+  )
+  for name, score in scores.items():
+    print(f"{name:<24}{score:.4f}")
+
+
+def _export(args: argparse.Namespace) -> None:
+  from vit_jax import hub
+
+  model, params = hub.load_model(args.model)
+  hub.save_model(args.to, model, params, format=args.format)
+  print(f"wrote {args.to} ({args.format})")
+
+
+def _inspect_config(args: argparse.Namespace) -> None:
+  config = _load(args)
+  from vit_jax.inspect import tables
+
+  _show(tables.config_table(config), args.output)
+
+
+def _inspect_model(args: argparse.Namespace) -> None:
+  config = _load(args)
+  from vit_jax.inspect import tables
+
+  _show(tables.model_table(config), args.output)
+
+
+def _inspect_batch(args: argparse.Namespace) -> None:
+  config = _load(args)
+  from vit_jax.inspect import pictures
+
+  print(f"wrote {pictures.batch_sheet(config, args.output or 'batch.png')}")
+
+
+def _inspect_features(args: argparse.Namespace) -> None:
+  from vit_jax.inspect import pictures
+
+  print(f"wrote {pictures.feature_sheet(args.model, args.data, args.output)}")
+
+
+def _data_list(args: argparse.Namespace) -> None:
+  from vit_jax.config.validation import EMBEDDED, SOURCES
+
+  print("data.source is one of:")
+  for form, meaning in SOURCES.values():
+    print(f"  {form:<30}{meaning}")
+  print("embedded sets, as embedded:NAME[/train|/test][?size=64&count=6000]:")
+  for name, meaning in EMBEDDED.items():
+    print(f"  {name:<30}{meaning}")
+
+
+def _load(args: argparse.Namespace) -> ConfigDict:
+  """The validated config of a command line."""
+  from vit_jax import config
+
+  loaded = config.load(args.config, args.overrides)
+  config.validate(loaded)
+  return loaded
+
+
+def _show(text: str, output: str | None) -> None:
+  if output is None:
+    print(text)
+    return
+  with open(output, "w") as file:
+    file.write(text + "\n")
+  print(f"wrote {output}")
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = _Parser(prog="vit-jax", description="Vision Transformers in JAX: DINOv3 self-supervised pretraining.")
+  commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+  train = _with_config(_add(commands, "train", _train, "train; the same command again resumes"))
+  train.add_argument("--workdir", required=True, help="folder of the run: checkpoints, metrics, pictures")
+  train.add_argument("--dry_run", action="store_true", help="show config, steps, model and mesh; train nothing")
+  train.add_argument(
+    "--accept_config_change", action="store_true", help="resume although the config differs from the run's"
+  )
+
+  evaluate = _add(commands, "evaluate", _evaluate, "score a model's frozen features on labelled images")
+  _with_model(evaluate)
+  evaluate.add_argument("--tasks", default="knn", help="of knn, linear, joined by commas (default: knn)")
+  evaluate.add_argument("--data", required=True, help="source whose labels are learned from, e.g. folder:/photos/train")
+  evaluate.add_argument("--test_data", help="source that is scored (default: the other split of --data)")
+  evaluate.add_argument("--image_size", type=int, help="side of the images (default: the model's training size)")
+  evaluate.add_argument("--batch_size", type=int, default=64, help="images at a time (default: 64)")
+  evaluate.add_argument("--max_examples", type=int, help="images of each source to use (default: all)")
+  evaluate.add_argument("--json", metavar="FILE", help="also write the scores to this file")
+
+  export = _add(commands, "export", _export, "write a trained model in a format that others read")
+  _with_model(export)
+  export.add_argument("--to", required=True, help="folder (safetensors, orbax) or file (pth) to write")
+  export.add_argument("--format", choices=("safetensors", "pth", "orbax"), default="safetensors")
+
+  inspect = _add(commands, "inspect", None, "look at a config, a model, a batch, or features")
+  views = inspect.add_subparsers(title="what", required=True, metavar="WHAT")
+  config = _with_config(_add(views, "config", _inspect_config, "the resolved config"))
+  config.add_argument("--output", metavar="FILE", help="write to this file instead")
+  model = _with_config(_add(views, "model", _inspect_model, "parameters, tokens and FLOPs"))
+  model.add_argument("--output", metavar="FILE", help="write to this file instead")
+  batch = _with_config(_add(views, "batch", _inspect_batch, "a contact sheet of crops and masks"))
+  batch.add_argument("--output", metavar="FILE", help="picture to write (default: batch.png)")
+  features = _add(views, "features", _inspect_features, "principal components of patch features as colours")
+  _with_model(features)
+  features.add_argument("--data", required=True, help="source of the images, e.g. folder:/photos")
+  features.add_argument("--output", metavar="FILE", default="features.png", help="default: features.png")
+
+  data = _add(commands, "data", None, "the data sources there are")
+  actions = data.add_subparsers(title="what", required=True, metavar="WHAT")
+  _add(actions, "list", _data_list, "kinds of sources and the embedded sets")
+  return parser
+
+
+class _Parser(argparse.ArgumentParser):
+  """Flags are never abbreviated: a shortened flag would change its meaning when a new one is added."""
+
+  def __init__(self, **kwargs) -> None:
+    super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+
+def _add(commands: argparse._SubParsersAction, name: str, command, summary: str) -> argparse.ArgumentParser:
+  parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+  if command is not None:
+    parser.set_defaults(command=command)
+  return parser
+
+
+def _with_config(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+  parser.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="run file, e.g. configs/quickstart.py")
+  parser.epilog = _OVERRIDES_HELP
+  return parser
+
+
+def _with_model(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--model", required=True, help="weights file, exported folder, run folder or one of its steps")

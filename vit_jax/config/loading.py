@@ -1,0 +1,102 @@
+"""Loading a run file and applying overrides.
+
+ml_collections' ConfigDict holds the values; absl's config flags are not used. They answer a mistyped key or a bad
+file argument with a traceback, take `--config.key=None` for the text "None", and put the configuration into a global
+flag object that must be parsed once per process, also in data workers and tests. The parser here is a few lines over
+the schema's own types, has no state, and every error is one line that names the nearest key or the expected type.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from vit_jax.config.errors import ConfigError
+from vit_jax.config.fields import assign, check_key, did_you_mean, flatten, parse_value
+from vit_jax.config.saving import conform, read
+
+PREFIX = "--config."
+
+
+def load(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
+  """The configuration of a run: the schema's defaults, changed by a run file, changed by overrides.
+
+  Args:
+    spec: "configs/NAME.py" or "configs/NAME.py:argument" (the argument goes to the file's `get_config`), or a saved
+      "config.json".
+    overrides: "--config.key.name=value" (the prefix may be left out). "None" empties a key that may be empty,
+      "(0.3,1.0)" or "0.3,1.0" is a tuple.
+
+  Returns:
+    A locked ConfigDict that has exactly the schema's keys. It is not validated yet: see `validate`.
+
+  Raises:
+    ConfigError: in one line: no such file, no `get_config`, wrong argument, unknown key, wrong type.
+  """
+  config = read(spec) if spec.endswith(".json") else _run_file(spec)
+  for override in overrides:
+    key, equals, text = override.removeprefix(PREFIX).partition("=")
+    if not equals:
+      raise ConfigError(f"{PREFIX}{key}: needs a value, as {PREFIX}{key}=VALUE")
+    check_key(key, where=PREFIX)
+    assign(config, key, parse_value(key, text, where=PREFIX))
+  return config
+
+
+def check_argument(arg: str | None, variants: Iterable[str]) -> None:
+  """For run files: raises ConfigError unless the argument of `get_config` is None or one of `variants`."""
+  if arg is not None and arg not in variants:
+    names = ", ".join(f":{name}" for name in variants)
+    raise ConfigError(f"no variant {arg!r}{did_you_mean(arg, variants)}; there are {names}, or none")
+
+
+def _run_file(spec: str) -> ConfigDict:
+  match = re.fullmatch(r"(.+?\.py)(?::(.*))?", spec)
+  if not match:
+    raise ConfigError(f"--config={spec}: must be a run file, as configs/NAME.py or configs/NAME.py:argument")
+  path, arg = Path(match[1]), match[2]
+  if not path.is_file():
+    raise ConfigError(f"--config={spec}: no such file; {_other_files(path)}")
+  get_config = _get_config(path)
+  takes_arg = bool(inspect.signature(get_config).parameters)
+  if arg is not None and not takes_arg:
+    raise ConfigError(f"--config={spec}: {path.name} takes no argument")
+  try:
+    result = get_config(arg) if takes_arg else get_config()
+  except ConfigError as error:
+    raise ConfigError(f"--config={spec}: {error}") from None
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    line = traceback.extract_tb(error.__traceback__)[1 if error.__traceback__.tb_next else 0].lineno
+    text = " ".join(str(error).split()).strip("\"'")
+    raise ConfigError(f"--config={spec}: {path}, line {line}: {text}") from error
+  if not isinstance(result, ConfigDict):
+    raise ConfigError(f"--config={spec}: get_config must return a config, got {type(result).__name__}")
+  return conform(flatten(result), where=f"{path}: ")
+
+
+def _get_config(path: Path) -> Callable[..., ConfigDict]:
+  spec = importlib.util.spec_from_file_location("vit_jax_run_file", path)
+  module = importlib.util.module_from_spec(spec)
+  write_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # leave no __pycache__ among the run files
+  try:
+    spec.loader.exec_module(module)
+  finally:
+    sys.dont_write_bytecode = write_bytecode
+  if not callable(getattr(module, "get_config", None)):
+    raise ConfigError(f"--config={path}: has no function get_config(arg=None) that returns the config")
+  return module.get_config
+
+
+def _other_files(path: Path) -> str:
+  folder = path.parent if path.parent.is_dir() else Path("configs")
+  names = sorted(file.name for file in folder.glob("*.py")) if folder.is_dir() else []
+  if not names:
+    return f"the folder {folder} has no run files"
+  return f"{folder} has {', '.join(names)}{did_you_mean(path.name, names)}"

@@ -1,0 +1,268 @@
+"""What the values of a configuration must be, as far as the configuration alone shows it.
+
+Checks that need the model (a crop that is no multiple of the patch) or the devices (a mesh they cannot fill) are made
+where those are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vit_jax.config.durations import parse_duration
+from vit_jax.config.errors import ConfigError
+from vit_jax.config.fields import did_you_mean, flatten
+from vit_jax.config.schema import loss_group_size
+
+SOURCES = {  # by prefix: how it is written, what it reads
+  "folder": ("folder:/path", "a folder of JPEG, PNG or WebP images; names of sub-folders are labels"),
+  "tfds": ("tfds:name/split", "a TensorFlow Datasets set prepared as ArrayRecord (TensorFlow is not needed)"),
+  "array_record": ("array_record:/path/*.ar", "ArrayRecord files of encoded images"),
+  "embedded": ("embedded:name", "a set that this package makes itself, once, from a seed"),
+}
+EMBEDDED = {
+  "textures": "20 procedural texture classes",
+  "shapes": "scenes of textured, shaded shapes, exactly labelled",
+  "photos": "tiles of the photographs in scikit-image and scikit-learn (extra: photos)",
+}
+
+_CHOICES = {
+  "method": ("dinov3",),
+  "model.mlp": ("gelu", "swiglu"),
+  "model.norm": ("layernorm", "rmsnorm"),
+  "model.rope.normalize": ("separate", "min", "max"),
+  "model.rope.dtype": ("float32", "bfloat16"),
+  "model.dtype": ("float32", "bfloat16"),
+  "model.remat": ("none", "dots", "blocks"),
+  "schedules.version": (1, 2),
+  "optim.lr_scaling": ("sqrt_1024", "linear_256", "none"),
+  "evaluation.tasks": ("knn", "linear"),
+}
+
+_Rule = tuple[str, Callable[[Any], bool], str]
+_RANGES: tuple[_Rule, ...] = (  # what is right, its test, the keys (of tuples: every element); None passes
+  (
+    "must be at least 1",
+    lambda v: v >= 1,
+    "epoch_steps batch_size loss_group_size model.patch_size model.width model.depth model.num_heads model.mlp_hidden "
+    "model.rope.jitter model.rope.rescale model.unroll dino.hidden dino.bottleneck dino.num_layers ibot.hidden "
+    "ibot.bottleneck ibot.num_layers koleo.topk koleo.group_size crops.global_size crops.local_size crops.local_number "
+    "data.prefetch evaluation.image_size evaluation.batch_size evaluation.max_examples checkpoint.keep log.every",
+  ),
+  ("must be at least 2", lambda v: v >= 2, "dino.prototypes ibot.prototypes"),
+  (
+    "must be more than 0",
+    lambda v: v > 0,
+    "model.norm_eps model.rope.base model.rope.min_period model.rope.max_period optim.eps augment.std "
+    "schedules.teacher_temperature.start schedules.teacher_temperature.peak schedules.teacher_temperature.end",
+  ),
+  (
+    "must not be negative",
+    lambda v: v >= 0,
+    "model.num_registers model.rope.shift dino.loss_weight ibot.loss_weight koleo.loss_weight optim.clip "
+    "optim.patch_embed_lr augment.brightness augment.contrast augment.saturation schedules.lr.start schedules.lr.peak "
+    "schedules.lr.end schedules.weight_decay.start schedules.weight_decay.peak schedules.weight_decay.end "
+    "schedules.local_loss_weight.start schedules.local_loss_weight.peak schedules.local_loss_weight.end",
+  ),
+  (
+    "must be from 0 to 1",
+    lambda v: 0 <= v <= 1,
+    "ibot.mask_probability crops.flip augment.jitter augment.grayscale augment.blur augment.solarize "
+    "data.max_bad_fraction schedules.momentum.start schedules.momentum.peak schedules.momentum.end",
+  ),
+  ("must be at least 0 and less than 1", lambda v: 0 <= v < 1, "model.drop_path optim.b1 optim.b2"),
+  ("must be more than 0 and at most 1", lambda v: 0 < v <= 1, "optim.layerwise_decay"),
+  ("must be from 0 to 0.5 (a turn of the colour wheel is 1)", lambda v: 0 <= v <= 0.5, "augment.hue"),
+  ("must be from 0 to 4294967295", lambda v: 0 <= v < 2**32, "seed"),
+  ("must be a number of processes, or -1 to choose by the cores", lambda v: v >= -1, "data.workers"),
+  (
+    "must be a number of devices, or -1 for all that are left",
+    lambda v: v == -1 or v >= 1,
+    "mesh.replica mesh.data mesh.fsdp mesh.tensor",
+  ),
+)
+
+_PAIRS = {  # (low, high) with low <= high, both within these bounds; the lower bound itself only where stated
+  "ibot.mask_ratio": ("0 <= low <= high <= 1", lambda low, high: 0 <= low <= high <= 1),
+  "crops.global_scale": ("0 < low <= high <= 1", lambda low, high: 0 < low <= high <= 1),
+  "crops.local_scale": ("0 < low <= high <= 1", lambda low, high: 0 < low <= high <= 1),
+  "augment.blur_sigma": ("0 < low <= high", lambda low, high: 0 < low <= high),
+}
+
+_DURATIONS = {  # may it be nothing?
+  "duration": False,
+  "optim.freeze_last_layer": True,
+  "evaluation.every": True,
+  "checkpoint.every": False,
+  "checkpoint.keep_every": False,
+}
+
+
+def validate(config: ConfigDict) -> None:
+  """Checks everything that the configuration alone can show to be impossible; imports no jax.
+
+  Raises:
+    ConfigError: every problem found, one a line: the key, its value, what would be right.
+  """
+  values = flatten(config)
+  problems = [*_single_values(values), *_durations(values)]
+  if not problems:  # combinations are checked among values that make sense by themselves
+    problems = [*_groups(config), *_mesh(config), *_model(config), *_losses(config), *_schedules(config)]
+  if problems:
+    raise ConfigError("\n".join(problems))
+
+
+def _wrong(values: dict[str, Any] | ConfigDict, key: str, right: str) -> str:
+  return f"{key}={values[key]!r}: {right}"
+
+
+def _elements(value: Any) -> tuple:
+  """The values to check of a key: none of None, each element of a tuple."""
+  if value is None:
+    return ()
+  return value if isinstance(value, tuple) else (value,)
+
+
+def _single_values(values: dict[str, Any]) -> Iterator[str]:
+  for key, choices in _CHOICES.items():
+    for value in _elements(values[key]):
+      if value not in choices:
+        near = did_you_mean(value, choices) if isinstance(value, str) else ""
+        which = f"{value!r} " if isinstance(values[key], tuple) else ""
+        yield _wrong(values, key, f"{which}must be one of {', '.join(map(str, choices))}{near}")
+  for right, test, keys in _RANGES:
+    for key in keys.split():
+      if not all(map(test, _elements(values[key]))):
+        yield _wrong(values, key, right)
+  for key, (right, test) in _PAIRS.items():
+    if not test(*values[key]):
+      yield _wrong(values, key, f"must be (low, high) with {right}")
+  for key in ("data.source", "evaluation.train_source", "evaluation.test_source"):
+    if values[key] is not None:
+      yield from _source(values, key)
+
+
+def _source(values: dict[str, Any], key: str) -> Iterator[str]:
+  kind, _, rest = values[key].partition(":")
+  if kind not in SOURCES or not rest:
+    yield _wrong(
+      values, key, f"must be like {', '.join(form for form, _ in SOURCES.values())}{did_you_mean(kind, SOURCES)}"
+    )
+  elif kind == "embedded":
+    name = rest.split("?")[0].split("/")[0]
+    if name not in EMBEDDED:
+      yield _wrong(values, key, f"there are embedded:{', embedded:'.join(EMBEDDED)}{did_you_mean(name, EMBEDDED)}")
+
+
+def _durations(values: dict[str, Any]) -> Iterator[str]:
+  of_schedules = {key: True for key in values if key.endswith((".warmup", ".cosine"))}
+  for key, nothing in (_DURATIONS | of_schedules).items():
+    if values[key] is None:
+      continue
+    try:
+      number, unit = parse_duration(values[key], key=key)
+    except ConfigError as error:
+      yield str(error)
+      continue
+    if number == 0 and not nothing:
+      yield _wrong(values, key, "must be more than 0")
+    if unit == "%" and key == "duration":
+      yield _wrong(values, key, "must be in steps, epochs or examples: percentages are of the run itself")
+    if unit == "%" and number > 100:
+      yield _wrong(values, key, "must be at most 100 % of the run")
+
+
+def _groups(config: ConfigDict) -> Iterator[str]:
+  batch, group = config.batch_size, loss_group_size(config)
+  if batch % group:
+    near = max(d for d in range(1, min(group, batch) + 1) if batch % d == 0)
+    yield f"loss_group_size={group}: must divide batch_size={batch}; the largest that does and is no larger is {near}"
+    return
+  koleo = config.koleo.group_size or group
+  if batch % koleo or (koleo % group and group % koleo):
+    yield (
+      f"koleo.group_size={koleo}: must divide batch_size={batch} and be a multiple or a divisor of "
+      f"loss_group_size={group}"
+    )
+  elif config.koleo.loss_weight and config.koleo.topk >= koleo:
+    yield (
+      f"koleo.topk={config.koleo.topk}: must be smaller than the {koleo} image(s) among which neighbours are searched: "
+      "raise batch_size (or koleo.group_size), or set koleo.loss_weight=0"
+    )
+  if config.ibot.loss_weight and int(2 * group * config.ibot.mask_probability) == 0:
+    yield (
+      f"ibot.mask_probability={config.ibot.mask_probability}: masks none of the {2 * group} global crops of a loss "
+      "group: raise it or loss_group_size, or set ibot.loss_weight=0"
+    )
+
+
+def _mesh(config: ConfigDict) -> Iterator[str]:
+  axes = dict(config.mesh)
+  if list(axes.values()).count(-1) > 1:
+    yield f"mesh={axes}: at most one axis may be -1"
+  sharded = {axis: axes[axis] for axis in ("replica", "data", "fsdp") if axes[axis] != -1}
+  devices = 1
+  for size in sharded.values():
+    devices *= size
+  if config.batch_size % devices:
+    product = " x ".join(f"mesh.{axis}={size}" for axis, size in sharded.items())
+    yield f"batch_size={config.batch_size}: must be a multiple of {product} = {devices}, over which it is divided"
+
+
+def _model(config: ConfigDict) -> Iterator[str]:
+  model, rope = config.model, config.model.rope
+  if model.width is not None and model.num_heads is not None and model.width % (4 * model.num_heads):
+    yield (
+      f"model.width={model.width}: must be a multiple of 4 x model.num_heads = {4 * model.num_heads} (rotary positions "
+      "take a quarter of a head each)"
+    )
+  if rope.base is not None and (rope.min_period is not None or rope.max_period is not None):
+    yield f"model.rope.base={rope.base}: give either base, or min_period and max_period"
+  if rope.min_period is not None and rope.max_period is not None and rope.min_period >= rope.max_period:
+    yield f"model.rope.min_period={rope.min_period}: must be less than model.rope.max_period={rope.max_period}"
+
+
+def _losses(config: ConfigDict) -> Iterator[str]:
+  if not (config.dino.loss_weight or config.ibot.loss_weight):
+    yield "dino.loss_weight=0.0: with ibot.loss_weight=0.0 nothing ties the student to the teacher: raise one of them"
+  if config.ibot.loss_weight and config.ibot.mask_ratio[1] == 0:
+    yield f"ibot.mask_ratio={config.ibot.mask_ratio}: masks no patch: raise it, or set ibot.loss_weight=0"
+
+
+def _schedules(config: ConfigDict) -> Iterator[str]:
+  """Warm-ups (and given cosines) longer than the run, where both can be told in one unit."""
+  for name, schedule in config.schedules.items():
+    if name == "version":
+      continue
+    key = f"schedules.{name}.warmup"
+    warmup = _share_of_run(config, schedule.warmup)
+    if warmup is None:
+      continue
+    cosine = _share_of_run(config, schedule.cosine) if schedule.cosine is not None else 0
+    if warmup > 1:
+      yield f"{key}={schedule.warmup!r}: is longer than the run, duration={config.duration!r}"
+    elif cosine is not None and warmup + cosine > 1:
+      yield (
+        f"{key}={schedule.warmup!r}: with schedules.{name}.cosine={schedule.cosine!r} is longer than the run, "
+        f"duration={config.duration!r}"
+      )
+
+
+def _share_of_run(config: ConfigDict, text: str) -> Fraction | None:
+  """A duration as a share of the run; None where that takes the number of images."""
+  part, whole = parse_duration(text), parse_duration(config.duration)
+  if part.number == 0:
+    return Fraction(0)
+  if part.unit == "%":
+    return part.number / 100
+  if part.unit == whole.unit:
+    return part.number / whole.number
+  steps = {"steps": Fraction(1), "examples": Fraction(1, config.batch_size)}
+  if config.epoch_steps is not None:
+    steps["epochs"] = Fraction(config.epoch_steps)
+  if part.unit not in steps or whole.unit not in steps:
+    return None
+  return part.number * steps[part.unit] / (whole.number * steps[whole.unit])

@@ -1,0 +1,168 @@
+"""Frozen features: a jitted function from images to features, and their extraction from a whole split, once.
+
+Protocols (k-NN, linear probe, ...) are functions of the extracted arrays and never see a model; a model never sees
+them. Exact under padding: rows that are not `valid` are dropped on the host, whatever the model made of them.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+# uint8 images [B, H, W, 3] -> {"cls": [B, D]} and, where the features have patches, {"patch_mean": [B, D]}; float32.
+FeatureFn = Callable[[UInt8[np.ndarray, "B H W 3"]], Mapping[str, Array]]
+# Called after every batch with the number of images that are done.
+Progress = Callable[[int], None]
+
+_IN_FLIGHT = 2  # batches dispatched before the oldest is fetched: the host reads images while the device computes
+
+
+@dataclasses.dataclass(frozen=True)
+class Extracted:
+  """The features of a split, in the order of its images, without padding."""
+
+  cls: Float[np.ndarray, "N D"]  # one vector per image
+  patch_mean: Float[np.ndarray, "N P"]  # mean of the patch features; P = 0 for features without patches
+  labels: Int[np.ndarray, " N"]  # -1: the image has no label
+
+  @property
+  def cls_and_patch_mean(self) -> Float[np.ndarray, "N D+P"]:
+    """Both side by side: what the linear probe reads."""
+    return np.concatenate([self.cls, self.patch_mean], axis=1)  # [N, D + P]
+
+
+def make_feature_fn(
+  model: Any,
+  params: Any,
+  *,
+  mean: tuple[float, ...],
+  std: tuple[float, ...],
+  sharding: jax.sharding.NamedSharding | None = None,
+) -> FeatureFn:
+  """A function from uint8 images to the frozen float32 features of `model`.
+
+  Models of one architecture share one compilation, so a training loop may call this anew at every evaluation.
+
+  Args:
+    model: a module whose `apply({"params": params}, images)` returns features with `cls` and `patches`; hashable, as
+      Linen modules are.
+    params: its parameters, on the devices already or as numpy arrays.
+    mean: channel means of images in [0, 1], as in training (`augment.mean`).
+    std: channel standard deviations of images in [0, 1], as in training (`augment.std`).
+    sharding: how the leading axis of a batch is spread over the devices of a mesh (all processes must then pass the
+      same images). The features come back whole on every device. None: the default device.
+
+  Returns:
+    images [B, H, W, 3] uint8 -> {"cls": [B, D] (final norm), "patch_mean": [B, D]}. Any B: with a sharding the batch
+    is padded to a multiple of the devices and the padding is cut off again.
+  """
+  replicated = None if sharding is None else jax.sharding.NamedSharding(sharding.mesh, jax.P())
+  # Once, not at every call; arrays that are on devices already keep their sharding.
+  params = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf, replicated), params)
+  apply = functools.partial(_apply, model, tuple(map(float, mean)), tuple(map(float, std)), replicated, params)
+
+  def feature_fn(images: UInt8[np.ndarray, "B H W 3"]) -> dict[str, Array]:
+    _check_images(images)
+    if sharding is None:
+      return apply(images)
+    num = len(images)
+    padding = -num % sharding.num_devices
+    images = np.pad(images, ((0, padding), (0, 0), (0, 0), (0, 0)))  # [B + padding, H, W, 3]
+    # By callback: each process places the rows of its own devices, one process or many.
+    placed = jax.make_array_from_callback(images.shape, sharding, lambda index: images[index])
+    return {name: features[:num] for name, features in apply(placed).items()}
+
+  return feature_fn
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _apply(model, mean, std, replicated, params, images) -> dict[str, Array]:
+  normalized = (images.astype(jnp.float32) / 255.0 - jnp.asarray(mean)) / jnp.asarray(std)  # [B, H, W, 3]
+  features = model.apply({"params": params}, normalized)
+  outputs = {
+    "cls": features.cls.astype(jnp.float32),  # [B, D]
+    "patch_mean": jnp.mean(features.patches.astype(jnp.float32), axis=1),  # [B, D]
+  }
+  return outputs if replicated is None else jax.lax.with_sharding_constraint(outputs, replicated)
+
+
+def extract(
+  feature_fn: FeatureFn, batches: Iterable[Mapping[str, Any]], *, progress: Progress | None = None
+) -> Extracted:
+  """The features of every valid image of `batches`; see `extract_all`."""
+  return extract_all({"features": feature_fn}, batches, progress=progress)["features"]
+
+
+def extract_all(
+  feature_fns: Mapping[str, FeatureFn], batches: Iterable[Mapping[str, Any]], *, progress: Progress | None = None
+) -> dict[str, Extracted]:
+  """The features that several functions give to the same images, in one pass over them.
+
+  Images are streamed: a few batches are in memory at a time, and the features.
+
+  Args:
+    feature_fns: name -> feature function.
+    batches: dicts of "images" [b, S, S, 3] uint8, "label" [b] int and "valid" [b] bool (False: padding).
+    progress: called after every batch with the number of valid images so far.
+
+  Returns:
+    name -> features [N, D] of the N valid images, in their order.
+
+  Raises:
+    ValueError: if there is no image.
+    FloatingPointError: if a feature is not finite.
+  """
+  collected = {name: collections.defaultdict(list) for name in feature_fns}
+  labels: list[np.ndarray] = []
+  in_flight: collections.deque = collections.deque()
+  done = 0
+
+  def fetch() -> None:
+    nonlocal done
+    outputs, valid = in_flight.popleft()
+    for name, features in outputs.items():
+      for key, value in features.items():
+        collected[name][key].append(np.asarray(value, np.float32)[valid])  # [valid, D]
+    done += int(valid.sum())
+    if progress is not None:
+      progress(done)
+
+  for batch in batches:
+    images, valid = np.asarray(batch["images"]), np.asarray(batch["valid"], bool)
+    labels.append(np.asarray(batch["label"], np.int32)[valid])
+    in_flight.append(({name: feature_fn(images) for name, feature_fn in feature_fns.items()}, valid))
+    if len(in_flight) > _IN_FLIGHT:
+      fetch()
+  while in_flight:
+    fetch()
+  if not done:
+    raise ValueError("No image to extract features from: the source is empty, or max_examples is 0.")
+  return {name: _join(name, parts, np.concatenate(labels)) for name, parts in collected.items()}
+
+
+def _join(name: str, parts: Mapping[str, list[np.ndarray]], labels: np.ndarray) -> Extracted:
+  arrays = {key: np.concatenate(chunks) for key, chunks in parts.items()}  # each [N, D]
+  for key, array in arrays.items():
+    bad = int((~np.isfinite(array).all(axis=1)).sum())
+    if bad:
+      raise FloatingPointError(
+        f"{bad} of {len(array)} images have NaN or infinite {name}/{key}: the parameters have diverged or are not "
+        "those of this model, so no score is given. Evaluate an earlier checkpoint."
+      )
+  return Extracted(arrays["cls"], arrays.get("patch_mean", np.zeros((len(labels), 0), np.float32)), labels)
+
+
+def _check_images(images: np.ndarray) -> None:
+  if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+    raise ValueError(
+      f"A feature function takes uint8 images [B, H, W, 3] and normalises them itself, got {images.dtype} "
+      f"{list(images.shape)}."
+    )

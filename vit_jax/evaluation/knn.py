@@ -1,0 +1,134 @@
+"""Weighted k-nearest-neighbour classification of frozen features (Wu et al. 2018; the protocol of DINO to DINOv3).
+
+Features are L2-normalised, similarity is their dot product, the neighbours of a test image vote for their label with
+the softmax of similarity / temperature over the max(k) nearest. All in float32.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+KS = (10, 20, 100, 200)
+TEMPERATURE = 0.07
+
+
+def knn(
+  train_features: Float[np.ndarray, "N D"],
+  train_labels: Int[np.ndarray, " N"],
+  test_features: Float[np.ndarray, "M D"],
+  test_labels: Int[np.ndarray, " M"],
+  *,
+  ks: Sequence[int] = KS,
+  temperature: float = TEMPERATURE,
+  train_chunk: int = 8192,
+  test_chunk: int = 1024,
+) -> dict[str, float]:
+  """Top-1 accuracy of the weighted k-NN classifier, for several k.
+
+  Works on any features: also on pixels and histograms. Memory on the device: the test features, one chunk of the
+  training features and a [test_chunk, train_chunk] block of similarities.
+
+  Args:
+    train_features: features of the images that vote.
+    train_labels: their labels, >= 0.
+    test_features: features of the images to classify.
+    test_labels: their labels.
+    ks: numbers of neighbours; those above N become N.
+    temperature: of the softmax that weighs votes.
+    train_chunk: training rows compared at a time (at least max(k)). The result does not depend on it.
+    test_chunk: test rows classified at a time. The result does not depend on it.
+
+  Returns:
+    "k<k>/top1" for every (capped) k, and "top1": that of the smallest k (10), fixed beforehand, because the best of
+    several would be a choice made on the test labels.
+
+  Raises:
+    ValueError: if shapes do not agree, a set is empty, or a k is below 1.
+  """
+  _check(train_features, train_labels, test_features, test_labels, ks)
+  ks = tuple(sorted({min(k, len(train_features)) for k in ks}))
+  neighbours = _neighbours(train_features, train_labels, test_features, ks[-1], train_chunk, test_chunk)
+  correct = np.zeros(len(ks), np.int64)
+  for start, (similarity, labels) in zip(range(0, len(test_labels), test_chunk), neighbours, strict=True):
+    truth = test_labels[start : start + test_chunk]
+    predicted = np.asarray(_vote(similarity, labels, ks, temperature))  # [ks, chunk]
+    correct += (predicted[:, : len(truth)] == truth).sum(axis=1)
+  accuracy = dict(zip(ks, (correct / len(test_labels)).tolist(), strict=True))
+  return {"top1": accuracy[ks[0]]} | {f"k{k}/top1": value for k, value in accuracy.items()}
+
+
+def _neighbours(train_features, train_labels, test_features, k, train_chunk, test_chunk) -> list[tuple[Array, Array]]:
+  """Similarities and labels, both [test_chunk, k], of the k nearest training rows, nearest first, per test chunk."""
+  train_chunk = min(max(train_chunk, k), len(train_features))
+  test_chunk = min(test_chunk, len(test_features))
+  queries = [
+    _normalize(_padded(test_features[start : start + test_chunk], test_chunk))  # [test_chunk, D]
+    for start in range(0, len(test_features), test_chunk)
+  ]
+  nothing = (jnp.full((test_chunk, k), -jnp.inf), jnp.full((test_chunk, k), -1, jnp.int32))
+  best = [nothing] * len(queries)
+  for start in range(0, len(train_features), train_chunk):
+    rows = train_features[start : start + train_chunk]
+    keys = _normalize(_padded(rows, train_chunk))  # [train_chunk, D]
+    labels = jnp.asarray(_padded(train_labels[start : start + train_chunk], train_chunk), jnp.int32)
+    best = [_merge(pair, query, keys, labels, len(rows)) for pair, query in zip(best, queries, strict=True)]
+  return best
+
+
+@jax.jit
+def _merge(best: tuple[Array, Array], query: Array, keys: Array, labels: Array, num_valid: int) -> tuple[Array, Array]:
+  """The best k of the k so far and of one chunk; the earlier training row wins a tie, whatever the chunks."""
+  best_similarity, best_labels = best  # [Q, k] each
+  k = best_labels.shape[1]
+  similarity = jnp.matmul(query, keys.T, precision=jax.lax.Precision.HIGHEST)  # [Q, chunk]
+  similarity = jnp.where(jnp.arange(keys.shape[0]) < num_valid, similarity, -jnp.inf)
+  similarity, index = jax.lax.top_k(jnp.concatenate([best_similarity, similarity], axis=1), k)  # [Q, k]
+  old = jnp.take_along_axis(best_labels, jnp.minimum(index, k - 1), axis=1)  # [Q, k]
+  return similarity, jnp.where(index < k, old, labels[jnp.maximum(index - k, 0)])
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _vote(similarity: Array, labels: Array, ks: tuple[int, ...], temperature: float) -> Array:
+  """The class with the largest sum of weights among the first k neighbours, for each k: [ks, Q].
+
+  Every neighbour collects the weights of those that share its label, so that memory does not grow with the number of
+  classes. Of two classes with equal sums the one with the nearer neighbour wins.
+  """
+  weights = jax.nn.softmax(similarity / temperature, axis=1)  # [Q, max(k)]
+  predicted = []
+  for k in ks:
+    same = labels[:, :k, None] == labels[:, None, :k]  # [Q, k, k]
+    votes = jnp.sum(jnp.where(same, weights[:, :k, None], 0.0), axis=1)  # [Q, k]
+    winner = jnp.argmax(votes, axis=1)[:, None]  # [Q, 1]
+    predicted.append(jnp.take_along_axis(labels, winner, axis=1)[:, 0])  # [Q]
+  return jnp.stack(predicted)  # [ks, Q]
+
+
+@jax.jit
+def _normalize(features: Array) -> Array:
+  features = features.astype(jnp.float32)
+  norm = jnp.linalg.norm(features, axis=1, keepdims=True)  # [N, 1]
+  return features / jnp.maximum(norm, 1e-12)  # a zero row stays zero: similarity 0 to everything
+
+
+def _padded(rows: np.ndarray, num: int) -> np.ndarray:
+  return np.pad(rows, [(0, num - len(rows))] + [(0, 0)] * (rows.ndim - 1))
+
+
+def _check(train_features, train_labels, test_features, test_labels, ks) -> None:
+  for name, features, labels in (("train", train_features, train_labels), ("test", test_features, test_labels)):
+    if np.ndim(features) != 2 or np.shape(labels) != (len(features),) or not len(features):
+      raise ValueError(
+        f"k-NN takes features [N, D] with labels [N], N >= 1, got {name}_features {list(np.shape(features))} with "
+        f"{name}_labels {list(np.shape(labels))}."
+      )
+  if train_features.shape[1] != test_features.shape[1]:
+    raise ValueError(f"train features have width {train_features.shape[1]}, test features {test_features.shape[1]}.")
+  if not ks or min(ks) < 1:
+    raise ValueError(f"ks must be numbers of neighbours >= 1, got {tuple(ks)}.")
