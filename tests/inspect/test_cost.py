@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from vit_jax.config import load, resolve
+from vit_jax.data.masks import masked_patches
 from vit_jax.inspect.cost import abstract_params, count, dino_step, head_flops, parameter_count
+from vit_jax.methods import dinov3
 from vit_jax.models import MODELS, ProjectionHead, create_model
 
 # Reference section 1.1, published ViTs, and factory functions (mlp, no registers).
@@ -124,6 +128,29 @@ def test_step_formula_agrees_with_the_products_of_forward_and_backward_passes():
   # The pixels get no gradient: one third of the student's patch embedding is not done.
   pixels = 2 * count(model, 96).parts["patch embedding"] + 3 * count(model, 48).parts["patch embedding"]
   assert traced == batch * (cost.flops - pixels)
+
+
+def test_step_formula_agrees_with_the_products_of_the_real_training_step():
+  config = resolve(load(str(Path(__file__).parents[2] / "configs" / "tiny.py")), num_examples=64)
+  net, views, batch = dinov3.modules(config), dinov3.views(config), config.batch_size
+  groups = batch // views.group_size(batch)
+  patches = views.mask_grid[0] * views.mask_grid[1]
+  masked = masked_patches(batch // groups, views.mask_grid, views.mask_probability, views.mask_ratio)
+  crops = {
+    name: jax.ShapeDtypeStruct((batch, number, size, size, 3), jnp.uint8)
+    for name, number, size in (("global_crops", 2, views.global_size), ("local_crops", 2, views.local_size))
+  }
+  masks = {
+    "masks": jax.ShapeDtypeStruct((batch, 2, patches), bool),
+    "mask_indices": jax.ShapeDtypeStruct((groups, masked), jnp.int32),
+    "mask_weights": jax.ShapeDtypeStruct((groups, masked), jnp.float32),
+  }
+  state = jax.eval_shape(lambda key: dinov3.init(config, key), jax.random.key(0))
+  traced = products(jax.make_jaxpr(dinov3.make_step(config))(state, crops | masks).jaxpr)
+  cost = dino_step(*net, global_size=32, local_size=16, local_number=2, masked=masked * groups / batch)
+  pixels = 2 * (count(net.backbone, 32).parts["patch embedding"] + count(net.backbone, 16).parts["patch embedding"])
+  # Beyond the formula: KoLeo's neighbours, the covariance of the health metrics.
+  assert traced == pytest.approx(batch * (cost.flops - pixels), rel=0.02)
 
 
 def test_an_image_smaller_than_a_patch_is_an_error():

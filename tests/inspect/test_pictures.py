@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vit_jax.inspect.cost import abstract_params
 from vit_jax.inspect.pca import foreground_mask, otsu, principal_colours, principal_components
 from vit_jax.inspect.pictures import contact_sheet, feature_sheet, overlay_masks, pca_sheet, save, to_uint8
 from vit_jax.models import create_model
@@ -135,10 +136,10 @@ def test_patches_that_do_not_fit_the_grid_are_an_error():
 
 def test_features_of_a_model_are_drawn_and_saved(rng, tmp_path):
   model = create_model("vit_small", width=32, depth=1, num_heads=2, mlp_hidden=64, num_registers=2)
-  params = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))["params"]
+  params = jax.tree.map(lambda leaf: 0.1 * rng.standard_normal(leaf.shape, np.float32), abstract_params(model))
   images = rng.integers(0, 256, (3, 32, 48, 3), np.uint8)
   sheet = feature_sheet(model, params, images, mean=MEAN, std=STD)
   path = save(sheet, tmp_path / "new" / "features.png")
   assert np.array_equal(np.asarray(Image.open(path)), sheet)
-  patches = model.apply({"params": params}, ((images / 255 - MEAN) / STD).astype(np.float32)).patches
+  patches = jax.jit(model.apply)({"params": params}, ((images / 255 - MEAN) / STD).astype(np.float32)).patches
   assert np.array_equal(sheet, pca_sheet(images, np.asarray(patches), (2, 3)))

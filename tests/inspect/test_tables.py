@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
-from vit_jax.config import default
+from vit_jax.config import default, load
 from vit_jax.inspect.cost import count, dino_step
-from vit_jax.inspect.tables import config_table, model_table
+from vit_jax.inspect.tables import config_table, model_table, training_table
+from vit_jax.methods import dinov3
 from vit_jax.models import ProjectionHead, create_model
 
 
@@ -30,6 +32,14 @@ def test_a_boolean_in_the_place_of_a_number_and_a_new_key_are_changes():
   table = config_table({"a": True, "b": 1, "c": {"d": "x"}}, {"a": 1, "b": 1.0})
   assert [line[0] for line in table.splitlines()] == ["*", " ", "*"]
   assert "new key" in line_of(table, "c.d")
+
+
+def test_the_training_table_is_made_of_what_a_method_has():
+  config = load(str(Path(__file__).parents[2] / "configs" / "tiny.py"))
+  config.crops.local_number = 0
+  table = training_table(dinov3.modules(config), dinov3.views(config), masked=4.5)
+  assert "32 -> 32 -> 32 -> 16 -> 32" in line_of(table, "dino_head")
+  assert "global crop, 32 x 32 pixels" in table and "local crop, " not in table
 
 
 def test_the_model_table_states_parameters_tokens_and_operations():

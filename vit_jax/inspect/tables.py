@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vit_jax.inspect.cost import Size, StepCost, abstract_params, count, head_flops, parameter_count
+from vit_jax.inspect.cost import Size, StepCost, abstract_params, count, dino_step, head_flops, parameter_count
 from vit_jax.models import ProjectionHead, VisionTransformer
 
 
@@ -68,6 +68,28 @@ def model_table(
     rows += [(f"  {part}", flops(value), f"{value / step.flops:.0%}") for part, value in step.parts.items()]
     rows.append(("  all", flops(step.flops), "matrix products, without recomputation"))
   return align(rows, right=(1,))
+
+
+def training_table(modules: Any, views: Any, *, masked: float) -> str:
+  """`model_table` of what a method with DINO and iBOT heads trains.
+
+  Args:
+    modules: backbone, dino_head and ibot_head, as `methods.dinov3.modules(config)` makes them.
+    views: the crops, as `methods.dinov3.views(config)` describes them.
+    masked: masked patches per image, both global crops together.
+  """
+  sizes = {"global crop": views.global_size}
+  if views.local_number:
+    sizes["local crop"] = views.local_size
+  step = dino_step(
+    *modules,
+    global_size=views.global_size,
+    local_size=views.local_size,
+    local_number=views.local_number,
+    masked=masked,
+  )
+  heads = {"dino_head": modules.dino_head, "ibot_head": modules.ibot_head}
+  return model_table(modules.backbone, image_sizes=sizes, heads=heads, step=step)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
