@@ -26,7 +26,7 @@ Picture = UInt8[np.ndarray, "height width 3"]
 _GAP, _HEADER, _FONT = 6, 24, 14
 _PAPER, _INK = 255, (60, 66, 74)
 _HIDDEN = np.array([128.0, 128.0, 128.0])  # a masked patch is mostly this grey …
-_HIDING = 0.75  # … by this share
+_HIDING = 0.85  # … by this share
 
 
 def contact_sheet(
