@@ -112,7 +112,7 @@ def test_objects_move_steadily_and_stay_inside():
   for seed in SEEDS:
     centers = np.array([[item.center for item in scene(seed, num_objects=2, t=t).objects]
                         for t in np.linspace(0, 12, 25)]) / 64  # fmt: skip
-    steps = np.linalg.norm(np.diff(centers, axis=0), axis=-1)             # [24, 2]  half a unit of time each
+    steps = np.linalg.norm(np.diff(centers, axis=0), axis=-1)  # [24, 2]  half a unit of time each
     assert (steps.max(0) > 0.02).all() and (steps <= 0.1 + 1e-9).all()
     for t in (3.0, 12.0):
       drawn = scene(seed, size=96, num_objects=1, t=t)
@@ -148,7 +148,7 @@ def test_star_has_five_straight_points():
   star = OUTLINES["star"]
   reach = np.linspace(0, star.extent, 600, dtype=np.float32)
   x, y = (np.outer(f(angles), reach).astype(np.float32) for f in (np.cos, np.sin))
-  rim = reach[(star.distance(x, y) < 0).sum(1) - 1]                         # [720]  how far the shape goes each way
+  rim = reach[(star.distance(x, y) < 0).sum(1) - 1]  # [720]  how far the shape goes each way
   tips = (rim > np.roll(rim, 1)) & (rim >= np.roll(rim, -1)) & (rim > 0.9 * rim.max())
   assert tips.sum() == 5
   assert rim.min() / rim.max() == pytest.approx(0.42, abs=0.02)

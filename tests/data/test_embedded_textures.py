@@ -20,7 +20,7 @@ def splits(tmp_path_factory):
 def knn(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray) -> float:
   """Accuracy of the cosine-weighted vote of the 10 nearest (temperature 0.07)."""
   train, test = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (train, test))
-  similarity = test @ train.T                                            # [N, M]
+  similarity = test @ train.T  # [N, M]
   nearest = np.argsort(-similarity, axis=1)[:, :10]
   votes = np.zeros((len(test), 20))
   np.add.at(votes, (np.arange(len(test))[:, None], train_labels[nearest]),
@@ -43,13 +43,13 @@ def centred_pixels(images: np.ndarray) -> np.ndarray:
 
 
 def color_histograms(images: np.ndarray) -> np.ndarray:
-  bins = (images.astype(np.int64) * 6 // 256) @ np.array([36, 6, 1])     # [N, H, W]
+  bins = (images.astype(np.int64) * 6 // 256) @ np.array([36, 6, 1])  # [N, H, W]
   return np.stack([np.bincount(image.ravel(), minlength=216) for image in bins]).astype(float)
 
 
 def local_patterns(images: np.ndarray) -> np.ndarray:
   """Histograms of how the eight neighbours at two distances compare with each pixel: pattern without colour."""
-  grey = images.astype(np.float32).mean(-1)                              # [N, H, W]
+  grey = images.astype(np.float32).mean(-1)  # [N, H, W]
   found = []
   for radius in (1, 3):
     middle = grey[:, radius:-radius, radius:-radius]

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding
 
-
 Prefetched = tuple[dict[str, jax.Array], dict[str, Any]]
 
 
