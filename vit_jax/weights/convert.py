@@ -1,4 +1,4 @@
-"""Between state dicts (names → arrays of a published layout) and parameter trees; every mismatch is named, none passes."""
+"""Between state dicts (names → arrays of a published layout) and parameter trees; every mismatch is named."""
 
 from __future__ import annotations
 
@@ -14,14 +14,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vit_jax.models import ProjectionHead
 from vit_jax.weights.dinov3 import DINOV3
+from vit_jax.weights.errors import WeightMismatch, WeightsError
 from vit_jax.weights.hf import HF_DINOV3
 from vit_jax.weights.layout import STACKED, Buffer, Layout, Row, Shape
 
 LAYOUTS: dict[str, Layout] = {"dinov3": DINOV3, "hf_dinov3": HF_DINOV3}
-
-
-class WeightMismatch(ValueError):
-  """Weights do not fit a model; the message lists every tensor that does not."""
 
 
 class _Slot(NamedTuple):
@@ -112,10 +109,11 @@ def to_state_dict(params: Mapping[str, Any], model: nn.Module, layout: str = "di
 
 
 def select(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-  """The part of a state dict under a prefix, without it: a nested dict ("teacher") or names that begin so ("backbone.").
+  """The part of a state dict under a prefix, without it: a nested dict ("teacher") or names that begin so
+  ("backbone.").
 
   Raises:
-    ValueError: if there is no such part; says what there is.
+    WeightsError: if there is no such part; says what there is.
   """
   inner = state_dict.get(prefix)
   if isinstance(inner, Mapping):
@@ -123,13 +121,13 @@ def select(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
   found = {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
   if not found:
     there = sorted({name.split(".")[0] for name in state_dict})
-    raise ValueError(f"the state dict has nothing under {prefix!r}; its names begin with {', '.join(there)}.")
+    raise WeightsError(f"the state dict has nothing under {prefix!r}; its names begin with {', '.join(there)}.")
   return found
 
 
 def _layout(name: str) -> Layout:
   if name not in LAYOUTS:
-    raise ValueError(f"there is no layout {name!r}; there are {', '.join(LAYOUTS)}.")
+    raise WeightsError(f"there is no layout {name!r}; there are {', '.join(LAYOUTS)}.")
   return LAYOUTS[name]
 
 
