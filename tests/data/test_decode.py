@@ -93,6 +93,15 @@ def test_a_damaged_exif_block_does_not_spoil_the_picture():
   assert decode(data).shape == (24, 40, 3)
 
 
+@pytest.mark.parametrize(("enough", "side"), [(None, 320), (200, 320), (160, 160), (50, 80), (10, 40)])
+def test_a_large_jpeg_is_decoded_small_where_that_is_enough(enough, side):
+  pixels = pictures.smooth(320, 480)
+  small = decode(pictures.encoded(pixels, "JPEG", quality=95), enough=enough)
+  assert small.shape == (side, side * 3 // 2, 3)
+  expected = np.asarray(Image.fromarray(pixels).resize((side * 3 // 2, side), Image.Resampling.BOX))
+  assert np.abs(small.astype(int) - expected).mean() < 3
+
+
 def test_transparent_pixels_are_white():
   pixels = decode(pictures.encoded(pictures.transparent(), "PNG"))
   assert (pixels[:, :20] == (255, 0, 0)).all()

@@ -172,6 +172,16 @@ def test_the_state_of_another_stream_is_refused():
     pipeline.set_state(state)
 
 
+def test_an_accepted_change_goes_on_after_as_many_images():
+  with make_pipeline(Numbered(20), VIEWS, batch_size=8, seed=3, workers=0) as pipeline:
+    for _ in range(3):
+      next(pipeline)
+    state = pipeline.get_state()
+  with make_pipeline(Numbered(20), VIEWS, batch_size=16, seed=3, workers=0) as pipeline:
+    pipeline.set_state(state, exact=False)
+    np.testing.assert_array_equal(next(pipeline)["label"], batches(3, batch_size=16)[2]["label"])  # 24 images -> 32
+
+
 def alive():
   return {thread for thread in threading.enumerate() if thread.is_alive()}, multiprocessing.active_children()
 

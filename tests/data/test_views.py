@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from vit_jax.config import default
@@ -49,3 +50,10 @@ def test_group_size_is_the_largest_divisor_up_to_64(batch, size):
 
 def test_a_given_group_size_is_kept():
   assert Views(loss_group_size=16).group_size(64) == 16
+
+
+def test_enough_pixels_leaves_every_crop_twice_its_size():
+  views = Views()
+  assert views.enough_pixels == 859
+  side = np.sqrt(views.local_scale[0]) * views.enough_pixels  # of the smallest local crop of a square image
+  assert side >= 2 * views.local_size

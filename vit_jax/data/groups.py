@@ -83,7 +83,9 @@ class LossGroups:
   def _read(self, record: int) -> tuple[np.ndarray, int]:
     try:
       entry = self._source[record]
-      return decode(entry["image"], self._source.describe(record)), int(entry["label"])
+      return decode(entry["image"], self._source.describe(record), enough=self._views.enough_pixels), int(
+        entry["label"]
+      )
     except BadImage as error:
       raise BadImage(self._source.describe(record), error.reason) from error
     except OSError as error:

@@ -164,21 +164,28 @@ class Pipeline:
     """Where the stream is, with what identifies it."""
     return {"next_batch": self._next_batch, **self._stream}
 
-  def set_state(self, state: dict[str, Any]):
+  def set_state(self, state: dict[str, Any], *, exact: bool = True):
     """Continues where `state` was taken.
 
+    Args:
+      state: what `get_state` gave, in this run or another.
+      exact: refuse the state of another stream (seed, number of records, batch or loss group size), where "the next
+        batch" has no meaning; False: go on after as many images as had been used, with a warning.
+
     Raises:
-      ValueError: if the state was taken from another stream (seed, number of records, batch or loss group size), where
-        "the next batch" would not be the next one.
+      ValueError: for a state that cannot be continued exactly.
     """
     changed = [f"{key} {state.get(key)} -> {value}" for key, value in self._stream.items() if state.get(key) != value]
-    if changed:
+    if changed and exact:
       raise ValueError(
-        f"the data cannot be continued where the checkpoint left it: {', '.join(changed)} (then -> now). "
-        "Restore these, or start a new run from the checkpoint's weights."
+        f"the data cannot be continued exactly where the checkpoint left it: {', '.join(changed)} (then -> now). "
+        "Restore these, or accept the change."
       )
+    if changed:
+      log.warning("the data goes on as another stream, after as many images: %s (then -> now)", ", ".join(changed))
     self._stop()
-    self._next_batch = int(state["next_batch"])
+    images = int(state["next_batch"]) * int(state["batch_size"])
+    self._next_batch = math.ceil(images / self._stream["batch_size"])
 
   def close(self):
     """Ends the worker processes and threads; returns when they are gone. The pipeline cannot be used afterwards."""

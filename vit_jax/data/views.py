@@ -7,6 +7,7 @@ processes and says the same thing everywhere.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +66,14 @@ class Views:
     if self.loss_group_size is not None:
       return self.loss_group_size
     return next(size for size in range(min(batch_size, 64), 0, -1) if batch_size % size == 0)
+
+  @property
+  def enough_pixels(self) -> int:
+    """The short side from which on every crop is cut with at least twice as many pixels a side as it keeps."""
+    sides = [self.global_size / math.sqrt(self.global_scale[0])]
+    if self.local_number:
+      sides.append(self.local_size / math.sqrt(self.local_scale[0]))
+    return math.ceil(2.0 * max(sides))
 
   def _check_geometry(self):
     _require(self.local_number >= 0, "crops.local_number", self.local_number, "0 or more")
