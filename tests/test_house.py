@@ -42,6 +42,7 @@ ANYTHING = {"cli", "__main__", "__init__", "hub", "bench"}  # the faces of the p
 # Distributions whose import name is another.
 DISTRIBUTIONS = {
   "PIL": "pillow",
+  "absl": "absl-py",
   "cv2": "opencv-python-headless",
   "orbax": "orbax-checkpoint",
   "skimage": "scikit-image",
