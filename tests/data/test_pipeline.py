@@ -229,7 +229,7 @@ class TestBadImages:
       batches(40, source=Numbered(40, bad=range(12)), bad_records=tmp_path / "bad.jsonl")
 
   def test_a_limit_of_zero_stops_at_the_first(self):
-    with pytest.raises(RuntimeError, match=r"(?s)1 of 8 images.*picture-4"):
+    with pytest.raises(RuntimeError, match=r"(?s)1 of .* images.*picture-4"):
       batches(8, source=Numbered(20, bad=[4]), max_bad_fraction=0.0)
 
   def test_ten_bad_ones_do_not_stop_a_small_source(self):

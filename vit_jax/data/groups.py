@@ -8,18 +8,15 @@ size nor who computes it, so that any group can be made at any time, anywhere, a
 from __future__ import annotations
 
 import json
-import logging
 
-import grain
 import numpy as np
 
 from vit_jax.data.augment import multi_crop
 from vit_jax.data.decode import BadImage, decode
 from vit_jax.data.masks import group_masks, indices_and_weights
+from vit_jax.data.order import shuffled
 from vit_jax.data.sources import Source
 from vit_jax.data.views import Views
-
-log = logging.getLogger(__name__)
 
 BAD = "bad_records"  # key of the unreadable records that a group has met
 _REPLACEMENTS = 100  # images tried in the place of an unreadable one
@@ -40,7 +37,6 @@ class LossGroups:
     self._views = views
     self._seed = seed
     self._group_size = group_size
-    self._order = grain.MapDataset.range(len(source)).seed(seed % (1 << 32)).shuffle().repeat()
 
   def __getitem__(self, number: int) -> dict[str, np.ndarray | str]:
     v, size = self._views, self._group_size
@@ -50,9 +46,10 @@ class LossGroups:
       "label": np.empty(size, np.int32),
     }
     bad: list[dict[str, str]] = []
-    for row in range(size):
-      element = number * size + row
-      image, group["label"][row] = self._readable(element, bad)
+    elements = number * size + np.arange(size)
+    records = shuffled(elements, len(self._source), self._seed)
+    for row, (element, record) in enumerate(zip(elements.tolist(), records.tolist(), strict=True)):
+      image, group["label"][row] = self._readable(element, record, bad)
       rng = _generator(self._seed, _CROPS, element)
       multi_crop(image, rng, v, group["global_crops"][row], group["local_crops"][row])
     if v.mask_grid is not None:
@@ -63,10 +60,9 @@ class LossGroups:
     group[BAD] = json.dumps(bad)
     return group
 
-  def _readable(self, element: int, bad: list[dict[str, str]]) -> tuple[np.ndarray, int]:
-    """(image, label) of an element of the stream, or of the first readable one of its own random replacements."""
+  def _readable(self, element: int, record: int, bad: list[dict[str, str]]) -> tuple[np.ndarray, int]:
+    """(image, label) of a record, or of the first readable one of the replacements drawn for this element."""
     rng = None
-    record = int(self._order[element])
     for _ in range(_REPLACEMENTS):
       try:
         return self._read(record)
@@ -83,9 +79,7 @@ class LossGroups:
   def _read(self, record: int) -> tuple[np.ndarray, int]:
     try:
       entry = self._source[record]
-      return decode(entry["image"], self._source.describe(record), enough=self._views.enough_pixels), int(
-        entry["label"]
-      )
+      return decode(entry["image"], enough=self._views.enough_pixels), int(entry["label"])
     except BadImage as error:
       raise BadImage(self._source.describe(record), error.reason) from error
     except OSError as error:

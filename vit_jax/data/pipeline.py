@@ -2,7 +2,7 @@
 
 A batch is the next few loss groups (`groups.py`) of an endless stream, so that its content depends on the seed and its
 place alone: not on how many processes share the batch, how many workers decode it, or where the run was interrupted.
-Grain supplies the shuffled order, the threads and the worker processes.
+Grain supplies the threads and the worker processes.
 """
 
 from __future__ import annotations
