@@ -11,6 +11,7 @@ from vit_jax.config.durations import parse_duration, resolve_duration
 from vit_jax.config.errors import ConfigError, UserError
 from vit_jax.config.fields import flatten
 from vit_jax.config.loading import check_argument, load
+from vit_jax.config.resolving import resolve
 from vit_jax.config.saving import config_hash, difference, from_dict, read, save, to_dict
 from vit_jax.config.schema import default, loss_group_size
 from vit_jax.config.validation import validate
@@ -28,6 +29,7 @@ __all__ = [
   "loss_group_size",
   "parse_duration",
   "read",
+  "resolve",
   "resolve_duration",
   "save",
   "to_dict",

@@ -1,7 +1,7 @@
 """Random fields the embedded images are made of: value noise, sums of it, and jittered cells.
 
-Every field is float32 and is a function of coordinates `u, v` (float32 [S, S], any unit) and of random tables drawn from
-the caller's generator, so that one seed gives one field on every machine.
+Every field is float32 and is a function of coordinates `u, v` (float32, of one shape, in any unit) and of random tables
+drawn from the caller's generator, so that one seed gives one field, wherever it is looked at.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def value_noise(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.nd
   """Smooth noise in [-1, 1] with features one unit large."""
   values = 2.0 * table(rng) - 1.0
   i, j = np.floor(u), np.floor(v)
-  a, b = u - i, v - j                                    # [S, S]  position within the cell
+  a, b = u - i, v - j  # [S, S]  position within the cell
   a, b = a * a * (3.0 - 2.0 * a), b * b * (3.0 - 2.0 * b)
   i, j = i.astype(np.int32) & (TABLE - 1), j.astype(np.int32) & (TABLE - 1)
   i1, j1 = (i + 1) & (TABLE - 1), (j + 1) & (TABLE - 1)

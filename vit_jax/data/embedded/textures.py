@@ -15,7 +15,7 @@ import numpy as np
 
 from vit_jax.data.embedded.noise import fractal_noise, lookup, neighbours, table, value_noise
 
-VERSION = 1  # raise with every change of the pixels: cached images of other versions are then made again
+VERSION = 2  # raise with every change of the pixels: cached images of other versions are then made again
 OVERSAMPLING = 2
 TAU = np.float32(2 * np.pi)
 
@@ -152,13 +152,13 @@ def _confetti(u, v, rng):
 def _scratches(u, v, rng):
   u, v = u - u.mean(), v - v.mean()
   reach = np.float32(np.hypot(u, v).max())
-  num = int(5.0 * reach)  # a fixed density of lines whatever the scale
+  num = int(6.5 * reach)  # a fixed density of lines whatever the scale
   angle = rng.uniform(0, np.pi, num)
-  normal = np.stack([np.cos(angle), np.sin(angle)]).astype(np.float32)               # [2, lines]
+  normal = np.stack([np.cos(angle), np.sin(angle)]).astype(np.float32)  # [2, lines]
   offset = rng.uniform(-reach, reach, num).astype(np.float32)
   width = rng.uniform(0.6, 1.6, num).astype(np.float32)
   field = np.full(u.size, np.inf, np.float32)
-  points = np.stack([u.ravel(), v.ravel()], 1)                                     # [S*S, 2]
+  points = np.stack([u.ravel(), v.ravel()], 1)  # [S*S, 2]
   for k in range(num):
     np.minimum(field, np.abs(points @ normal[:, k] - offset[k]) / width[k], out=field)
   return -field.reshape(u.shape)
@@ -184,10 +184,10 @@ def coordinates(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.nda
   Returns:
     (u, v), float32 [size, size]: one unit is a fifth to a tenth of the image.
   """
-  axis = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(2 / size) - 1.0        # [-1, 1]
+  axis = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(2 / size) - 1.0  # [-1, 1]
   x, y = axis[None, :], axis[:, None]
   tilt_x, tilt_y = rng.uniform(-0.18, 0.18, 2)
-  depth = 1.0 / (1.0 + np.float32(tilt_x) * x + np.float32(tilt_y) * y)               # [size, size]
+  depth = 1.0 / (1.0 + np.float32(tilt_x) * x + np.float32(tilt_y) * y)  # [size, size]
   scale = 0.5 * np.exp(rng.uniform(np.log(5.0), np.log(9.0)))
   aspect, angle = np.exp(rng.uniform(-0.12, 0.12)), rng.uniform(0, 2 * np.pi)
   shift = rng.uniform(0, 64, 2)
@@ -209,13 +209,14 @@ def palette(rng: np.random.Generator) -> np.ndarray:
 def _pool(x: np.ndarray, factor: int) -> np.ndarray:
   """Mean over blocks of factor x factor samples."""
   size = x.shape[0] // factor
-  return x.reshape(size, factor, size, factor).mean((1, 3))
+  blocks = x.reshape(size, factor, size, factor)
+  return sum(blocks[:, i, :, j] for i in range(factor) for j in range(factor)) / factor**2
 
 
 def render(name: str, size: int, rng: np.random.Generator) -> np.ndarray:
   """One image of the texture `name`, uint8 [size, size, 3]."""
   u, v = coordinates(OVERSAMPLING * size, rng)
-  field = FIELDS[name](u, v, rng)                                                     # [2S, 2S]
+  field = FIELDS[name](u, v, rng)  # [2S, 2S]
   coverage, hardness, softness = rng.uniform(0.32, 0.5), rng.uniform(2.0, 5.0), rng.uniform(0.25, 0.6)
 
   # Harden around the wanted quantile before pooling: edges are antialiased as edges, not as ramps of the field.
@@ -230,7 +231,7 @@ def render(name: str, size: int, rng: np.random.Generator) -> np.ndarray:
   mix = (mix * mix * (3.0 - 2.0 * mix)).reshape(size, size, 1)
 
   first, second = palette(rng)
-  image = first + mix * (second - first)                                              # [S, S, 3]
+  image = first + mix * (second - first)  # [S, S, 3]
   image *= _light(size, rng)
   image += np.float32(rng.uniform(0.0, 0.03)) * rng.standard_normal(image.shape, dtype=np.float32)
   return (np.clip(image, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
@@ -243,13 +244,13 @@ def _light(size: int, rng: np.random.Generator) -> np.ndarray:
   return (1.0 + x * axis[None, :] + y * axis[:, None])[..., None]
 
 
-def label_of(seed: tuple[int, ...], index: int) -> int:
-  """The class of image `index`: every run of 20 indices holds each class once, in a random order."""
+def label_of(split: int, index: int) -> int:
+  """The class of image `index`: every run of twenty indices holds each class once, in a random order."""
   block, place = divmod(index, len(CLASS_NAMES))
-  return int(np.random.default_rng([*seed, 1, block]).permutation(len(CLASS_NAMES))[place])
+  return int(np.random.default_rng([split, 1, block]).permutation(len(CLASS_NAMES))[place])
 
 
-def example(seed: tuple[int, ...], index: int, *, size: int) -> tuple[np.ndarray, int]:
-  """Image `index` of the split seeded by `seed`, uint8 [size, size, 3], and its label; the same whatever the count."""
-  label = label_of(seed, index)
-  return render(CLASS_NAMES[label], size, np.random.default_rng([*seed, 0, index])), label
+def example(split: int, index: int, *, size: int) -> tuple[np.ndarray, int]:
+  """Image `index` of a split (0 train, 1 test), uint8 [size, size, 3], and its label; the same whatever the count."""
+  label = label_of(split, index)
+  return render(CLASS_NAMES[label], size, np.random.default_rng([split, 0, index])), label

@@ -1,0 +1,162 @@
+"""The training step against the reference's: losses, gradients, AdamW, EMA, five steps, two loss groups."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.golden import Golden
+from tests.methods import reference_step as reference
+from vit_jax.methods import dinov3
+
+TERMS = {
+  "loss": "total_loss",
+  "dino_local": "dino_local_crops_loss",
+  "dino_global": "dino_global_crops_loss",
+  "koleo": "koleo_loss",
+  "ibot": "ibot_loss",
+}
+
+
+@functools.cache
+def run():
+  """The five steps of the golden run: settings, states after each step, metrics of each step."""
+  golden = Golden("step_base_result")
+  config = reference.build_config(golden.settings)
+  step = jax.jit(dinov3.make_step(config))
+  states, metrics = [reference.build_state(config, "step_base")], []
+  for i in range(5):
+    state, values = step(states[-1], reference.build_batch(config, "step_base", i))
+    states.append(state)
+    metrics.append(values)
+  return golden, config, states, metrics
+
+
+def gradients(config, state, batch, temperature):
+  net, key = dinov3.modules(config), jax.random.key(0)
+  targets = dinov3.teacher_targets(net, state.teacher, batch, temperature)
+
+  def objective(student):
+    return dinov3.student_loss(config, net, student, targets, batch, key, jnp.float32(1))[0]
+
+  return jax.jit(jax.grad(objective))(state.student)
+
+
+def assert_trees_close(tree, expected, *, of_maximum, only=None):
+  for (path, leaf), want in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(expected), strict=True):
+    scale = float(jnp.max(jnp.abs(want)))
+    np.testing.assert_allclose(leaf, want, rtol=0, atol=of_maximum * scale + 1e-12, err_msg=str(path))
+
+
+def test_losses_of_five_steps_equal_the_reference():
+  golden, _, _, metrics = run()
+  for ours, theirs in TERMS.items():
+    values = [float(m[ours]) for m in metrics]
+    np.testing.assert_allclose(values, golden[f"steps_f64/{theirs}"], rtol=2e-6, err_msg=ours)
+  for name in ("backbone", "dino_head", "ibot_head"):
+    values = [float(m[f"grad_norm/{name}"]) for m in metrics]
+    np.testing.assert_allclose(values, golden[f"steps_f64/grad_norm_{name}"], rtol=1e-5)
+
+
+def test_schedules_of_five_steps_equal_the_reference():
+  golden, _, _, metrics = run()
+  names = {"lr": "lr", "weight_decay": "wd", "momentum": "momentum", "teacher_temperature": "teacher_temp"}
+  for ours, theirs in names.items():
+    np.testing.assert_allclose([float(m[ours]) for m in metrics], golden[f"steps/{theirs}"], rtol=1e-6)
+
+
+def test_gradients_of_the_first_step_equal_the_reference():
+  golden, config, states, metrics = run()
+  batch = reference.build_batch(config, "step_base", 0)
+  grads = gradients(config, states[0], batch, metrics[0]["teacher_temperature"])
+  assert_trees_close(grads, reference.build_params(config, golden.under("grad0")), of_maximum=1e-5)
+
+
+def test_student_after_adamw_equals_the_reference():
+  golden, config, states, metrics = run()
+  expected = reference.build_params(config, golden.under("student1"))
+  difference = jax.tree.map(lambda a, b: jnp.abs(a - b).ravel(), states[1].student, expected)
+  error = jnp.concatenate(jax.tree.leaves(difference)) / metrics[0]["lr"]
+  # Adam's first step is about +-lr per element, whatever the gradient: rounding shows where the gradient is near zero.
+  assert np.quantile(error, 0.999) < 1e-3
+  assert np.max(error) < 0.05
+
+
+def named_leaves(config, params):
+  """{reference name: array} of a parameter tree."""
+  from vit_jax import weights
+
+  out = {}
+  for name, module in dinov3.modules(config)._asdict().items():
+    state_dict = weights.to_state_dict(params[name], module)
+    out |= {f"{name}.{key}": value for key, value in state_dict.items()}
+  return out
+
+
+def test_teacher_after_the_average_and_student_after_five_steps_equal_the_reference():
+  golden, config, states, metrics = run()
+  for prefix, params, tolerance in (("teacher1", states[1].teacher, 1e-3), ("student5", states[5].student, 0.02)):
+    ours = named_leaves(config, params)
+    for key, want in golden.under(prefix).items():
+      np.testing.assert_allclose(ours[key], want, rtol=0, atol=tolerance * float(metrics[0]["lr"]), err_msg=key)
+
+
+def test_norms_of_every_parameter_follow_the_reference_for_five_steps():
+  golden, config, states, _ = run()
+  for kind in ("student", "teacher"):
+    for i in range(5):
+      ours = named_leaves(config, getattr(states[i + 1], kind))
+      values = [np.linalg.norm(ours[name]) for name in golden.settings[f"{kind}_param_names"]]
+      np.testing.assert_allclose(values, golden[f"steps/{kind}_norms"][i], rtol=2e-5)
+
+
+@pytest.mark.parametrize("case", ["koleo_local", "koleo_global"])
+def test_two_loss_groups_equal_two_processes_of_the_reference(case):
+  golden, settings = Golden("step_base_2proc"), Golden("step_base_result").settings
+  config = reference.build_config(settings, groups=2)
+  if case == "koleo_global":
+    config.koleo.group_size = config.batch_size
+  state = reference.build_state(config, "step_base")
+  batch = reference.build_batch(config, "step_base", 0, 1)
+  net, temperature = dinov3.modules(config), golden.settings["teacher_temp"]
+  targets = dinov3.teacher_targets(net, state.teacher, batch, temperature)
+  total, terms = dinov3.student_loss(config, net, state.student, targets, batch, state.key, jnp.float32(1))
+  for ours, theirs in TERMS.items():
+    value = total if ours == "loss" else terms[ours]
+    ranks = [golden[f"{case}/{theirs}/rank{r}"] for r in range(2)]
+    np.testing.assert_allclose(value, np.mean(ranks), rtol=1e-5, err_msg=ours)
+  ours = named_leaves(config, gradients(config, state, batch, temperature))
+  for key, want in golden.under(f"{case}/grad").items():
+    np.testing.assert_allclose(ours[key], want, rtol=0, atol=2e-5 * np.abs(want).max(), err_msg=key)
+
+
+VARIANTS = {
+  "default": {},
+  "ignore_diag_flipped": {"dino.ignore_diagonal": False},
+  "koleo_top2": {"koleo.topk": 2},
+  "local_reweighted": {
+    "schedules.local_loss_weight.start": 0.3,
+    "schedules.local_loss_weight.peak": 1.0,
+    "schedules.local_loss_weight.end": 0.5,
+    "schedules.local_loss_weight.warmup": "8 steps",
+  },
+  "rope_bf16": {},
+}
+
+
+@pytest.mark.parametrize("case", VARIANTS)
+def test_losses_of_changed_settings_equal_the_reference(case):
+  golden = Golden("step_base_variants").under(case)
+  dtype = "bfloat16" if case == "rope_bf16" else "float32"
+  config = reference.build_config(Golden("step_base_result").settings, rope_dtype=dtype)
+  config.update_from_flattened_dict(VARIANTS[case])
+  state, batch = reference.build_state(config, "step_base"), reference.build_batch(config, "step_base", 0)
+  _, metrics = jax.jit(dinov3.make_step(config))(state, batch)
+  for ours, theirs in TERMS.items():
+    np.testing.assert_allclose(metrics[ours], golden[theirs], rtol=1e-5, err_msg=ours)
+  for name in ("backbone", "dino_head", "ibot_head"):
+    np.testing.assert_allclose(metrics[f"grad_norm/{name}"], golden[f"grad_norm_{name}"], rtol=1e-4)

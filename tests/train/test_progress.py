@@ -1,0 +1,89 @@
+"""Tests of vit_jax/train/progress.py, with a clock of our own."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+
+import pytest
+
+from vit_jax.train.progress import Progress, duration
+
+
+class Clock:
+  def __init__(self):
+    self.now = 0.0
+
+  def __call__(self):
+    return self.now
+
+
+def run(progress, clock, steps, *, train=0.3, wait=0.1):
+  for step in steps:
+    with progress.waiting():
+      clock.now += wait
+    clock.now += train
+    progress.step(step, {"loss": 9.87654, "lr": 1e-3})
+
+
+def test_speed_waiting_and_time_left():
+  clock = Clock()
+  progress = Progress(100, batch_size=64, every=10, clock=clock, stream=io.StringIO())
+  run(progress, clock, range(1, 21))
+  assert progress.timing["images_per_second"] == pytest.approx(64 / 0.4)
+  assert progress.timing["data_wait_share"] == pytest.approx(0.25)
+  assert progress.timing["eta_seconds"] == pytest.approx(80 * 0.4)
+  assert progress.line() == "step 20/100 (20%)  loss 9.8765  lr 1.00e-03  160 images/s  data wait 25%  ETA 32 s"
+
+
+def test_pauses_count_for_the_time_left_but_not_for_the_speed():
+  clock = Clock()
+  progress = Progress(100, batch_size=64, every=10, clock=clock, stream=io.StringIO())
+  run(progress, clock, range(1, 11))
+  with progress.pausing("evaluation"):
+    clock.now += 10.0
+  run(progress, clock, range(11, 21))
+  assert progress.timing["images_per_second"] == pytest.approx(160)
+  assert progress.timing["pause_seconds"] == pytest.approx(10)
+  assert progress.timing["eta_seconds"] == pytest.approx(80 * (0.4 + 10 / 20))
+
+
+def test_a_resumed_run_counts_only_its_own_steps():
+  clock = Clock()
+  progress = Progress(100, start_step=50, batch_size=8, every=10, clock=clock, stream=io.StringIO())
+  run(progress, clock, range(51, 61))
+  assert progress.timing["images_per_second"] == pytest.approx(20)
+  assert progress.timing["eta_seconds"] == pytest.approx(40 * 0.4)
+
+
+def test_a_plain_line_every_window_and_at_the_end(caplog):
+  clock = Clock()
+  with caplog.at_level(logging.INFO):
+    run(Progress(25, batch_size=4, every=10, clock=clock, stream=io.StringIO()), clock, range(1, 26))
+  assert [r.message.split()[1] for r in caplog.records] == ["10/25", "20/25", "25/25"]
+
+
+def test_on_a_terminal_one_line_is_kept_and_logs_appear_above_it():
+  clock, terminal = Clock(), io.StringIO()
+  handler = logging.StreamHandler(sys.stderr)
+  logging.getLogger().addHandler(handler)
+  before = sys.stderr
+  try:
+    with Progress(20, batch_size=4, every=10, clock=clock, stream=terminal, live=True) as progress:
+      run(progress, clock, range(1, 11))
+      logging.getLogger("somebody").warning("a word in between")
+      run(progress, clock, range(11, 21))
+    assert handler.stream is before and sys.stderr is before
+  finally:
+    logging.getLogger().removeHandler(handler)
+  shown = terminal.getvalue()
+  assert "step 20/20 (100%)" in shown and "images/s" in shown
+
+
+@pytest.mark.parametrize(
+  ("seconds", "text"),
+  [(0.2, "0 s"), (59, "59 s"), (60, "1 min"), (750, "12 min 30 s"), (12000, "3 h 20 min"), (190000, "2 d 4 h")],
+)
+def test_durations_are_for_people(seconds, text):
+  assert duration(seconds) == text

@@ -1,0 +1,193 @@
+"""Saving runs so that a kill, a power cut or a bad disk costs at most the newest step, and resuming them exactly."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_manager import StepAlreadyExistsError
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
+
+from vit_jax.checkpoints import reading, tree
+from vit_jax.checkpoints.quiet import quiet_orbax
+
+SET_ASIDE = "checkpoints_damaged"
+
+_log = logging.getLogger(__name__)
+
+
+class Restored(NamedTuple):
+  """A saved step."""
+
+  step: int
+  state: Any
+  data_state: dict[str, Any]
+  config: dict[str, Any]
+  metrics: dict[str, float]
+
+
+class Checkpoints:
+  """The checkpoints of one run, in `<workdir>/checkpoints/<step>`.
+
+  Saving is asynchronous (the call returns when the arrays are copied from the device) and atomic (a step is written
+  under a temporary name). Creating this object touches nothing; the first save clears what interrupted writes left
+  behind and moves steps that `restore` found damaged to `<workdir>/checkpoints_damaged`.
+
+  Args:
+    workdir: the run's folder, local or on any file system that etils.epath knows.
+    keep: how many of the newest steps are kept. Two or more survive damage to the newest.
+    keep_every: steps divisible by this are kept for ever; None: no such steps.
+  """
+
+  def __init__(self, workdir: str | epath.PathLike, *, keep: int = 3, keep_every: int | None = None):
+    if keep < 1:
+      raise ValueError(f"checkpoint.keep must be at least 1, got {keep}.")
+    if keep_every is not None and keep_every < 1:
+      raise ValueError(f"checkpoint.keep_every must be at least one step (or None), got {keep_every}.")
+    quiet_orbax()
+    self._workdir = epath.Path(workdir).expanduser().absolute()
+    self._preserve = [LatestN(keep)] + ([EveryNSteps(keep_every)] if keep_every else [])
+    self._damaged: tuple[int, ...] = ()
+    self._manager: ocp.CheckpointManager | None = None
+
+  def __enter__(self) -> Checkpoints:
+    return self
+
+  def __exit__(
+    self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+  ) -> None:
+    self.close()
+
+  def latest_step(self) -> int | None:
+    """The newest step on disk, readable or not; None only where nothing was saved."""
+    return reading.latest(self._workdir)
+
+  def save(
+    self, step: int, state: Any, data_state: dict[str, Any], config: dict[str, Any], metrics: Mapping[str, Any]
+  ) -> bool:
+    """Starts saving a step; the state may be donated as soon as this returns.
+
+    Args:
+      step: its number.
+      state: any pytree of arrays and typed PRNG keys.
+      data_state: JSON-able state of the data pipeline.
+      config: the resolved configuration, as JSON-able dict.
+      metrics: scalars so far.
+
+    Returns:
+      False if the step is already saved; that save stays as it is.
+    """
+    if self._manager is None:
+      self._manager = self._open_for_writing()
+    leaves = tree.leaves_by_path(state)
+    meta = dict(
+      format=reading.FORMAT,
+      step=step,
+      config=config,
+      metrics={name: float(value) for name, value in metrics.items()},
+      versions=_versions(),
+      manifest=tree.manifest(leaves),
+    )
+    items = ocp.args.Composite(
+      state=ocp.args.PyTreeSave(tree.nest({path: tree.plain(leaf) for path, leaf in leaves.items()})),
+      data=ocp.args.JsonSave(reading.sealed(data_state)),
+      meta=ocp.args.JsonSave(reading.sealed(meta)),
+    )
+    try:
+      return self._manager.save(step, args=items, force=True)  # the caller decides when; orbax must not skip
+    except StepAlreadyExistsError:
+      _log.warning("Step %d is already saved in %s; kept as it is.", step, self._workdir / reading.FOLDER)
+      return False
+
+  def restore(self, abstract_state: Any, step: int | None = None) -> Restored:
+    """Restores a step into the structure, shapes, dtypes and shardings of `abstract_state`.
+
+    Args:
+      abstract_state: the state as arrays or `jax.ShapeDtypeStruct`s; a struct without sharding is restored onto the
+        first local device.
+      step: the step; None: the newest that can be read. Steps that cannot are named in a warning and set aside by the
+        next save.
+
+    Raises:
+      NotSaved: if nothing was saved (or not that step).
+      Mismatch: if the checkpoint holds other leaves, shapes or dtypes; names all of them, before reading arrays.
+      Damaged: if steps exist but none can be read.
+    """
+    self.wait()
+    leaves = tree.leaves_by_path(abstract_state)
+
+    def read(folder: epath.Path) -> tuple[dict, dict, dict]:
+      meta, data_state = reading.read_json(folder, "meta"), reading.read_json(folder, "data")
+      tree.check(meta["manifest"], tree.manifest(leaves), str(folder))
+      plain = {path: tree.plain(leaf) for path, leaf in leaves.items()}
+      arguments = {path: _restore_arguments(leaf) for path, leaf in plain.items()}
+      return meta, data_state, reading.read_arrays(folder, plain, arguments, partial=False)
+
+    found, (meta, data_state, arrays), damaged = reading.first_readable(self._workdir, step, read)
+    self._damaged = damaged
+    restored = [tree.like(arrays[path], leaf) for path, leaf in leaves.items()]
+    state = jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(abstract_state), restored)
+    return Restored(found, state, data_state, meta["config"], meta["metrics"])
+
+  def wait(self) -> None:
+    """Returns when everything saved is on disk; raises what went wrong in the background."""
+    if self._manager is not None:
+      self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits and frees the writer's threads."""
+    if self._manager is not None:
+      self._manager.close()
+      self._manager = None
+
+  def _open_for_writing(self) -> ocp.CheckpointManager:
+    folder = self._workdir / reading.FOLDER
+    if jax.process_index() == 0:
+      folder.mkdir(parents=True, exist_ok=True)
+      for leftover in folder.glob("*.orbax-checkpoint-tmp*"):
+        leftover.rmtree()
+      for step in self._damaged:
+        self._set_aside(folder / str(step))
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices("vit_jax.checkpoints: folder ready")
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=AnyPreservationPolicy(self._preserve),
+      enable_async_checkpointing=True,
+      cleanup_tmp_directories=False,
+    )
+    return ocp.CheckpointManager(folder, options=options, item_names=("state", "data", "meta"))
+
+  def _set_aside(self, step: epath.Path) -> None:
+    aside = self._workdir / SET_ASIDE
+    aside.mkdir(parents=True, exist_ok=True)
+    target, number = aside / step.name, 1
+    while target.exists():
+      target, number = aside / f"{step.name}.{number}", number + 1
+    step.rename(target)
+    _log.warning("Moved the damaged checkpoint %s to %s.", step, target)
+
+
+def _restore_arguments(leaf: Any) -> ocp.ArrayRestoreArgs:
+  sharding = getattr(leaf, "sharding", None)
+  if not isinstance(sharding, jax.sharding.Sharding):
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return ocp.ArrayRestoreArgs(dtype=leaf.dtype, sharding=sharding, global_shape=np.shape(leaf))
+
+
+def _versions() -> dict[str, str]:
+  names = ("vit-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+  found = {}
+  for name in names:
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      found[name] = "not installed as a package"
+  return found

@@ -1,0 +1,177 @@
+"""Reading checkpoints: which steps there are, what a step holds, arrays whole or in part, each checked.
+
+A step folder `<workdir>/checkpoints/<step>` has three items: `state` (arrays; Orbax checksums them), `data` (the state
+of the data pipeline) and `meta` (configuration, versions, metrics and the manifest of `state`). The two JSON items
+carry their own checksum, so damage anywhere in a step is seen before its content is believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from vit_jax.checkpoints import tree
+from vit_jax.checkpoints.quiet import quiet_failures, quiet_orbax
+
+FOLDER = "checkpoints"
+FORMAT = 1  # of the step folder; raised when a change makes older programs misread newer steps
+T = TypeVar("T")
+Leaves = Mapping[tuple[str, ...], Any]
+
+_log = logging.getLogger(__name__)
+
+
+class NotSaved(FileNotFoundError):
+  """There is no such checkpoint."""
+
+
+class Damaged(RuntimeError):
+  """Steps exist, but what was asked for cannot be read from them."""
+
+
+def steps(workdir: str | epath.PathLike) -> tuple[int, ...]:
+  """The saved steps of a run, oldest first (saves still being written do not count, damaged ones do)."""
+  folder = epath.Path(workdir) / FOLDER
+  if not folder.exists():
+    return ()
+  return tuple(sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()))
+
+
+def latest(workdir: str | epath.PathLike) -> int | None:
+  """The newest saved step of a run; None where nothing was saved."""
+  return max(steps(workdir), default=None)
+
+
+def read_meta(workdir: str | epath.PathLike, step: int | None = None) -> dict[str, Any]:
+  """What a step (None: the newest readable one) says of itself: step, config, metrics, versions, manifest."""
+  return first_readable(workdir, step, lambda folder: read_json(folder, "meta"))[1]
+
+
+def restore_params(
+  workdir: str | epath.PathLike, path: tuple[str, ...] = ("teacher", "backbone"), step: int | None = None
+) -> dict[str, Any]:
+  """Reads one subtree of a saved state as numpy arrays, on any machine, whatever devices wrote it.
+
+  Args:
+    workdir: the run.
+    path: names that lead to the subtree in the state.
+    step: the step; None: the newest that can be read.
+
+  Raises:
+    NotSaved: if nothing was saved (or not that step).
+    Mismatch: if the state has no such subtree; says what it has.
+    Damaged: if no step can be read.
+  """
+
+  def read(folder: epath.Path) -> dict[str, Any]:
+    manifest = read_json(folder, "meta")["manifest"]
+    prefix = "".join(f"{name}/" for name in path)
+    inside = [tuple(name.split("/")) for name in manifest if name.startswith(prefix)]
+    if not inside:
+      raise tree.Mismatch(_no_subtree(manifest, path, folder))
+    wanted = {names: ocp.RestoreArgs(restore_type=np.ndarray) for names in inside}
+    arrays = read_arrays(folder, wanted, wanted, partial=True)
+    return tree.nest({names[len(path) :]: array for names, array in arrays.items()})
+
+  return first_readable(workdir, step, read)[1]
+
+
+def first_readable(
+  workdir: str | epath.PathLike, step: int | None, read: Callable[[epath.Path], T]
+) -> tuple[int, T, tuple[int, ...]]:
+  """Applies `read` to the folder of `step`, or (None) of the newest step on which it succeeds.
+
+  A request that does not fit (`Mismatch`) is raised at once; any other failure is damage: it is logged as a warning and
+  the next older step is tried, never silently.
+
+  Returns:
+    The step, what `read` made of it, and the newer steps that failed.
+  """
+  quiet_orbax()
+  available = steps(workdir)
+  root = epath.Path(workdir) / FOLDER
+  if step is not None and step not in available:
+    raise NotSaved(f"{root} has no step {step}; it has {list(available) or 'none'}.")
+  if not available:
+    raise NotSaved(f"{root} has no saved step.")
+  failed: dict[int, Exception] = {}
+  for candidate in reversed(available) if step is None else (step,):
+    try:
+      with quiet_failures():
+        result = read(root / str(candidate))
+      return candidate, result, tuple(failed)
+    except (tree.Mismatch, MemoryError):
+      raise
+    except Exception as error:  # orbax and tensorstore report damage as ValueError, KeyError, OSError, …
+      failed[candidate] = error
+      older = [s for s in available if s < candidate] if step is None else []
+      then = f"trying step {older[-1]} instead" if older else "no older step is left to try"
+      _log.warning("Checkpoint %s cannot be read (%s); %s.", root / str(candidate), _brief(error), then)
+  lines = "\n".join(f"  step {number}: {_brief(error)}" for number, error in failed.items())
+  raise Damaged(
+    f"None of the saved steps in {root} can be read:\n{lines}\nRepair or restore them from a copy. To start from zero "
+    "on purpose, move that folder away or give a new --workdir."
+  ) from next(iter(failed.values()))
+
+
+def sealed(value: Any) -> dict[str, Any]:
+  """JSON data with its checksum, as `read_json` expects it."""
+  return {"sha256": _digest(value), "value": value}
+
+
+def read_json(folder: epath.Path, item: str) -> Any:
+  """The JSON item of a step folder, checked against its checksum."""
+  path = folder / item
+  if not path.exists():
+    raise OSError(f"its folder {item!r} is missing")
+  content = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path, args=ocp.args.JsonRestore())
+  intact = isinstance(content, dict) and set(content) == {"sha256", "value"}
+  if not intact or content["sha256"] != _digest(content["value"]):
+    raise OSError(f"the content of {item!r} does not match its checksum")
+  value = content["value"]
+  if item == "meta" and value["format"] != FORMAT:
+    raise tree.Mismatch(f"{folder} has checkpoint format {value['format']}, this vit_jax reads format {FORMAT}.")
+  return value
+
+
+def read_arrays(
+  folder: epath.Path, abstract: Leaves, arguments: Leaves, *, partial: bool
+) -> dict[tuple[str, ...], Any]:
+  """The arrays of a step folder named by the keys of `abstract`, read with Orbax's restore `arguments` for each."""
+  path = folder / "state"
+  if not path.exists():
+    raise OSError("its folder 'state' is missing")
+  request = ocp.args.PyTreeRestore(item=tree.nest(abstract), restore_args=tree.nest(arguments), partial_restore=partial)
+  restored = tree.leaves_by_path(ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(path, args=request))
+  absent = [
+    "/".join(names) for names in abstract if not isinstance(restored.get(names), (np.ndarray, np.generic, jax.Array))
+  ]
+  if absent:  # a partial restore leaves what it did not find as it was asked for
+    raise OSError(f"these arrays are missing: {', '.join(absent)}")
+  return restored
+
+
+def _digest(value: Any) -> str:
+  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _brief(error: Exception) -> str:
+  text = " ".join(str(error).split())
+  return f"{type(error).__name__}: {text[:300]}{'…' if len(text) > 300 else ''}"
+
+
+def _no_subtree(manifest: tree.Manifest, path: tuple[str, ...], folder: epath.Path) -> str:
+  depth = 0
+  while any(name.startswith("".join(f"{part}/" for part in path[: depth + 1])) for name in manifest):
+    depth += 1
+  prefix = "".join(f"{part}/" for part in path[:depth])
+  there = sorted({name[len(prefix) :].split("/")[0] for name in manifest if name.startswith(prefix)})
+  return f"{folder} holds no {'/'.join(path)!r}: {prefix or 'the state'} has {', '.join(there)}."

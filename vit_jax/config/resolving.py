@@ -1,0 +1,55 @@
+"""Resolving a config against the data: every duration in steps, every automatic value chosen."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from vit_jax.config.durations import resolve_duration
+from vit_jax.config.errors import ConfigError
+from vit_jax.config.schema import loss_group_size
+
+# Durations besides `duration`; a percentage is of the run.
+_DURATIONS = (
+  "optim.freeze_last_layer",
+  "evaluation.every",
+  "checkpoint.every",
+  "checkpoint.keep_every",
+)
+
+
+def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
+  """A copy whose durations read "N steps" and whose group sizes are set: what a run really uses, and saves.
+
+  Args:
+    num_examples: images in the training data.
+
+  Raises:
+    ConfigError: if the run has no step, or a schedule is longer than the run.
+  """
+  c = config.copy_and_resolve_references()
+  sizes = {"batch_size": c.batch_size, "num_examples": num_examples, "epoch_steps": c.epoch_steps}
+  total = resolve_duration(c.duration, key="duration", **sizes)
+  if not total:
+    raise ConfigError(f"duration={config.duration!r}: the run has no step; give at least 1 step")
+  c.duration = f"{total} steps"
+
+  def steps(value: str | None, key: str) -> str | None:
+    if value is None:
+      return None
+    return f"{resolve_duration(value, key=key, total_steps=total, **sizes)} steps"
+
+  for key in _DURATIONS:
+    section, name = key.split(".")
+    c[section][name] = steps(c[section][name], key)
+  for name, schedule in c.schedules.items():
+    if name == "version":
+      continue
+    for part in ("warmup", "cosine"):
+      key = f"schedules.{name}.{part}"
+      schedule[part] = steps(schedule[part], key)
+      if schedule[part] is not None and int(schedule[part].split()[0]) > total:
+        raise ConfigError(f"{key}={config.schedules[name][part]!r}: must not be longer than the run of {total} steps")
+  c.loss_group_size = loss_group_size(config)
+  if c.koleo.group_size is None:
+    c.koleo.group_size = c.loss_group_size
+  return c

@@ -1,0 +1,95 @@
+"""What a training method asks of the data: the crops of an image and the masks of a loss group, and nothing else.
+
+A method builds one `Views` from its config; the pipeline obeys it. Plain values only, so that it travels to worker
+processes and says the same thing everywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+  """Crops, photometric distortions and masks of a batch (reference [6.3], [6.5]); the defaults are the config's.
+
+  Triples hold the probabilities for (first global crop, second global crop, each local crop). Ranges are (low, high).
+
+  Raises:
+    ValueError: for a value out of range; the message names the config key to change.
+  """
+
+  global_size: int = 224  # side of the two global crops, pixels
+  global_scale: tuple[float, float] = (0.32, 1.0)  # share of the image's area that a global crop covers
+  local_size: int = 96  # side of the local crops, pixels
+  local_scale: tuple[float, float] = (0.05, 0.32)  # share of the image's area that a local crop covers
+  local_number: int = 8  # local crops of an image; 0: none
+  flip: float = 0.5  # probability of a horizontal flip
+  jitter: float = 0.8  # probability of colour jitter, its four parts in random order
+  brightness: float = 0.4  # factor drawn from [1 - x, 1 + x]
+  contrast: float = 0.4  # factor drawn from [1 - x, 1 + x]
+  saturation: float = 0.2  # factor drawn from [1 - x, 1 + x]
+  hue: float = 0.1  # shift drawn from [-x, x], in turns of the colour circle
+  grayscale: float = 0.2  # probability of losing all colour
+  blur: tuple[float, float, float] = (0.0, 0.9, 0.5)  # probabilities of a Gaussian blur (9 x 9 taps)
+  blur_sigma: tuple[float, float] = (0.1, 2.0)  # its standard deviation, pixels
+  solarize: tuple[float, float, float] = (0.0, 0.2, 0.0)  # probabilities of inverting the values from 128 on
+  mask_grid: tuple[int, int] | None = (14, 14)  # patches (rows, columns) of a global crop; None: no masks
+  mask_probability: float = 0.5  # share of the global crops that are masked
+  mask_ratio: tuple[float, float] = (0.1, 0.5)  # masked share of a masked crop: evenly spread over this range
+  mask_shift: bool = False  # roll every mask by a random offset
+  # Images whose mask quota is drawn together and which no process boundary separates. None: the batch up to 64 images,
+  # else its largest divisor up to 64.
+  loss_group_size: int | None = None
+
+  def __post_init__(self):
+    for name in ("global_scale", "local_scale", "blur", "blur_sigma", "solarize", "mask_ratio", "mask_grid"):
+      if getattr(self, name) is not None:
+        object.__setattr__(self, name, tuple(getattr(self, name)))  # a list (from a config or from JSON) would not hash
+    self._check_geometry()
+    self._check_photometric()
+    if self.mask_grid is not None:
+      _require(
+        len(self.mask_grid) == 2 and min(self.mask_grid) >= 1, "mask_grid", self.mask_grid, "two positive integers"
+      )
+      _require(
+        0.0 <= self.mask_probability <= 1.0, "ibot.mask_probability", self.mask_probability, "a number in [0, 1]"
+      )
+      low, high = self.mask_ratio
+      _require(0.0 <= low <= high <= 1.0, "ibot.mask_ratio", self.mask_ratio, "low <= high, both in [0, 1]")
+    if self.loss_group_size is not None:
+      _require(self.loss_group_size >= 1, "loss_group_size", self.loss_group_size, "a positive integer")
+
+  def group_size(self, batch_size: int) -> int:
+    """Images of a loss group in a global batch of `batch_size` images."""
+    if self.loss_group_size is not None:
+      return self.loss_group_size
+    return next(size for size in range(min(batch_size, 64), 0, -1) if batch_size % size == 0)
+
+  def _check_geometry(self):
+    _require(self.local_number >= 0, "crops.local_number", self.local_number, "0 or more")
+    for key, size in (("crops.global_size", self.global_size), ("crops.local_size", self.local_size)):
+      _require(size >= 1, key, size, "a positive number of pixels")
+    for key, scale in (("crops.global_scale", self.global_scale), ("crops.local_scale", self.local_scale)):
+      _require(len(scale) == 2 and 0.0 < scale[0] <= scale[1] <= 1.0, key, scale, "low <= high, both in (0, 1]")
+
+  def _check_photometric(self):
+    for key, value in (
+      ("crops.flip", self.flip),
+      ("augment.jitter", self.jitter),
+      ("augment.grayscale", self.grayscale),
+    ):
+      _require(0.0 <= value <= 1.0, key, value, "a probability in [0, 1]")
+    for key, triple in (("augment.blur", self.blur), ("augment.solarize", self.solarize)):
+      valid = len(triple) == 3 and all(0.0 <= value <= 1.0 for value in triple)
+      _require(valid, key, triple, "three probabilities: (first global crop, second global crop, local crops)")
+    for name in ("brightness", "contrast", "saturation"):
+      _require(getattr(self, name) >= 0.0, f"augment.{name}", getattr(self, name), "0 or more")
+    _require(0.0 <= self.hue <= 0.5, "augment.hue", self.hue, "a number in [0, 0.5]")
+    valid = len(self.blur_sigma) == 2 and 0.0 < self.blur_sigma[0] <= self.blur_sigma[1]
+    _require(valid, "augment.blur_sigma", self.blur_sigma, "low <= high, both above 0")
+
+
+def _require(valid: bool, key: str, value: object, wanted: str):
+  if not valid:
+    raise ValueError(f"{key} = {value!r}: it must be {wanted}.")

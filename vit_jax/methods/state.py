@@ -1,0 +1,34 @@
+"""The state of a training run: one pytree, all of which is saved and restored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+
+
+@flax.struct.dataclass
+class State:
+  """Everything that a step reads and writes besides the batch.
+
+  Attributes:
+    step: int32, steps done.
+    student: parameters by sub-module, {"backbone": ..., "dino_head": ..., "ibot_head": ...}.
+    teacher: their moving average, same structure.
+    gram_teacher: backbone parameters that anchor the Gram matrices, or None.
+    opt_state: AdamW's moments of the student.
+    key: the run's typed PRNG key; a step derives its own from it and `step`.
+    counters: int32 scalars by name: "nonfinite", consecutive steps whose loss or gradient was not finite.
+    model: the backbone that the parameters belong to (static).
+  """
+
+  step: jax.Array
+  student: Any
+  teacher: Any
+  gram_teacher: Any
+  opt_state: Any
+  key: jax.Array
+  counters: dict[str, jax.Array]
+  model: nn.Module = flax.struct.field(pytree_node=False)

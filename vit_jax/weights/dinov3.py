@@ -1,0 +1,64 @@
+"""Layout "dinov3": the tensor names of the DINOv3 repository, backbones (flat hub files) and projection heads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from vit_jax.models import ProjectionHead
+from vit_jax.ops import rope
+from vit_jax.weights.layout import CONVOLUTION, FLAT, LINEAR, Buffer, Layout, Row, dense, linear, norm, token
+
+_BACKBONE = (
+  Row("cls_token", "cls_token", token(2)),
+  Row("registers", "storage_tokens", token(1)),
+  Row("mask_token", "mask_token", token(1)),
+  *dense("patch_embed", "patch_embed.proj", CONVOLUTION),
+  *norm("blocks/norm1", "blocks.{i}.norm1"),
+  *dense("blocks/attn/qkv", "blocks.{i}.attn.qkv"),
+  *dense("blocks/attn/proj", "blocks.{i}.attn.proj", linear(inputs=2)),
+  Row("blocks/ls1/gamma", "blocks.{i}.ls1.gamma", FLAT),
+  *norm("blocks/norm2", "blocks.{i}.norm2"),
+  *dense("blocks/mlp/fc1", "blocks.{i}.mlp.fc1"),
+  *dense("blocks/mlp/fc2", "blocks.{i}.mlp.fc2"),
+  *dense("blocks/mlp/gate", "blocks.{i}.mlp.w1"),
+  *dense("blocks/mlp/up", "blocks.{i}.mlp.w2"),
+  *dense("blocks/mlp/down", "blocks.{i}.mlp.w3"),
+  Row("blocks/ls2/gamma", "blocks.{i}.ls2.gamma", FLAT),
+  *norm("final_norm", "norm"),
+  *norm("cls_norm", "cls_norm"),
+  *norm("local_cls_norm", "local_cls_norm"),
+)
+
+
+def _rows(model: Any) -> tuple[Row, ...]:
+  if not isinstance(model, ProjectionHead):
+    return _BACKBONE
+  names = ["mlp"] if model.num_layers == 1 else [f"mlp.{2 * i}" for i in range(model.num_layers)]  # GELUs in between
+  layers = [row for i, name in enumerate(names, start=1) for row in dense(f"fc{i}", name)]
+  return *layers, Row("last_layer/kernel", "last_layer.weight", LINEAR)
+
+
+def _buffers(model: Any) -> tuple[Buffer, ...]:
+  if isinstance(model, ProjectionHead):
+    return ()
+  found = []
+  if model.rope is not None:
+    found.append(Buffer("rope_embed.periods", periods(model), rtol=1e-2, meaning="the model's rope (base, periods)"))
+  if model.mask_k_bias and model.qkv_bias:
+    mask = np.repeat(np.array([1, 0, 1], np.float32), model.width)  # [3D]
+    meaning = "ones for query and value, zeros for key"
+    found += [Buffer(f"blocks.{i}.attn.qkv.bias_mask", mask, meaning=meaning) for i in range(model.depth)]
+  return tuple(found)
+
+
+def periods(model: Any) -> np.ndarray:
+  """The rotary periods of a model, as its files hold them."""
+  r = model.rope
+  dims = model.width // model.num_heads
+  values = rope.periods(dims, base=r.base, min_period=r.min_period, max_period=r.max_period, dtype=r.dtype)
+  return np.asarray(values)
+
+
+DINOV3 = Layout(_rows, _buffers)

@@ -1,0 +1,45 @@
+"""Layout "hf_dinov3": the tensor names of `transformers` DINOv3 ViT checkpoints (model_type "dinov3_vit")."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vit_jax.weights.layout import CONVOLUTION, FLAT, LINEAR, Layout, Row, dense, linear, norm, token
+
+_HINT = 'the Hugging Face DINOv3 ViT has no such tensor: keep it with layout "dinov3" (format="pth") or format="orbax"'
+
+
+def _projections(mask_k_bias: bool) -> tuple[Row, ...]:
+  rows = []
+  for index, letter in enumerate("qkv"):
+    name = f"layer.{{i}}.attention.{letter}_proj"
+    rows.append(Row("blocks/attn/qkv/kernel", f"{name}.weight", LINEAR, part=(1, index)))
+    if not (letter == "k" and mask_k_bias):  # a key bias without effect is not stored
+      rows.append(Row("blocks/attn/qkv/bias", f"{name}.bias", FLAT, part=(0, index)))
+  return tuple(rows)
+
+
+def _rows(model: Any) -> tuple[Row, ...]:
+  gated = model.mlp == "swiglu"
+  mlp = (
+    (("gate", "gate_proj"), ("up", "up_proj"), ("down", "down_proj"))
+    if gated
+    else (("fc1", "up_proj"), ("fc2", "down_proj"))
+  )
+  return (
+    Row("cls_token", "embeddings.cls_token", token(2)),
+    Row("registers", "embeddings.register_tokens", token(1)),
+    Row("mask_token", "embeddings.mask_token", token(2)),
+    *dense("patch_embed", "embeddings.patch_embeddings", CONVOLUTION),
+    *norm("blocks/norm1", "layer.{i}.norm1"),
+    *_projections(model.mask_k_bias),
+    *dense("blocks/attn/proj", "layer.{i}.attention.o_proj", linear(inputs=2)),
+    Row("blocks/ls1/gamma", "layer.{i}.layer_scale1.lambda1", FLAT),
+    *norm("blocks/norm2", "layer.{i}.norm2"),
+    *(row for ours, theirs in mlp for row in dense(f"blocks/mlp/{ours}", f"layer.{{i}}.mlp.{theirs}")),
+    Row("blocks/ls2/gamma", "layer.{i}.layer_scale2.lambda1", FLAT),
+    *norm("final_norm", "norm"),
+  )
+
+
+HF_DINOV3 = Layout(_rows, hint=_HINT)
