@@ -5,6 +5,7 @@ import json
 import logging
 import multiprocessing
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -193,6 +194,9 @@ def test_close_leaves_no_threads_and_no_processes(workers):
   next(pipeline)
   assert alive() != (threads, children)
   pipeline.close()
+  deadline = time.monotonic() + 2.0  # for Grain's own idle threads, which were told to end
+  while alive() != (threads, children) and time.monotonic() < deadline:
+    time.sleep(0.01)
   assert alive() == (threads, children)
   pipeline.close()  # twice does no harm
   with pytest.raises(ValueError, match="closed"):

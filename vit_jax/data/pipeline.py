@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 
 _MIN_SAMPLE = 1000  # records below which a share of unreadable ones is not yet a verdict
 _STREAM = 1 << 60  # groups in the "endless" stream
-_THREAD_PREFIX = "grain-"  # of the threads that Grain starts
 
 
 def make_pipeline(
@@ -136,6 +135,7 @@ class Pipeline:
     self.bad = bad
     self._next_batch = 0
     self._iterator: grain.DatasetIterator | None = None
+    self._threads: set[threading.Thread] = set()  # of this process, that have worked for this pipeline
     self._closed = False
 
   def __iter__(self) -> Pipeline:
@@ -202,26 +202,30 @@ class Pipeline:
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()  # Grain asks absl's flags; a script may have none
     make = _LocalGroups(self._groups, self._groups_per_batch, self._local_groups, self._next_batch)
-    numbers = grain.MapDataset.range(_STREAM).map(make)
+    numbers = grain.MapDataset.range(_STREAM)
     # Two batches at most are kept ready: memory is bounded by the batch, not by Grain's default of 500 elements.
     ahead = 2 * len(self._local_groups)
     if self.workers == 0:
       threads = min(ahead, max(1, _cores() // 2))
-      return iter(numbers.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)))
-    alone = numbers.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+      read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+      return iter(numbers.map(functools.partial(self._make_in_thread, make)).to_iter_dataset(read_options))
+    alone = numbers.map(make).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     options = grain.MultiprocessingOptions(self.workers, per_worker_buffer_size=max(1, math.ceil(ahead / self.workers)))
     return iter(alone.mp_prefetch(options, functools.partial(_start_worker, os.getpid())))
+
+  def _make_in_thread(self, make: _LocalGroups, k: int) -> dict[str, np.ndarray | str]:
+    self._threads.add(threading.current_thread())
+    return make(k)
 
   def _stop(self):
     if self._iterator is None:
       return
-    threads = [thread for thread in threading.enumerate() if thread.name.startswith(_THREAD_PREFIX)]
     self._iterator.close()
     self._iterator = None
-    deadline = time.monotonic() + 30.0
-    for thread in threads:  # Grain tells its threads to end but does not wait
-      thread.join(max(0.0, deadline - time.monotonic()))
-    _end_deleter()
+    while self._threads:  # Grain tells its threads to end but does not wait
+      self._threads.pop().join()
+    if self.workers:
+      _end_deleter()
 
 
 def _start_worker(parent: int, *unused: int):
