@@ -264,7 +264,7 @@ def test_meta_says_what_a_step_is(two_steps: pathlib.Path):
 
 def test_orbax_is_quiet(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture):
   with caplog.at_level(logging.INFO):
-    save_steps(tmp_path, 1)
+    save_steps(tmp_path, 1, 2)
     Checkpoints(tmp_path).restore(make_state())
   assert caplog.text == ""
 
