@@ -8,11 +8,14 @@ Nothing here touches the device: it reads the numbers that are logged anyway. A 
 its metrics file through `check`, so that it knows how the run began and does not repeat itself. It looks for
 
     nonfinite    a metric is NaN or infinite
-    collapse     every image gets nearly the same teacher feature (feature_std or feature_rank near their minimum)
+    collapse     features that had spread have become nearly the same for every image (feature_std or feature_rank)
     prototypes   the teacher sends everything to a handful of prototypes (prototype_usage tiny, targets sharp)
     stuck        targets and losses stay at the uniform guess, log K: nothing has been learned
     divergence   the student is worse than the uniform guess, or the loss has grown well beyond where it began
     knn          k-NN accuracy is no better than that of the untrained model
+
+Features of an untrained network are all alike (measured on the quick start: feature_std 1e-4, feature_rank 2.5) and
+spread slowly, so a small feature_std alone means nothing; what matters is whether it comes back down.
 
 SSL losses are no measure of quality (they may stay flat or rise, with the teacher's temperature, while features
 improve), so no rule asks that the loss falls; each compares with a value that has a meaning, log K above all.
@@ -25,15 +28,18 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-GRACE_SHARE, GRACE_STEPS = 0.1, 10_000  # features of an untrained model are all alike: judge only after this
+GRACE_SHARE, GRACE_STEPS = 0.1, 10_000  # the first steps are turbulent: judge only after this
 PATIENCE = 5  # lines in a row that must show the same before it is said
 SETTLED = 0.3  # share of the run after which "still at the uniform guess" means stuck
-FEATURE_STD = 0.05  # 1 is isotropic, 0 is constant
-FEATURE_RANK = 1.5  # directions that the features of a batch use; 1 is the minimum
+FEATURE_STD, SPREAD_STD = 0.05, 0.15  # 1 is isotropic, 0 is constant; collapse: below the first after the second
+FEATURE_RANK, SPREAD_RANK = 1.5, 4.0  # directions that the features of a batch use, at least 1
 UNIFORM = 0.995  # of log K
 SHARP = 0.1  # of log K
 WORSE_THAN_UNIFORM = 1.15  # of log K
 GROWN = 1.3  # of the loss at the start of the run
+
+
+_FEATURES = {"feature_std": (FEATURE_STD, SPREAD_STD), "feature_rank": (FEATURE_RANK, SPREAD_RANK)}
 
 
 @dataclass(frozen=True)
@@ -55,16 +61,26 @@ class Health:
     total_steps: length of the run.
     batch_size: images a step.
     prototypes: number of prototypes by loss, {"dino": K, "ibot": K}; may be empty for methods without.
+    mask_probability: share of the global crops that are masked: the iBOT loss is a mean over all of them, so the
+      uniform guess scores this share of log K.
 
   Attributes:
     nonfinite: logged lines in a row, up to now, with a NaN or an infinity.
     alarms: all alarms raised so far.
   """
 
-  def __init__(self, total_steps: int, *, batch_size: int, prototypes: Mapping[str, int] | None = None):
+  def __init__(
+    self,
+    total_steps: int,
+    *,
+    batch_size: int,
+    prototypes: Mapping[str, int] | None = None,
+    mask_probability: float = 0.5,
+  ):
     self.total_steps = total_steps
     self.batch_size = batch_size
     self.prototypes = dict(prototypes or {})
+    self.uniform = uniform_losses(self.prototypes, mask_probability)
     self.nonfinite = 0
     self.alarms: list[Alarm] = []
     self._grace = min(GRACE_SHARE * total_steps, GRACE_STEPS)
@@ -72,6 +88,7 @@ class Health:
     self._first_losses: list[float] = []
     self._losses: deque[float] = deque(maxlen=PATIENCE)
     self._first_knn: float | None = None
+    self._spread: set[str] = set()  # of feature_std and feature_rank: those that have been large
 
   def check(self, step: int, metrics: Mapping[str, float]) -> list[Alarm]:
     """Judges the metrics of one step (host numbers; any subset of the names) and returns the new alarms."""
@@ -112,17 +129,22 @@ class Health:
       self._losses.append(metrics["loss"])
       if len(self._first_losses) < PATIENCE:
         self._first_losses.append(metrics["loss"])
+    self._spread |= {name for name, (_, large) in _FEATURES.items() if metrics.get(name, 0.0) > large}
     if self._first_knn is None and "knn/top1" in metrics:
       self._first_knn = metrics["knn/top1"]
 
   def _collapse(self, step: int, metrics: Mapping[str, float]) -> str | None:
-    std, rank = metrics.get("feature_std", 1.0), metrics.get("feature_rank", math.inf)
-    if std > FEATURE_STD and rank > FEATURE_RANK:
+    fallen = [
+      f"{name} {metrics[name]:.3g}"
+      for name, (small, _) in _FEATURES.items()
+      if name in self._spread and metrics.get(name, math.inf) < small
+    ]
+    if not fallen:
       return None
     return (
-      f"collapse: the teacher gives every image nearly the same feature (feature_std {std:.3f} of 1, feature_rank "
-      f"{rank:.1f}). Such a run does not recover by itself. Start it again with a lower schedules.lr.peak, a longer "
-      "schedules.lr.warmup, a larger koleo.loss_weight, or a higher schedules.momentum.start."
+      f"collapse: the teacher again gives every image nearly the same feature ({', '.join(fallen)}). Such a run does "
+      "not recover by itself. Start it again with a lower schedules.lr.peak, a longer schedules.lr.warmup, a larger "
+      "koleo.loss_weight, or a higher schedules.momentum.start."
     )
 
   def _prototypes(self, step: int, metrics: Mapping[str, float]) -> str | None:
@@ -155,11 +177,9 @@ class Health:
     )
 
   def _divergence(self, step: int, metrics: Mapping[str, float]) -> str | None:
-    for name, loss in (("dino_local", "dino"), ("dino_global", "dino"), ("ibot", "ibot")):
-      if loss in self.prototypes and name in metrics:
-        uniform = math.log(self.prototypes[loss])
-        if metrics[name] > WORSE_THAN_UNIFORM * uniform:
-          return _diverging(f"{name} is {metrics[name]:.3f}, worse than guessing uniformly ({uniform:.3f})")
+    for name, uniform in self.uniform.items():
+      if metrics.get(name, 0.0) > WORSE_THAN_UNIFORM * uniform:
+        return _diverging(f"{name} is {metrics[name]:.3f}, worse than guessing uniformly ({uniform:.3f})")
     start = sorted(self._first_losses)[len(self._first_losses) // 2]
     now = sorted(self._losses)[len(self._losses) // 2]
     if start > 0 and now > GROWN * start:
@@ -174,6 +194,16 @@ class Health:
       f"after {step / self.total_steps:.0%} of the run. Look at the crops (vit-jax inspect batch): do local crops "
       "still show what the labels mean? Otherwise change schedules.lr.peak or train longer."
     )
+
+
+def uniform_losses(prototypes: Mapping[str, int], mask_probability: float) -> dict[str, float]:
+  """What the loss terms are worth to a student that thinks every prototype equally likely, by metric name."""
+  values = {}
+  if "dino" in prototypes:
+    values["dino_local"] = values["dino_global"] = math.log(prototypes["dino"])
+  if "ibot" in prototypes:
+    values["ibot"] = mask_probability * math.log(prototypes["ibot"])
+  return values
 
 
 def _nonfinite(names: list[str]) -> str:

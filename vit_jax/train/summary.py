@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from vit_jax.inspect.chart import Level, Panel, Series, draw
+from vit_jax.train.health import uniform_losses
 from vit_jax.train.progress import duration
 from vit_jax.train.writers import read_lines
 
@@ -92,12 +93,15 @@ def curve(lines: Lines, name: str) -> tuple[np.ndarray, np.ndarray]:
 def panels(metrics: Lines, config: Mapping, baselines: Mapping[str, float]) -> list[Panel]:
   """The six charts of the page: losses, KoLeo, entropies, k-NN, features, learning rate."""
   counts = {name: int(config[name]["prototypes"]) for name in ("dino", "ibot") if name in config}
-  uniform = {count: Level(f"log {count} =", math.log(count)) for count in counts.values()}
+  guesses = uniform_losses(counts, config["ibot"]["mask_probability"]) if "ibot" in counts else {}
 
   def several(*named: tuple[str, str], trend: bool = False, dots: bool = False) -> list[Series]:
     return [Series(label, *curve(metrics, name), trend=trend, dots=dots) for label, name in named]
 
-  losses = several(("DINO local", "dino_local"), ("DINO global", "dino_global"), ("iBOT", "ibot"), trend=True)
+  losses = []
+  for label, name in (("DINO local", "dino_local"), ("DINO global", "dino_global"), ("iBOT", "ibot")):
+    steps, values = curve(metrics, name)
+    losses.append(Series(label, steps, values / guesses.get(name, 1.0), trend=True))
   tasks = [
     Series(label, *(curve(metrics, name) * np.array([[1], [100]])), dots=True)
     for label, name in (("k-NN top-1", "knn/top1"), ("linear top-1", "linear/top1"))
@@ -108,13 +112,12 @@ def panels(metrics: Lines, config: Mapping, baselines: Mapping[str, float]) -> l
     most = max(1.0, float(rank[np.isfinite(rank)].max()))
     features.append(Series(f"effective rank / {most:.0f}", steps, rank / most, trend=True))
   return [
-    Panel("Losses (dashed: the uniform guess)", losses, list(uniform.values())),
+    Panel("Losses, 1 = the uniform guess", losses, [Level("uniform", 1.0)]) if guesses else Panel("Losses", losses),
     Panel("KoLeo", several(("KoLeo", "koleo"), trend=True)),
     Panel(
       "Entropy of the teacher (nats)",
       several(*_ENTROPY, trend=True),
-      [uniform[counts["dino"]]] if "dino" in counts else [],
-      from_zero=True,
+      [Level(f"log {counts['dino']} =", math.log(counts["dino"]))] if "dino" in counts else [],
     ),
     Panel(
       "Accuracy on frozen features (%)",

@@ -1,0 +1,158 @@
+"""Tests of vit_jax/inspect/cost.py: counts against the published sizes, formulas against what JAX really multiplies."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from vit_jax.config import load, resolve
+from vit_jax.data.masks import masked_patches
+from vit_jax.inspect.cost import abstract_params, count, dino_step, head_flops, parameter_count
+from vit_jax.methods import dinov3
+from vit_jax.models import MODELS, ProjectionHead, create_model
+
+# Reference section 1.1, published ViTs, and factory functions (mlp, no registers).
+PUBLISHED = {
+  "dinov3_vits16": 21_601_152,
+  "dinov3_vits16plus": 28_697_472,
+  "dinov3_vitb16": 85_669_632,
+  "dinov3_vitl16": 303_154_176,
+  "dinov3_vitl16_sat": 303_156_224,
+  "dinov3_vitl16plus": 403_915_776,
+  "dinov3_vith16plus": 840_633_600,
+  "dinov3_vit7b16": 6_716_043_264,
+  "vit_small": 21_599_616,
+  "vit_base": 85_666_560,
+  "vit_large": 303_150_080,
+  "vit_so400m": 415_406_592,
+  "vit_huge2": 630_749_440,
+  "vit_giant2": 1_134_571_008,
+}
+SMALL = dict(width=64, depth=3, num_heads=2, mlp_hidden=256, num_registers=4)
+
+
+def products(jaxpr) -> int:
+  """Operations of all matrix products of a jaxpr, a scan counted as often as it runs."""
+  total = 0
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "dot_general":
+      (contract, _), (batch, _) = equation.params["dimension_numbers"]
+      left, right = (v.aval.shape for v in equation.invars)
+      # Contracted and batch axes are in both operands and count once.
+      total += 2 * math.prod(left) * math.prod(right) // math.prod(left[i] for i in (*contract, *batch))
+    times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+    for value in equation.params.values():
+      for inner in jax.tree.leaves(value, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+        inner = getattr(inner, "jaxpr", inner)
+        if hasattr(inner, "eqns"):
+          total += times * products(inner)
+  return total
+
+
+def test_the_table_of_published_sizes_covers_the_zoo():
+  assert set(PUBLISHED) == set(MODELS)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameter_counts_are_those_published(name):
+  assert count(create_model(name), 224).parameters == PUBLISHED[name]
+
+
+@pytest.mark.parametrize(
+  ("prototypes", "bottleneck", "hidden", "width", "published"),
+  [(262144, 512, 8192, 4096, 239_092_224), (65536, 256, 2048, 1024, 23_597_312)],
+)
+def test_head_parameter_counts_are_those_published(prototypes, bottleneck, hidden, width, published):
+  head = ProjectionHead(hidden=hidden, bottleneck=bottleneck, prototypes=prototypes)
+  assert parameter_count(abstract_params(head, width=width)) == published
+
+
+@pytest.mark.parametrize(("pixels", "tokens"), [(224, 201), (256, 261), (112, 54), (1152, 5189), ((64, 100), 29)])
+def test_tokens(pixels, tokens):
+  assert count(create_model("dinov3_vits16"), pixels).tokens == tokens
+
+
+@pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
+@pytest.mark.parametrize("unroll", [1, 3])
+def test_forward_formula_is_exactly_the_products_that_are_traced(mlp, unroll):
+  model = create_model("vit_small", **SMALL, mlp=mlp, unroll=unroll)
+  images = jax.ShapeDtypeStruct((1, 48, 80, 3), jnp.float32)
+  traced = jax.make_jaxpr(model.apply)({"params": abstract_params(model)}, images)
+  assert count(model, (48, 80)).flops == products(traced.jaxpr)
+
+
+def test_head_formula_is_exactly_the_products_that_are_traced():
+  head = ProjectionHead(hidden=48, bottleneck=24, prototypes=100, num_layers=4)
+  rows = jax.ShapeDtypeStruct((5, 32), jnp.float32)
+  traced = jax.make_jaxpr(head.apply)({"params": abstract_params(head, width=32)}, rows)
+  assert 5 * head_flops(head, 32) == products(traced.jaxpr)
+
+
+@pytest.mark.parametrize(("mlp", "tolerance"), [("gelu", 0.05), ("swiglu", 0.02)])
+def test_forward_formula_agrees_with_xla_when_there_is_no_loop(mlp, tolerance):
+  # XLA also counts element-wise work (the erf of GELU alone is a few per cent at this width).
+  model = create_model("vit_small", width=256, num_heads=4, depth=2, mlp_hidden=1024, mlp=mlp, unroll=2)
+  images = jax.ShapeDtypeStruct((1, 112, 112, 3), jnp.float32)
+  xla = jax.jit(model.apply).lower({"params": abstract_params(model)}, images).cost_analysis()["flops"]
+  assert 1.0 <= xla / count(model, 112).flops < 1 + tolerance
+
+
+def test_step_formula_agrees_with_the_products_of_forward_and_backward_passes():
+  model = create_model("vit_small", **SMALL)
+  dino, ibot = (ProjectionHead(hidden=64, bottleneck=32, prototypes=k) for k in (200, 150))
+  batch, masked = 2, 6
+  student = {
+    "backbone": abstract_params(model),
+    "dino": abstract_params(dino, width=64),
+    "ibot": abstract_params(ibot, width=64),
+  }
+
+  def outputs(params, global_crops, local_crops):
+    crops = [global_crops] if local_crops is None else [global_crops, local_crops]
+    features = model.apply({"params": params["backbone"]}, crops)
+    cls = jnp.concatenate([f.cls for f in features])
+    patches = features[0].patches.reshape(-1, 64)[: batch * masked]
+    return dino.apply({"params": params["dino"]}, cls).sum() + ibot.apply({"params": params["ibot"]}, patches).sum()
+
+  def step(student, teacher, global_crops, local_crops):
+    return jax.grad(outputs)(student, global_crops, local_crops), outputs(teacher, global_crops, None)
+
+  global_crops = jax.ShapeDtypeStruct((2 * batch, 96, 96, 3), jnp.float32)
+  local_crops = jax.ShapeDtypeStruct((3 * batch, 48, 48, 3), jnp.float32)
+  traced = products(jax.make_jaxpr(step)(student, student, global_crops, local_crops).jaxpr)
+  cost = dino_step(model, dino, ibot, global_size=96, local_size=48, local_number=3, masked=masked)
+  # The pixels get no gradient: one third of the student's patch embedding is not done.
+  pixels = 2 * count(model, 96).parts["patch embedding"] + 3 * count(model, 48).parts["patch embedding"]
+  assert traced == batch * (cost.flops - pixels)
+
+
+def test_step_formula_agrees_with_the_products_of_the_real_training_step():
+  config = resolve(load(str(Path(__file__).parents[2] / "configs" / "tiny.py")), num_examples=64)
+  net, views, batch = dinov3.modules(config), dinov3.views(config), config.batch_size
+  groups = batch // views.group_size(batch)
+  patches = views.mask_grid[0] * views.mask_grid[1]
+  masked = masked_patches(batch // groups, views.mask_grid, views.mask_probability, views.mask_ratio)
+  crops = {
+    name: jax.ShapeDtypeStruct((batch, number, size, size, 3), jnp.uint8)
+    for name, number, size in (("global_crops", 2, views.global_size), ("local_crops", 2, views.local_size))
+  }
+  masks = {
+    "masks": jax.ShapeDtypeStruct((batch, 2, patches), bool),
+    "mask_indices": jax.ShapeDtypeStruct((groups, masked), jnp.int32),
+    "mask_weights": jax.ShapeDtypeStruct((groups, masked), jnp.float32),
+  }
+  state = jax.eval_shape(lambda key: dinov3.init(config, key), jax.random.key(0))
+  traced = products(jax.make_jaxpr(dinov3.make_step(config))(state, crops | masks).jaxpr)
+  cost = dino_step(*net, global_size=32, local_size=16, local_number=2, masked=masked * groups / batch)
+  pixels = 2 * (count(net.backbone, 32).parts["patch embedding"] + count(net.backbone, 16).parts["patch embedding"])
+  # Beyond the formula: KoLeo's neighbours, the covariance of the health metrics.
+  assert traced == pytest.approx(batch * (cost.flops - pixels), rel=0.02)
+
+
+def test_an_image_smaller_than_a_patch_is_an_error():
+  with pytest.raises(ValueError, match="smaller than one patch of 16"):
+    count(create_model("vit_small"), 8)

@@ -1,0 +1,142 @@
+"""What a model costs: parameters, tokens, floating-point operations, without making a single parameter.
+
+XLA's own count is of no use for this: it counts the body of a scan once, whatever the depth. So the operations are
+written out here, as matrix products only (a product of [a, b] and [b, c] is 2abc); norms, softmax, activations and
+rotary positions, a few per cent for small models and less for large ones, are left out, as is the custom for MFU.
+
+Forward pass of one image, N patches of p x p x C pixels, T = 1 + R + N tokens, width D, feed-forward F, depth L:
+
+    patch embedding   2 N p^2 C D
+    q, k, v           2 T D 3D          per block
+    scores            2 T^2 D           per block  (all heads together)
+    values            2 T^2 D           per block
+    projection        2 T D^2           per block
+    feed-forward      4 T D F           per block  (6 T D F for SwiGLU)
+
+Head, per row: 2 (D hidden + (n - 2) hidden^2 + hidden bottleneck + bottleneck K) for n layers up to the bottleneck.
+
+DINO step, per image with G global and l local crops and M masked patches; a backward pass costs two forward passes:
+
+    student backbone   3 (G forward(global) + l forward(local))
+    teacher backbone   G forward(global)
+    DINO head          3 (G + l) rows of the student, G rows of the teacher
+    iBOT head          3 M rows of the student, M rows of the teacher
+
+Recomputation (model.remat) is not counted: it is no useful work. Nor are the rows that model.drop_path skips.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax.models import ProjectionHead, VisionTransformer
+
+Size = int | tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Cost:
+  """The cost of one model at one image size.
+
+  Attributes:
+    parameters: number of parameters.
+    grid: patches, (rows, columns).
+    tokens: 1 + R + N.
+    flops: operations of the forward pass of one image.
+    parts: the same by part of the model.
+  """
+
+  parameters: int
+  grid: tuple[int, int]
+  tokens: int
+  flops: int
+  parts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class StepCost:
+  """Operations of one training step per image, by part; `flops` is their sum (times images/s: FLOP/s for an MFU)."""
+
+  parts: dict[str, float]
+
+  @property
+  def flops(self) -> float:
+    return sum(self.parts.values())
+
+
+def count(model: VisionTransformer, image_size: Size, *, channels: int = 3) -> Cost:
+  """The cost of a backbone for images of this size (side, or height and width, in pixels).
+
+  Raises:
+    ValueError: if the image is smaller than a patch.
+  """
+  height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+  grid = (height // model.patch_size, width // model.patch_size)
+  if not grid[0] * grid[1]:
+    raise ValueError(f"images of {height}x{width} pixels are smaller than one patch of {model.patch_size}.")
+  patches = grid[0] * grid[1]
+  tokens, dim = 1 + model.num_registers + patches, model.width
+  hidden = model.mlp_hidden or 4 * dim
+  matrices = {"gelu": 2, "swiglu": 3}[model.mlp]
+  parts = {
+    "patch embedding": 2 * patches * model.patch_size**2 * channels * dim,
+    "q, k, v": model.depth * 2 * tokens * dim * 3 * dim,
+    "attention": model.depth * 4 * tokens**2 * dim,
+    "projection": model.depth * 2 * tokens * dim**2,
+    "feed-forward": model.depth * 2 * matrices * tokens * dim * hidden,
+  }
+  return Cost(parameter_count(abstract_params(model)), grid, tokens, sum(parts.values()), parts)
+
+
+def head_flops(head: ProjectionHead, width: int) -> int:
+  """Operations of a projection head for one row of `width` channels."""
+  sizes = [width] + [head.hidden] * (head.num_layers - 1) + [head.bottleneck, head.prototypes]
+  return sum(2 * a * b for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+
+
+def dino_step(
+  model: VisionTransformer,
+  dino_head: ProjectionHead,
+  ibot_head: ProjectionHead,
+  *,
+  global_size: Size,
+  local_size: Size,
+  local_number: int,
+  masked: float,
+  global_number: int = 2,
+) -> StepCost:
+  """The cost of a training step per image; `masked` is the masked patches per image, both global crops together."""
+  whole, part = count(model, global_size), count(model, local_size)
+  dino, ibot = head_flops(dino_head, model.width), head_flops(ibot_head, model.width)
+  return StepCost(
+    {
+      "student, global crops": 3 * global_number * _with_drop_path(whole, model.drop_path),
+      "student, local crops": 3 * local_number * _with_drop_path(part, model.drop_path),
+      "teacher": global_number * whole.flops,
+      "DINO head": (3 * (global_number + local_number) + global_number) * dino,
+      "iBOT head": 4 * masked * ibot,
+    }
+  )
+
+
+def _with_drop_path(cost: Cost, rate: float) -> float:
+  embedding = cost.parts["patch embedding"]
+  return embedding + (1 - rate) * (cost.flops - embedding)
+
+
+def abstract_params(module: VisionTransformer | ProjectionHead, *, width: int = 0, channels: int = 3) -> Any:
+  """Shapes and types of all parameters, as a tree; nothing is computed. `width` is the input width of a head."""
+  if isinstance(module, VisionTransformer):
+    inputs = jax.ShapeDtypeStruct((1, module.patch_size, module.patch_size, channels), jnp.float32)
+  else:
+    inputs = jax.ShapeDtypeStruct((1, width), jnp.float32)
+  return jax.eval_shape(module.init, jax.random.key(0), inputs)["params"]
+
+
+def parameter_count(params: Any) -> int:
+  """Number of scalars in a tree of arrays or shapes."""
+  return sum(leaf.size for leaf in jax.tree.leaves(params))

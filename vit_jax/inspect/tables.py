@@ -1,0 +1,138 @@
+"""Plain-text tables: a configuration with what was changed, a model with its parameters, tokens and operations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vit_jax.inspect.cost import Size, StepCost, abstract_params, count, dino_step, head_flops, parameter_count
+from vit_jax.models import ProjectionHead, VisionTransformer
+
+
+def config_table(config: Mapping[str, Any], default: Mapping[str, Any]) -> str:
+  """Every key of a configuration on a line; keys that differ from the default are marked * and show it.
+
+  Args:
+    config: nested, such as a ConfigDict.
+    default: the schema to compare with; keys that it lacks count as changed.
+  """
+  values, defaults = flatten(config), flatten(default)
+  rows = []
+  for key, value in values.items():
+    changed = key not in defaults or not _same(value, defaults[key])
+    was = "" if not changed else "new key" if key not in defaults else f"default {_show(defaults[key])}"
+    rows.append(("*" if changed else " ", key, _show(value), was))
+  return align(rows)
+
+
+def model_table(
+  model: VisionTransformer,
+  *,
+  image_sizes: Mapping[str, Size],
+  heads: Mapping[str, ProjectionHead] | None = None,
+  step: StepCost | None = None,
+) -> str:
+  """A model in numbers: parameters by part, then tokens and operations by image size, then the training step.
+
+  Args:
+    model: the backbone.
+    image_sizes: name -> pixels, {"global crop": 224, "local crop": 96}.
+    heads: projection heads by name.
+    step: cost of a training step, see `cost.dino_step`.
+  """
+  params = abstract_params(model)
+  rows = [("parameters", "", "")]
+  tokens = [name for name in ("cls_token", "registers", "mask_token") if name in params]
+  rows.append(("  tokens", f"{sum(params[name].size for name in tokens):,}", ", ".join(tokens)))
+  for name in sorted(set(params) - set(tokens), key=lambda name: (name != "patch_embed", name)):
+    total = parameter_count(params[name])
+    note = f"{model.depth} x {total // model.depth:,}" if name == "blocks" else ""
+    rows.append((f"  {name}", f"{total:,}", note))
+  rows.append(("  backbone, all", f"{parameter_count(params):,}", ""))
+  for name, head in (heads or {}).items():
+    rows.append(
+      (f"  {name}", f"{parameter_count(abstract_params(head, width=model.width)):,}", _head_shape(model, head))
+    )
+  for name, size in image_sizes.items():
+    cost = count(model, size)
+    height, width = (size, size) if isinstance(size, int) else size
+    extra = f"{cost.grid[0]} x {cost.grid[1]} patches + class token + {model.num_registers} registers"
+    rows += [("", "", ""), (f"{name}, {height} x {width} pixels", "", "")]
+    rows.append(("  tokens", f"{cost.tokens:,}", extra))
+    rows += [(f"  {part}", flops(value), f"{value / cost.flops:.0%}") for part, value in cost.parts.items()]
+    rows.append(("  forward pass of one image", flops(cost.flops), ""))
+  for name, head in (heads or {}).items():
+    rows += [("", "", ""), (f"{name}, one row", flops(head_flops(head, model.width)), "")]
+  if step is not None:
+    rows += [("", "", ""), ("training step, per image", "", "")]
+    rows += [(f"  {part}", flops(value), f"{value / step.flops:.0%}") for part, value in step.parts.items()]
+    rows.append(("  all", flops(step.flops), "matrix products, without recomputation"))
+  return align(rows, right=(1,))
+
+
+def training_table(modules: Any, views: Any, *, masked: float) -> str:
+  """`model_table` of what a method with DINO and iBOT heads trains.
+
+  Args:
+    modules: backbone, dino_head and ibot_head, as `methods.dinov3.modules(config)` makes them.
+    views: the crops, as `methods.dinov3.views(config)` describes them.
+    masked: masked patches per image, both global crops together.
+  """
+  sizes = {"global crop": views.global_size}
+  if views.local_number:
+    sizes["local crop"] = views.local_size
+  step = dino_step(
+    *modules,
+    global_size=views.global_size,
+    local_size=views.local_size,
+    local_number=views.local_number,
+    masked=masked,
+  )
+  heads = {"dino_head": modules.dino_head, "ibot_head": modules.ibot_head}
+  return model_table(modules.backbone, image_sizes=sizes, heads=heads, step=step)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Nested keys joined by dots, in their order."""
+  flat = {}
+  for key, value in tree.items():
+    if hasattr(value, "items"):
+      flat |= flatten(value, f"{prefix}{key}.")
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def align(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
+  """Rows of cells as lines of aligned columns; the columns in `right` are aligned on the right."""
+  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+  lines = []
+  for row in rows:
+    cells = [
+      cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+    ]
+    lines.append("  ".join(cells).rstrip())
+  return "\n".join(lines)
+
+
+def flops(value: float) -> str:
+  """Operations for people: 4.63 GFLOP."""
+  for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    if value >= size:
+      return f"{value / size:.3g} {unit}FLOP"
+  return f"{value:.3g} FLOP"
+
+
+def _head_shape(model: VisionTransformer, head: ProjectionHead) -> str:
+  sizes = [model.width] + [head.hidden] * (head.num_layers - 1) + [head.bottleneck, head.prototypes]
+  return " -> ".join(map(str, sizes))
+
+
+def _same(a: Any, b: Any) -> bool:
+  if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+    return list(a) == list(b)
+  return a == b and isinstance(a, bool) == isinstance(b, bool)  # True == 1 in Python
+
+
+def _show(value: Any) -> str:
+  return str(tuple(value)) if isinstance(value, list) else repr(value)
