@@ -22,6 +22,9 @@ import pytest
 
 from vit_jax.checkpoints import Checkpoints, Damaged, Mismatch, NotSaved, latest, read_meta, restore_params, steps
 
+# What tensorstore's threads still report of reads from the files that the tests damage.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 CONFIG = {"method": "dinov3", "model": {"depth": 2, "rope": None}, "blur": [0.0, 0.9, 0.5]}
 DATA = {"epoch": 3, "next": 2**60 + 1}
 
