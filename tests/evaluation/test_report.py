@@ -16,7 +16,7 @@ RESULTS = {
   "knn/top1": 0.61249,
   "linear/top1": 0.7,
   "linear/lr": 0.002,
-  "baseline/random_init/knn/top1": 0.09,
+  "baseline/untrained/knn/top1": 0.09,
   "baseline/pixels/linear/top1": 0.06,
 }
 

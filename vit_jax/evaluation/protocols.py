@@ -105,7 +105,7 @@ def check_tasks(tasks: Sequence[str]) -> None:
 def _labelled(batches: Iterable[Mapping[str, Any]], num_classes: int, name: str) -> Iterator[Mapping[str, Any]]:
   """The batches, each checked before anything is computed of it, so that unlabelled data fails at once."""
   if num_classes < 2:
-    raise UnlabelledError(f"{name} has {num_classes or 'no'} classes, and scoring needs at least 2")
+    raise UnlabelledError(f"{name} has labels of {num_classes} class(es), and scoring needs at least 2")
   count = 0
   for batch in batches:
     labels = np.asarray(batch["label"])[np.asarray(batch["valid"], bool)]

@@ -18,7 +18,7 @@ _MODEL = "model"
 # What was scored, in words; other names (of baselines that the caller adds) stand for themselves.
 _HEADS = {
   _MODEL: "this model",
-  "random_init": "untrained",
+  "untrained": "untrained",
   "pixels": "pixels",
   "histogram": "colours",
   "majority": "most frequent class",

@@ -1,0 +1,111 @@
+"""Which images are trained and tested on."""
+
+from __future__ import annotations
+
+import pytest
+from PIL import Image
+
+from tests.evaluation.batches import coloured
+from vit_jax.evaluation import EvaluationError, UnlabelledError, open_splits
+from vit_jax.evaluation.splits import Subset
+
+TEXTURES = "embedded:textures/train?size=16&count=60"
+
+
+def folder(root, num, *, seed=0, classes=4):
+  """A folder of `num` PNG files in one sub-folder per class."""
+  images, labels = coloured(num, seed=seed, classes=classes)
+  for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+    (root / f"class{label}").mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(root / f"class{label}" / f"{index:03}.png")
+  return f"folder:{root}"
+
+
+def records(source):
+  return {source.describe(index) for index in range(len(source))}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+  return folder(tmp_path_factory.mktemp("photos"), 50)
+
+
+def test_embedded_data_is_tested_on_its_test_split(tmp_path, monkeypatch):
+  opened = []
+
+  def small(spec, cache_dir):
+    from vit_jax.data.sources import open_source
+
+    opened.append(spec)
+    return open_source(spec + ("" if "count" in spec else "&count=20"), cache_dir=cache_dir)
+
+  monkeypatch.setattr("vit_jax.evaluation.splits.open_source", small)
+  splits = open_splits(TEXTURES, cache_dir=tmp_path)
+  assert opened == [TEXTURES, "embedded:textures/test?size=16"]
+  assert splits.names == tuple(opened)
+  assert (len(splits.train), len(splits.test), splits.num_classes) == (60, 20, 20)
+
+
+def test_a_test_split_that_is_named_is_used(tmp_path):
+  splits = open_splits(TEXTURES, "embedded:textures/test?size=16&count=10", cache_dir=tmp_path)
+  assert splits.test_name == "embedded:textures/test?size=16&count=10"
+  assert len(splits.test) == 10
+
+
+def test_the_val_folder_beside_a_train_folder_is_found(tmp_path):
+  train, test = folder(tmp_path / "train", 30), folder(tmp_path / "val", 20, seed=1)
+  splits = open_splits(train)
+  assert splits.names == (train, test)
+  assert (len(splits.train), len(splits.test)) == (30, 20)
+
+
+def test_otherwise_a_tenth_is_held_out_and_not_trained_on(photos):
+  splits = open_splits(photos)
+  assert (len(splits.train), len(splits.test)) == (45, 5)
+  assert not records(splits.train) & records(splits.test)
+  assert splits.test_name == f"5 held-out images of {photos}"
+  again = open_splits(photos)
+  assert records(again.test) == records(splits.test)
+
+
+def test_training_on_a_test_split_does_not_test_on_the_same_images(tmp_path):
+  splits = open_splits("embedded:textures/test?size=16&count=40", cache_dir=tmp_path)
+  assert (len(splits.train), len(splits.test)) == (36, 4)
+  assert not records(splits.train) & records(splits.test)
+
+
+def test_fewer_examples_are_drawn_from_all_classes(photos):
+  splits = open_splits(photos, photos, max_examples=20)
+  assert len(splits.train) == len(splits.test) == 20
+  labels = {splits.train[index]["label"] for index in range(20)}
+  assert labels == {0, 1, 2, 3}  # the folder is sorted by class: its first 20 images are of two
+
+
+def test_batches_are_those_of_the_splits(photos):
+  splits = open_splits(photos)
+  train, test = (list(batches) for batches in splits.batches(image_size=16, batch_size=10))
+  assert sum(int(batch["valid"].sum()) for batch in train) == 45
+  assert sum(int(batch["valid"].sum()) for batch in test) == 5
+  assert all(batch["images"].shape == (10, 16, 16, 3) for batch in train + test)
+
+
+def test_subset_is_a_source(photos):
+  from vit_jax.data.sources import open_source
+
+  source = open_source(photos)
+  subset = Subset(source, [7, 3])
+  assert len(subset) == 2
+  assert subset.describe(0) == source.describe(7)
+  assert subset[1] == source[3]
+  assert (subset.num_classes, subset.class_names) == (source.num_classes, source.class_names)
+
+
+def test_one_class_is_too_few(tmp_path):
+  with pytest.raises(UnlabelledError, match="at least 2.*evaluation.train_source"):
+    open_splits(folder(tmp_path, 5, classes=1))
+
+
+def test_other_classes_are_named(photos, tmp_path):
+  other = folder(tmp_path, 30, classes=6)
+  with pytest.raises(EvaluationError, match=r"\(4 and 6; only the second has class4, class5\)"):
+    open_splits(photos, other)
