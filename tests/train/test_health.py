@@ -96,10 +96,14 @@ def test_few_prototypes_in_use_with_sharp_targets_is_prototype_collapse():
 
 def test_uniform_targets_late_in_the_run_are_named():
   uniform = math.log(K)
-  alarms = run({name: 0.9999 * uniform for name in ("teacher_entropy", "dino_local", "dino_global")})
-  assert kinds(alarms) == ["stuck"] and alarms[0].step >= 0.3 * TOTAL
+  at_uniform = {name: 0.9999 * uniform for name in ("teacher_entropy", "dino_local", "dino_global")}
+  alarms = run(at_uniform, knn=lambda p: 0.1 + 0.01 * p)
+  assert kinds(alarms) == ["stuck"] and alarms[0].step >= 0.5 * TOTAL
+  # Losses at log K say nothing while k-NN accuracy rises.
+  assert run(at_uniform) == []
   # Below log K by a little more, as a small model on little data may be while it learns: no alarm.
-  assert run({name: 0.98 * uniform for name in ("teacher_entropy", "dino_local", "dino_global")}) == []
+  below = {name: 0.98 * uniform for name in at_uniform}
+  assert run(below, knn=lambda p: 0.1 + 0.01 * p) == []
 
 
 def test_a_student_worse_than_the_uniform_guess_diverges():
@@ -142,7 +146,8 @@ def test_every_config_key_that_an_alarm_names_exists():
   uniform = math.log(K)
   collapsing = {"feature_std": lambda p: 0.5 if p < 0.5 else 0.0, "prototype_usage": 0.0, "teacher_entropy": 0.0}
   alarms = run(collapsing, knn=lambda p: 0.1)
-  alarms += run({"teacher_entropy": uniform, "dino_local": 2 * uniform, "dino_global": 2 * uniform})
+  at_uniform = {"teacher_entropy": uniform, "dino_local": 2 * uniform, "dino_global": 2 * uniform}
+  alarms += run(at_uniform, knn=lambda p: 0.1)
   alarms += run({"loss": math.nan}, from_step=990)
   assert set(kinds(alarms)) == {"collapse", "prototypes", "stuck", "divergence", "knn", "nonfinite"}
   config = default()
