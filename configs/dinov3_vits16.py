@@ -14,7 +14,6 @@ def get_config(arg: str | None = None):
   check_argument(arg, ("cpu",))
   c = default()
   c.model.name = "dinov3_vits16"
-  c.model.drop_path = 0.1
   c.duration = "100 epochs"
   c.batch_size = 64
   c.model.dtype = "bfloat16"

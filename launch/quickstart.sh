@@ -5,7 +5,7 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-prepare tensorboard,plots
+prepare tensorboard
 cd "$root"
 workdir=runs/quickstart
 for argument in "$@"; do

@@ -1,1 +1,50 @@
-"""vit_jax: Vision Transformers in JAX, above all DINOv3 self-supervised pretraining."""
+"""vit_jax: Vision Transformers in JAX, above all DINOv3 self-supervised pretraining.
+
+    model = vit_jax.create_model("dinov3_vits16")
+    model, params = vit_jax.load_model("runs/mine")
+    features = model.apply({"params": params}, images)
+
+The names below are imported when they are first used, so that `import vit_jax` (and `vit-jax --help`) is instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from vit_jax import checkpoints, config, data, evaluation, losses, methods, models, weights
+  from vit_jax.hub import load_model, save_model
+  from vit_jax.models import create_model
+
+_FUNCTIONS = {"create_model": "vit_jax.models", "load_model": "vit_jax.hub", "save_model": "vit_jax.hub"}
+_ROOMS = ("checkpoints", "config", "data", "evaluation", "losses", "methods", "models", "weights")
+
+__all__ = [
+  "checkpoints",
+  "config",
+  "create_model",
+  "data",
+  "evaluation",
+  "load_model",
+  "losses",
+  "methods",
+  "models",
+  "save_model",
+  "weights",
+]
+
+
+def __getattr__(name: str) -> Any:
+  if name in _FUNCTIONS:
+    value = getattr(importlib.import_module(_FUNCTIONS[name]), name)
+  elif name in _ROOMS:
+    value = importlib.import_module(f"vit_jax.{name}")
+  else:
+    raise AttributeError(f"module 'vit_jax' has no attribute {name!r}; it has {', '.join(__all__)}.")
+  globals()[name] = value
+  return value
+
+
+def __dir__() -> list[str]:
+  return sorted({*globals(), *__all__})

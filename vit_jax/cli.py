@@ -1,18 +1,19 @@
 """The `vit-jax` command: one thin function a sub-command.
 
 Everything heavy is imported inside the functions, so that `vit-jax --help` and a mistyped key answer at once. Errors
-that are for the user (`UserError`, and every exception class that vit_jax itself defines) are printed without a
-traceback, with exit code 2; any other exception is a bug and keeps its traceback.
+that are for the user are printed without a traceback, with exit code 2; any other exception keeps its traceback.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vit_jax.config.errors import UserError
+from vit_jax.config.fields import fields
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(sys.argv[1:] if argv is None else argv)
     args.command(args)
   except Exception as error:
-    if not (isinstance(error, UserError) or type(error).__module__.partition(".")[0] == "vit_jax"):
+    if not _is_for_user(error):
       raise
     for line in str(error).splitlines():
       print(f"vit-jax: {line}", file=sys.stderr)
@@ -36,6 +37,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("vit-jax: interrupted", file=sys.stderr)
     return 130
   return 0
+
+
+def _is_for_user(error: Exception) -> bool:
+  """Whether an error's message tells the user what to put right.
+
+  So do the exceptions that vit_jax defines, and a ValueError that opens with a key of the config: most rooms know
+  nothing of `vit_jax.config` and name the key in a plain ValueError.
+  """
+  if isinstance(error, UserError) or type(error).__module__.partition(".")[0] == "vit_jax":
+    return True
+  return isinstance(error, ValueError) and re.split(r"[=:\s]", str(error), maxsplit=1)[0] in fields()
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 import pytest
 
-from vit_jax.checkpoints import Checkpoints, Damaged, Mismatch, latest, read_meta, restore_params, steps
+from vit_jax.checkpoints import Checkpoints, Damaged, Mismatch, NotSaved, latest, read_meta, restore_params, steps
 
 CONFIG = {"method": "dinov3", "model": {"depth": 2, "rope": None}, "blur": [0.0, 0.9, 0.5]}
 DATA = {"epoch": 3, "next": 2**60 + 1}
@@ -98,14 +98,14 @@ def test_everything_comes_back_exactly(two_steps: pathlib.Path, abstract: bool):
 
 def test_an_older_step_restores_on_request(two_steps: pathlib.Path):
   assert_same(Checkpoints(two_steps).restore(make_state(), step=1).state, make_state(1))
-  with pytest.raises(FileNotFoundError, match=r"no step 5; it has \[1, 2\]"):
+  with pytest.raises(NotSaved, match=r"no step 5; it has \[1, 2\]"):
     Checkpoints(two_steps).restore(make_state(), step=5)
 
 
 def test_nothing_saved(tmp_path: pathlib.Path):
   checkpoints = Checkpoints(tmp_path / "new")
   assert checkpoints.latest_step() is None and steps(tmp_path / "new") == () and latest(tmp_path) is None
-  with pytest.raises(FileNotFoundError, match="no saved step"):
+  with pytest.raises(NotSaved, match="no saved step"):
     checkpoints.restore(make_state())
   assert not (tmp_path / "new").exists()
 

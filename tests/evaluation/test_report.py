@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 
+import pytest
 from rich.console import Console
 
+from vit_jax.evaluation.errors import EvaluationError
 from vit_jax.evaluation.report import markdown, rich_table, save
 
 RESULTS = {
@@ -24,24 +26,30 @@ def test_markdown_puts_the_model_first_and_the_baselines_beside_it():
   assert lines == [
     "- model: runs/mine",
     "",
-    "| features | knn/top1 | linear/top1 | linear/lr |",
+    "| metric | this model | pixels | untrained |",
     "|---|---:|---:|---:|",
-    "| this model | 61.2 % | 70.0 % | 0.002 |",
-    "| pixels, 16x16 | 5.0 % | 6.0 % |  |",
-    "| same network, untrained | 9.0 % |  |  |",
+    "| knn/top1 | 61.2 % | 5.0 % | 9.0 % |",
+    "| linear/top1 | 70.0 % | 6.0 % |  |",
+    "| linear/lr | 0.002 |  |  |",
   ]
 
 
 def test_terminal_table_shows_the_same():
   out = io.StringIO()
-  Console(file=out, width=120).print(rich_table(RESULTS, title="runs/mine"))
+  Console(file=out, width=80).print(rich_table(RESULTS, title="runs/mine"))
   text = out.getvalue()
-  for word in ("runs/mine", "this model", "61.2 %", "70.0 %", "0.002", "same network, untrained", "5.0 %"):
+  for word in ("runs/mine", "this model", "61.2 %", "70.0 %", "0.002", "untrained", "5.0 %"):
     assert word in text
 
 
 def test_files_hold_every_number(tmp_path):
-  save(tmp_path / "new" / "folder", RESULTS, about={"train": "embedded:textures"})
-  saved = json.loads((tmp_path / "new/folder/evaluation.json").read_text())
-  assert saved == {"about": {"train": "embedded:textures"}, "results": RESULTS}
-  assert "- train: embedded:textures" in (tmp_path / "new/folder/evaluation.md").read_text()
+  about = {"train": "embedded:textures"}
+  save(tmp_path / "new/folder/scores.json", RESULTS, about=about)
+  save(tmp_path / "scores.md", RESULTS, about=about)
+  assert json.loads((tmp_path / "new/folder/scores.json").read_text()) == {"about": about, "results": RESULTS}
+  assert (tmp_path / "scores.md").read_text() == markdown(RESULTS, about=about)
+
+
+def test_other_kinds_of_files_are_refused(tmp_path):
+  with pytest.raises(EvaluationError, match=r"\.json or \.md.*scores\.csv"):
+    save(tmp_path / "scores.csv", RESULTS)

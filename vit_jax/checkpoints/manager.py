@@ -117,7 +117,7 @@ class Checkpoints:
         next save.
 
     Raises:
-      FileNotFoundError: if nothing was saved (or not that step).
+      NotSaved: if nothing was saved (or not that step).
       Mismatch: if the checkpoint holds other leaves, shapes or dtypes; names all of them, before reading arrays.
       Damaged: if steps exist but none can be read.
     """

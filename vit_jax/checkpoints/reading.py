@@ -29,6 +29,10 @@ Leaves = Mapping[tuple[str, ...], Any]
 _log = logging.getLogger(__name__)
 
 
+class NotSaved(FileNotFoundError):
+  """There is no such checkpoint."""
+
+
 class Damaged(RuntimeError):
   """Steps exist, but what was asked for cannot be read from them."""
 
@@ -62,7 +66,7 @@ def restore_params(
     step: the step; None: the newest that can be read.
 
   Raises:
-    FileNotFoundError: if nothing was saved (or not that step).
+    NotSaved: if nothing was saved (or not that step).
     Mismatch: if the state has no such subtree; says what it has.
     Damaged: if no step can be read.
   """
@@ -95,9 +99,9 @@ def first_readable(
   available = steps(workdir)
   root = epath.Path(workdir) / FOLDER
   if step is not None and step not in available:
-    raise FileNotFoundError(f"{root} has no step {step}; it has {list(available) or 'none'}.")
+    raise NotSaved(f"{root} has no step {step}; it has {list(available) or 'none'}.")
   if not available:
-    raise FileNotFoundError(f"{root} has no saved step.")
+    raise NotSaved(f"{root} has no saved step.")
   failed: dict[int, Exception] = {}
   for candidate in reversed(available) if step is None else (step,):
     try:

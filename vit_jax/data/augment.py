@@ -1,4 +1,4 @@
-"""Multi-crop augmentation on the host: draw the parameters of every crop of an image, then apply them (reference [6.3]).
+"""Multi-crop augmentation on the host: draw the parameters of every crop of an image, then apply them (see [6.3]).
 
 Drawing and applying are apart, so that a recorded draw can be replayed and the distributions be tested without images.
 The order within a crop: random resized crop, horizontal flip, colour jitter, grayscale, blur, solarize.
@@ -6,9 +6,9 @@ The order within a crop: random resized crop, horizontal flip, colour jitter, gr
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -23,8 +23,7 @@ _ORDERS = tuple(itertools.permutations(range(4)))  # of the four colour adjustme
 _UNIFORMS = 2 * _TRIES + 2 + 11  # random numbers of one crop
 
 
-@dataclasses.dataclass(frozen=True)
-class Crop:
+class Crop(NamedTuple):
   """Everything that was drawn for one crop.
 
   `jitter` holds (which of `operations.ADJUSTMENTS`, its factor) in the order of application; `sigma` is None without a

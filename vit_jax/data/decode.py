@@ -84,7 +84,7 @@ def _upright(image: Image.Image) -> Image.Image:
   return image if orientation == 1 else ImageOps.exif_transpose(image)
 
 
-def _deep_to_uint8(samples: np.ndarray) -> UInt8[np.ndarray, "..."]:
+def _deep_to_uint8(samples: np.ndarray) -> UInt8[np.ndarray, " ..."]:
   """Samples of more than 8 bits -> uint8: the high byte of integers, 255 x of floats in [0, 1]."""
   if np.issubdtype(samples.dtype, np.floating):
     return (np.nan_to_num(np.clip(samples, 0.0, 1.0)) * 255.0 + 0.5).astype(np.uint8)

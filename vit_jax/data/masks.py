@@ -18,7 +18,7 @@ _LOG_ASPECT = math.log(0.3)  # a block's aspect ratio is log-uniform in [0.3, 1 
 _TRIES = 10  # proposals for one block before the rest is filled patch by patch
 
 
-def mask_counts(rows: int, patches: int, probability: float, ratio: tuple[float, float]) -> Int[np.ndarray, "rows"]:
+def mask_counts(rows: int, patches: int, probability: float, ratio: tuple[float, float]) -> Int[np.ndarray, " rows"]:
   """Masked patches of each of `rows` global crops, before the rows are shuffled.
 
   `int(rows * probability)` rows are masked; the i-th masks the share `ratio[0] + (i + 1) / n * (ratio[1] - ratio[0])`
@@ -32,7 +32,7 @@ def mask_counts(rows: int, patches: int, probability: float, ratio: tuple[float,
   return counts
 
 
-def _linspace_float32(start: float, stop: float, num: int) -> Float32[np.ndarray, "num"]:
+def _linspace_float32(start: float, stop: float, num: int) -> Float32[np.ndarray, " num"]:
   """Evenly spaced float32 numbers from both ends to the middle (torch's rounding; NumPy's goes through float64)."""
   if num == 1:
     return np.array([start], np.float32)
@@ -135,8 +135,8 @@ def group_masks(
 
 def indices_and_weights(
   masks: Bool[np.ndarray, "images 2 patches"],
-) -> tuple[Int32[np.ndarray, "M"], Float32[np.ndarray, "M"]]:
-  """Flat positions of a group's masked patches (image-major, then crop, then patch) and 1 / masked patches of the crop."""
+) -> tuple[Int32[np.ndarray, " M"], Float32[np.ndarray, " M"]]:
+  """Flat positions of a group's masked patches (image, then crop, then patch) and 1 / masked patches of the crop."""
   flat = np.flatnonzero(masks)  # [M]
   per_crop = masks.reshape(-1, masks.shape[-1]).sum(axis=1)  # [2g]
   weights = np.float32(1.0) / per_crop[flat // masks.shape[-1]].astype(np.float32)  # [M]

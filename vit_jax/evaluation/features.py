@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from vit_jax.evaluation.errors import EvaluationError
+
 # uint8 images [B, H, W, 3] -> {"cls": [B, D]} and, where the features have patches, {"patch_mean": [B, D]}; float32.
 FeatureFn = Callable[[UInt8[np.ndarray, "B H W 3"]], Mapping[str, Array]]
 # Called after every batch with the number of images that are done.
@@ -117,8 +119,7 @@ def extract_all(
     name -> features [N, D] of the N valid images, in their order.
 
   Raises:
-    ValueError: if there is no image.
-    FloatingPointError: if a feature is not finite.
+    EvaluationError: if there is no image, or a feature is not finite.
   """
   collected = {name: collections.defaultdict(list) for name in feature_fns}
   labels: list[np.ndarray] = []
@@ -144,7 +145,7 @@ def extract_all(
   while in_flight:
     fetch()
   if not done:
-    raise ValueError("No image to extract features from: the source is empty, or max_examples is 0.")
+    raise EvaluationError("No image to extract features from: the source is empty, or max_examples is 0.")
   return {name: _join(name, parts, np.concatenate(labels)) for name, parts in collected.items()}
 
 
@@ -153,7 +154,7 @@ def _join(name: str, parts: Mapping[str, list[np.ndarray]], labels: np.ndarray) 
   for key, array in arrays.items():
     bad = int((~np.isfinite(array).all(axis=1)).sum())
     if bad:
-      raise FloatingPointError(
+      raise EvaluationError(
         f"{bad} of {len(array)} images have NaN or infinite {name}/{key}: the parameters have diverged or are not "
         "those of this model, so no score is given. Evaluate an earlier checkpoint."
       )

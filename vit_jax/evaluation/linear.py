@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from vit_jax.evaluation.errors import EvaluationError
+
 # For a batch of 256; they are scaled by batch / 256.
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
 
@@ -61,7 +63,7 @@ def linear_probe(
     "top1" on the test images, and of the chosen head "validation_top1" and "lr" (for a batch of 256).
 
   Raises:
-    ValueError: if no class has two images, one to train and one to validate on.
+    EvaluationError: if no class has two images, one to train and one to validate on.
   """
   rng = np.random.default_rng(seed)
   fit, held_out = _split(train_labels, validation_fraction, rng)
@@ -94,7 +96,7 @@ def _split(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> tup
     if len(members) > 1:
       held_out.append(members[: max(1, min(len(members) - 1, round(fraction * len(members))))])
   if not held_out:
-    raise ValueError(
+    raise EvaluationError(
       "The linear probe chooses its learning rate on held-out training images, but each of the "
       f"{len(np.unique(labels))} classes has one image only: give more training images."
     )

@@ -9,19 +9,12 @@ from typing import Any
 import numpy as np
 
 from vit_jax.evaluation.baselines import majority
+from vit_jax.evaluation.errors import EvaluationError, UnlabelledError
 from vit_jax.evaluation.features import Extracted, FeatureFn, Progress, extract_all
 from vit_jax.evaluation.knn import knn
 from vit_jax.evaluation.linear import linear_probe
 
 _MODEL = "model"
-_WHAT_TO_DO = (
-  "Put the images of each class into a sub-folder of its own, name a labelled source in evaluation.train_source (and "
-  'evaluation.test_source), or turn evaluation off with evaluation.every="0 steps".'
-)
-
-
-class UnlabelledError(ValueError):
-  """The data has no labels, or too few classes, to score features with."""
 
 
 def _knn(train: Extracted, test: Extracted, num_classes: int, seed: int) -> dict[str, float]:
@@ -75,16 +68,15 @@ def evaluate(
     "knn/top1" is that of k = 10, "linear/top1" that of the head with the best validation accuracy.
 
   Raises:
-    ValueError: for an unknown task or no image.
     UnlabelledError: if an image has no label, or there is one class only.
-    FloatingPointError: if features are not finite.
+    EvaluationError: for an unknown task, no image, features that are not finite, or labels >= num_classes.
   """
   check_tasks(tasks)
   feature_fns = {_MODEL: feature_fn} | dict(baselines or {})
   train = extract_all(feature_fns, _labelled(train_batches, num_classes, names[0]), progress=progress)
   done = len(train[_MODEL].labels)
   if len(np.unique(train[_MODEL].labels)) < 2:
-    raise UnlabelledError(f"All {done} images of {names[0]} that were read have one label: a score would say nothing.")
+    raise UnlabelledError(f"All {done} images of {names[0]} that were read have one label: a score would say nothing")
   further = None if progress is None else lambda count: progress(done + count)
   test = extract_all(feature_fns, _labelled(test_batches, num_classes, names[1]), progress=further)
   results = {}
@@ -100,27 +92,27 @@ def evaluate(
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
-  """Raises ValueError unless `tasks` is a non-empty sequence of names of `TASKS`."""
+  """Raises EvaluationError unless `tasks` is a non-empty sequence of names of `TASKS`."""
   if isinstance(tasks, str) or not tasks:
-    raise ValueError(f'evaluation.tasks must be a tuple of task names such as ("knn",), got {tasks!r}.')
+    raise EvaluationError(f'evaluation.tasks must be a tuple of task names such as ("knn",), got {tasks!r}.')
   for task in tasks:
     if task not in TASKS:
       near = difflib.get_close_matches(task, TASKS, n=1, cutoff=0.4)
       hint = f" Did you mean {near[0]!r}?" if near else ""
-      raise ValueError(f"evaluation.tasks: there is no task {task!r}; valid: {', '.join(TASKS)}.{hint}")
+      raise EvaluationError(f"evaluation.tasks: there is no task {task!r}; valid: {', '.join(TASKS)}.{hint}")
 
 
 def _labelled(batches: Iterable[Mapping[str, Any]], num_classes: int, name: str) -> Iterator[Mapping[str, Any]]:
   """The batches, each checked before anything is computed of it, so that unlabelled data fails at once."""
   if num_classes < 2:
-    raise UnlabelledError(f"{name} has {num_classes or 'no'} classes, and scoring needs at least 2. {_WHAT_TO_DO}")
+    raise UnlabelledError(f"{name} has {num_classes or 'no'} classes, and scoring needs at least 2")
   count = 0
   for batch in batches:
     labels = np.asarray(batch["label"])[np.asarray(batch["valid"], bool)]
     if (labels < 0).any():
-      raise UnlabelledError(f"Image {count + int(np.argmax(labels < 0))} of {name} has no label. {_WHAT_TO_DO}")
+      raise UnlabelledError(f"Image {count + int(np.argmax(labels < 0))} of {name} has no label")
     if (labels >= num_classes).any():
-      raise ValueError(
+      raise EvaluationError(
         f"Image {count + int(np.argmax(labels >= num_classes))} of {name} has label {labels.max()}, but there are "
         f"{num_classes} classes: training and test source must share their classes."
       )

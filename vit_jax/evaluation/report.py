@@ -4,72 +4,94 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from vit_jax.evaluation.errors import EvaluationError
 
 if TYPE_CHECKING:
   from rich.table import Table
 
 _BASELINE = "baseline"
 _MODEL = "model"
-# What the rows are, in words; other names (of baselines that the caller adds) stand for themselves.
-_ROWS = {
+# What was scored, in words; other names (of baselines that the caller adds) stand for themselves.
+_HEADS = {
   _MODEL: "this model",
-  "random_init": "same network, untrained",
-  "pixels": "pixels, 16x16",
-  "histogram": "colour histogram, 6x6x6",
+  "random_init": "untrained",
+  "pixels": "pixels",
+  "histogram": "colours",
   "majority": "most frequent class",
 }
 
 
-def rows(results: Mapping[str, float]) -> tuple[list[str], dict[str, dict[str, float]]]:
-  """Sorts flat results into a table: the names of the columns, and row name -> column -> value; the model first."""
+def columns(results: Mapping[str, float]) -> dict[str, dict[str, float]]:
+  """Sorts flat results by what was scored: name ("model", a baseline's) -> metric -> value; the model first."""
   table: dict[str, dict[str, float]] = {}
   for key, value in results.items():
-    row, column = _MODEL, key
+    name, metric = _MODEL, key
     if key.startswith(f"{_BASELINE}/"):
-      _, row, column = key.split("/", 2)
-    table.setdefault(row, {})[column] = value
-  columns = list(dict.fromkeys(column for values in table.values() for column in values))
-  return columns, {row: table[row] for row in sorted(table, key=lambda row: row != _MODEL)}
+      _, name, metric = key.split("/", 2)
+    table.setdefault(name, {})[metric] = value
+  return {name: table[name] for name in sorted(table, key=lambda name: name != _MODEL)}
 
 
 def rich_table(results: Mapping[str, float], *, title: str | None = None) -> Table:
   """The results for a terminal: `rich.print(rich_table(results))`."""
   from rich.table import Table
 
-  columns, table = rows(results)
-  view = Table("features", title=title)
-  for column in columns:
-    view.add_column(column, justify="right")
-  for row, values in table.items():
-    view.add_row(_ROWS.get(row, row), *_cells(columns, values), style="bold" if row == _MODEL else None)
+  heads, lines = _cells(columns(results))
+  view = Table("metric", title=title)
+  for head in heads:
+    view.add_column(head, justify="right")
+  for metric, cells in lines.items():
+    view.add_row(metric, *cells)
   return view
 
 
 def markdown(results: Mapping[str, float], *, about: Mapping[str, Any] | None = None) -> str:
   """The results as a Markdown table, under what they are about (model, sources, ...) as a list."""
-  columns, table = rows(results)
-  lines = [f"- {key}: {value}" for key, value in (about or {}).items()]
-  lines += [""] if lines else []
-  lines += ["| features | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
-  lines += [f"| {_ROWS.get(row, row)} | {' | '.join(_cells(columns, values))} |" for row, values in table.items()]
-  return "\n".join(lines) + "\n"
+  heads, lines = _cells(columns(results))
+  text = [f"- {key}: {value}" for key, value in (about or {}).items()]
+  text += [""] if text else []
+  text += ["| metric | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
+  text += [f"| {metric} | {' | '.join(cells)} |" for metric, cells in lines.items()]
+  return "\n".join(text) + "\n"
 
 
-def save(folder: str | os.PathLike, results: Mapping[str, float], *, about: Mapping[str, Any] | None = None) -> None:
-  """Writes `evaluation.json` ({"about": ..., "results": ...}) and `evaluation.md` into `folder`, made if need be."""
-  folder = Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
-  content = json.dumps({"about": dict(about or {}), "results": dict(results)}, indent=2)
-  (folder / "evaluation.json").write_text(content + "\n", encoding="utf-8")
-  (folder / "evaluation.md").write_text(markdown(results, about=about), encoding="utf-8")
+def save(path: str | os.PathLike, results: Mapping[str, float], *, about: Mapping[str, Any] | None = None) -> None:
+  """Writes the results to a file, in folders made if need be.
+
+  Args:
+    path: ends in ".json" ({"about": ..., "results": ...}) or ".md" (see `markdown`).
+
+  Raises:
+    EvaluationError: for another ending.
+  """
+  check_path(path)
+  path = Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if path.suffix == ".md":
+    text = markdown(results, about=about)
+  else:
+    text = json.dumps({"about": dict(about or {}), "results": dict(results)}, indent=2) + "\n"
+  path.write_text(text, encoding="utf-8")
 
 
-def _cells(columns: Sequence[str], values: Mapping[str, float]) -> list[str]:
-  return [_cell(column, values[column]) if column in values else "" for column in columns]
+def check_path(path: str | os.PathLike) -> None:
+  """Raises EvaluationError unless `save` can write to such a file."""
+  if Path(path).suffix not in (".json", ".md"):
+    raise EvaluationError(f"Results are written as .json or .md, so the file cannot be {os.fspath(path)!r}.")
 
 
-def _cell(column: str, value: float) -> str:
-  return f"{100 * value:.1f} %" if column.endswith("top1") else f"{value:g}"
+def _cells(table: Mapping[str, Mapping[str, float]]) -> tuple[list[str], dict[str, list[str]]]:
+  """Column heads, and metric -> one text per column; empty where a column has no such metric."""
+  metrics = dict.fromkeys(metric for values in table.values() for metric in values)
+  lines = {metric: [_text(metric, values.get(metric)) for values in table.values()] for metric in metrics}
+  return [_HEADS.get(name, name) for name in table], lines
+
+
+def _text(metric: str, value: float | None) -> str:
+  if value is None:
+    return ""
+  return f"{100 * value:.1f} %" if metric.endswith("top1") else f"{value:g}"

@@ -71,7 +71,7 @@ def clip(grads: dict[str, Any], limit: float) -> tuple[dict[str, Any], dict[str,
 
   Norms are of the whole sub-module over all devices, in float32.
   """
-  norms = {name: optax.global_norm(jax.tree.map(lambda g: g.astype(jnp.float32), tree)) for name, tree in grads.items()}
+  norms = {name: optax.tree.norm(jax.tree.map(lambda g: g.astype(jnp.float32), tree)) for name, tree in grads.items()}
   if not limit:
     return grads, norms
   factors = {name: jnp.minimum(1.0, limit / (norm + 1e-6)) for name, norm in norms.items()}

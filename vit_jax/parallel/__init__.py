@@ -1,1 +1,15 @@
 """Processes, the device mesh, and the sharding rules."""
+
+from vit_jax.parallel.mesh import BATCH_AXES, MeshError, batch_sharding, batch_shards, check_batch, make_mesh
+from vit_jax.parallel.rules import ACTIVATION_AXES, state_shardings
+
+__all__ = [
+  "ACTIVATION_AXES",
+  "BATCH_AXES",
+  "MeshError",
+  "batch_sharding",
+  "batch_shards",
+  "check_batch",
+  "make_mesh",
+  "state_shardings",
+]

@@ -4,6 +4,7 @@
 reads and writes safetensors, `pth` PyTorch's files, `hf_config` and `infer` say which architecture a file holds.
 """
 
-from vit_jax.weights.convert import LAYOUTS, WeightMismatch, from_state_dict, select, to_state_dict
+from vit_jax.weights.convert import LAYOUTS, from_state_dict, select, to_state_dict
+from vit_jax.weights.errors import WeightMismatch, WeightsError
 
-__all__ = ["LAYOUTS", "WeightMismatch", "from_state_dict", "select", "to_state_dict"]
+__all__ = ["LAYOUTS", "WeightMismatch", "WeightsError", "from_state_dict", "select", "to_state_dict"]

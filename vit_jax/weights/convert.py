@@ -1,4 +1,4 @@
-"""Between state dicts (names → arrays of a published layout) and parameter trees; every mismatch is named, none passes."""
+"""Between state dicts (names → arrays of a published layout) and parameter trees; every mismatch is named."""
 
 from __future__ import annotations
 
@@ -14,14 +14,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vit_jax.models import ProjectionHead
 from vit_jax.weights.dinov3 import DINOV3
+from vit_jax.weights.errors import WeightMismatch, WeightsError
 from vit_jax.weights.hf import HF_DINOV3
 from vit_jax.weights.layout import STACKED, Buffer, Layout, Row, Shape
 
 LAYOUTS: dict[str, Layout] = {"dinov3": DINOV3, "hf_dinov3": HF_DINOV3}
-
-
-class WeightMismatch(ValueError):
-  """Weights do not fit a model; the message lists every tensor that does not."""
 
 
 class _Slot(NamedTuple):
@@ -48,7 +45,8 @@ class _Slot(NamedTuple):
 def from_state_dict(state_dict: Mapping[str, Any], model: nn.Module, layout: str = "dinov3") -> dict[str, Any]:
   """Parameters of a model from a state dict.
 
-  Narrow types are widened to the model's `param_dtype`; float64 stays float64 where jax's x64 mode is on.
+  Buffers that follow from the model's attributes (rotary periods, bias masks) are checked where the state dict has
+  them. Narrow types are widened to the model's `param_dtype`; float64 stays float64 where jax's x64 mode is on.
 
   Args:
     state_dict: tensor names → arrays. Take a part of a larger one with `select` first.
@@ -111,10 +109,11 @@ def to_state_dict(params: Mapping[str, Any], model: nn.Module, layout: str = "di
 
 
 def select(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-  """The part of a state dict under a prefix, without it: a nested dict ("teacher") or names that begin so ("backbone.").
+  """The part of a state dict under a prefix, without it: a nested dict ("teacher") or names that begin so
+  ("backbone.").
 
   Raises:
-    ValueError: if there is no such part; says what there is.
+    WeightsError: if there is no such part; says what there is.
   """
   inner = state_dict.get(prefix)
   if isinstance(inner, Mapping):
@@ -122,13 +121,13 @@ def select(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
   found = {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
   if not found:
     there = sorted({name.split(".")[0] for name in state_dict})
-    raise ValueError(f"the state dict has nothing under {prefix!r}; its names begin with {', '.join(there)}.")
+    raise WeightsError(f"the state dict has nothing under {prefix!r}; its names begin with {', '.join(there)}.")
   return found
 
 
 def _layout(name: str) -> Layout:
   if name not in LAYOUTS:
-    raise ValueError(f"there is no layout {name!r}; there are {', '.join(LAYOUTS)}.")
+    raise WeightsError(f"there is no layout {name!r}; there are {', '.join(LAYOUTS)}.")
   return LAYOUTS[name]
 
 
@@ -168,7 +167,6 @@ def _slots(table: Layout, layout: str, model: nn.Module, shapes: Mapping[str, Sh
 
 def _compare(found: Mapping[str, Any], expected: Mapping[str, Shape], buffers: Mapping[str, Buffer]) -> list[str]:
   problems = [f"  missing: {name} {shape}" for name, shape in expected.items() if name not in found]
-  problems += [f"  missing: {b.name} {b.value.shape} ({b.meaning})" for b in buffers.values() if b.name not in found]
   for name, value in found.items():
     shape = "(a dict)" if isinstance(value, Mapping) else tuple(np.shape(value))
     wanted = buffers[name].value.shape if name in buffers else expected.get(name)

@@ -10,6 +10,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from vit_jax.weights.errors import WeightsError
+
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
@@ -18,7 +20,7 @@ def read_safetensors(path: pathlib.Path | str) -> dict[str, np.ndarray]:
   """All tensors of a safetensors file, or of a folder with `model.safetensors` or its sharded form.
 
   Raises:
-    ValueError: if a file is damaged; FileNotFoundError: if there is none.
+    WeightsError: if a file is damaged; FileNotFoundError: if there is none.
   """
   path = pathlib.Path(path)
   if not path.is_dir():
@@ -44,4 +46,4 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
   try:
     return safetensors.numpy.load_file(str(path))
   except safetensors.SafetensorError as error:
-    raise ValueError(f"{path} is not a readable safetensors file: {error}.") from error
+    raise WeightsError(f"{path} is not a readable safetensors file: {error}.") from error

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vit_jax.models import Rope, VisionTransformer
+from vit_jax.weights.errors import WeightsError
 
 MODEL_TYPE = "dinov3_vit"
 
@@ -54,11 +55,11 @@ def to_config(model: VisionTransformer, image_size: int) -> dict[str, Any]:
   """The config.json of a model.
 
   Raises:
-    ValueError: if Hugging Face's DINOv3 ViT cannot express the model; names every attribute that is in the way.
+    WeightsError: if Hugging Face's DINOv3 ViT cannot express the model; names every attribute that is in the way.
   """
   problems = _inexpressible(model)
   if problems:
-    raise ValueError(
+    raise WeightsError(
       "a Hugging Face DINOv3 ViT cannot express this model: " + "; ".join(problems) + '. Save it with format="pth" '
       '(the DINOv3 repository\'s layout) or format="orbax".'
     )
@@ -84,10 +85,10 @@ def to_attributes(config: Mapping[str, Any]) -> dict[str, Any]:
   """The attributes of the `VisionTransformer` that a config.json describes.
 
   Raises:
-    ValueError: for another model type, or settings that no `VisionTransformer` has; names them.
+    WeightsError: for another model type, or settings that no `VisionTransformer` has; names them.
   """
   if config.get("model_type") != MODEL_TYPE:
-    raise ValueError(f'model_type {config.get("model_type")!r} is not known; "{MODEL_TYPE}" is.')
+    raise WeightsError(f'model_type {config.get("model_type")!r} is not known; "{MODEL_TYPE}" is.')
   c = _DEFAULTS | dict(config)
   problems = []
   if c["query_bias"] != c["value_bias"]:
@@ -100,7 +101,7 @@ def to_attributes(config: Mapping[str, Any]) -> dict[str, Any]:
   if not isinstance(c["patch_size"], int):
     problems.append(f"patch_size={c['patch_size']}")
   if problems:
-    raise ValueError(f"VisionTransformer has no counterpart for {'; '.join(problems)}.")
+    raise WeightsError(f"VisionTransformer has no counterpart for {'; '.join(problems)}.")
   return dict(
     **{ours: c[theirs] for ours, theirs in _SAME.items()},
     rope=Rope(**{ours: c[theirs] for ours, theirs in _SAME_ROPE.items()}),
@@ -142,8 +143,4 @@ def _inexpressible(model: VisionTransformer) -> list[str]:
     found.append("rope.min_period and rope.max_period (only rope.base)")
   if model.rope.normalize != plain.normalize:
     found.append(f"rope.normalize={model.rope.normalize!r} (only {plain.normalize!r})")
-  if model.rope.dtype != plain.dtype:
-    found.append(
-      f"rope.dtype={model.rope.dtype!r} (only {plain.dtype!r}; dataclasses.replace(rope, dtype=…) changes it)"
-    )
   return found

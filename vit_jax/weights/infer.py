@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.models import Rope
+from vit_jax.weights.errors import WeightsError
 
 # What shapes cannot tell: the values of all published models.
 ASSUMED = {"norm_eps": 1e-5, "rope.normalize": "separate", "rope.rescale": 2.0}
@@ -20,13 +21,15 @@ def infer_attributes(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
   The norm epsilon and the way rotary coordinates are normalised leave no trace in a file: `ASSUMED`.
 
   Raises:
-    ValueError: if the names are not those of a DINOv3 ViT backbone.
+    WeightsError: if the names are not those of a DINOv3 ViT backbone.
   """
   needed = ("cls_token", "patch_embed.proj.weight", "rope_embed.periods", "blocks.0.attn.qkv.weight")
   missing = [name for name in needed if name not in state_dict]
   if missing:
     begin = ", ".join(sorted(state_dict)[:5])
-    raise ValueError(f"not the state dict of a DINOv3 ViT backbone: it lacks {', '.join(missing)}; it has {begin}, ….")
+    raise WeightsError(
+      f"not the state dict of a DINOv3 ViT backbone: it lacks {', '.join(missing)}; it has {begin}, …."
+    )
   shape = {name: np.shape(value) for name, value in state_dict.items()}
   width = shape["cls_token"][-1]
   period = np.asarray(state_dict["rope_embed.periods"], np.float64)

@@ -1,7 +1,7 @@
 """What a layout of published weights is: a table of rows, one per tensor of the file, and how each tensor is stored.
 
-A row maps one tensor name to one parameter (or to one slice of it). Parameters under `blocks/` have a leading layer axis;
-their rows have `{i}` in the name and stand for one tensor per layer.
+A row maps one tensor name to one parameter (or to one slice of it). Parameters under `blocks/` have a leading layer
+axis; their rows have `{i}` in the name and stand for one tensor per layer.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """PyTorch's `.pth` files without PyTorch: read with an unpickler that can build tensors and nothing else, and written.
 
-A file is a zip archive: `<name>/data.pkl` is a pickle of nested containers whose tensors refer to storages, each the raw
-bytes of `<name>/data/<key>`.
+A file is a zip archive: `<name>/data.pkl` is a pickle of nested containers whose tensors refer to storages, each the
+raw bytes of `<name>/data/<key>`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from vit_jax.weights.errors import WeightsError
+
 _STORAGES = {
   "DoubleStorage": np.dtype(np.float64),
   "FloatStorage": np.dtype(np.float32),
@@ -35,28 +37,28 @@ def read_pth(path: pathlib.Path | str) -> dict[str, Any]:
   """The content of a `.pth` file: nested dicts, lists and plain values, with tensors as numpy arrays.
 
   Raises:
-    ValueError: if the file is not of torch's zip format, is damaged, or holds anything but tensors and plain values.
+    WeightsError: if the file is not of torch's zip format, is damaged, or holds anything but tensors and plain values.
   """
   path = pathlib.Path(path)
   if not zipfile.is_zipfile(path):
     if not path.exists():
       raise FileNotFoundError(f"there is no file {path}.")
-    raise ValueError(
-      f"{path} is not a PyTorch file in the zip format (torch >= 1.6), or it is cut short. Load an older file with torch "
-      "and save it again with torch.save."
+    raise WeightsError(
+      f"{path} is not a PyTorch file in the zip format (torch >= 1.6), or it is cut short. Load an older file with "
+      "torch and save it again with torch.save."
     )
   with zipfile.ZipFile(path) as archive:
     records = [name for name in archive.namelist() if name.endswith("/data.pkl") or name == "data.pkl"]
     if len(records) != 1:
-      raise ValueError(f"{path} is a zip archive, but not one written by torch.save (no data.pkl).")
+      raise WeightsError(f"{path} is a zip archive, but not one written by torch.save (no data.pkl).")
     root = records[0][: -len("data.pkl")]
     order = archive.read(f"{root}byteorder") if f"{root}byteorder" in archive.namelist() else b"little"
     if order != b"little":
-      raise ValueError(f"{path} was written on a {order.decode()}-endian machine, which is not supported.")
+      raise WeightsError(f"{path} was written on a {order.decode()}-endian machine, which is not supported.")
     try:
       return _TensorUnpickler(archive, root).load()
     except Exception as error:  # a malformed pickle fails in any way there is
-      raise ValueError(f"{path} cannot be read: {error}.") from error
+      raise WeightsError(f"{path} cannot be read: {error}.") from error
 
 
 class _Storage(np.ndarray):
@@ -85,8 +87,8 @@ class _TensorUnpickler(pickle.Unpickler):
     }
     if (module, name) not in allowed:
       raise pickle.UnpicklingError(
-        f"it contains {module}.{name}; only tensors and plain containers are loaded, because a pickle can run any code. "
-        "If you trust the file, load it with torch and save its state dict alone"
+        f"it contains {module}.{name}; only tensors and plain containers are loaded, because a pickle can run any "
+        "code. If you trust the file, load it with torch and save its state dict alone"
       )
     return allowed[module, name]
 
@@ -123,7 +125,7 @@ def write_pth(path: pathlib.Path | str, state_dict: Mapping[str, np.ndarray]) ->
   """Writes a flat state dict as `torch.load(path, weights_only=True)` reads it.
 
   Raises:
-    ValueError: for an array of a type that torch files do not hold.
+    WeightsError: for an array of a type that torch files do not hold.
   """
   names = {dtype: name for name, dtype in _STORAGES.items()}
   out, storages = io.BytesIO(), []
@@ -131,7 +133,7 @@ def write_pth(path: pathlib.Path | str, state_dict: Mapping[str, np.ndarray]) ->
   for name, value in state_dict.items():
     array = np.ascontiguousarray(value).reshape(np.shape(value))
     if array.dtype not in names:
-      raise ValueError(f"{name} is {array.dtype}, which a .pth file cannot hold.")
+      raise WeightsError(f"{name} is {array.dtype}, which a .pth file cannot hold.")
     _write_tensor(out, name, names[array.dtype], str(len(storages)), array)
     storages.append(array)
   out.write(b"u.")  # set items, stop

@@ -1,0 +1,182 @@
+"""Run files and overrides."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from vit_jax.config import ConfigError, flatten, load
+
+RUN_FILE = """
+from vit_jax.config import check_argument, default
+
+def get_config(arg=None):
+  check_argument(arg, ("small", "large"))
+  c = default()
+  c.batch_size = 16 if arg == "small" else 32
+  return c
+"""
+
+
+@pytest.fixture
+def run_file(tmp_path):
+  path = tmp_path / "run.py"
+  path.write_text(RUN_FILE)
+  return str(path)
+
+
+def body(statement: str) -> str:
+  """The text of a run file that changes the defaults by one statement, on its line 4."""
+  return f"from vit_jax.config import default\ndef get_config():\n  c = default()\n  {statement}\n  return c\n"
+
+
+def test_overrides_come_after_the_run_file_and_its_argument(run_file):
+  assert load(run_file).batch_size == 32
+  assert load(run_file + ":small").batch_size == 16
+  assert load(run_file + ":small", ["--config.batch_size=8"]).batch_size == 8
+
+
+@pytest.mark.parametrize(
+  ("override", "key", "value"),
+  [
+    ("batch_size=128", "batch_size", 128),
+    ("evaluation.max_examples=50_000", "evaluation.max_examples", 50_000),
+    ("schedules.lr.peak=1e-4", "schedules.lr.peak", 1e-4),
+    ("optim.clip=3", "optim.clip", 3.0),
+    ("koleo.topk=2", "koleo.topk", 2),
+    ("log.tensorboard=false", "log.tensorboard", False),
+    ("ibot.mask_shift=True", "ibot.mask_shift", True),
+    ("model.qkv_bias=False", "model.qkv_bias", False),
+    ("data.source=folder:/my photos/a=b", "data.source", "folder:/my photos/a=b"),
+    ("crops.global_scale=(0.2,1)", "crops.global_scale", (0.2, 1.0)),
+    ("crops.global_scale=0.2, 1", "crops.global_scale", (0.2, 1.0)),
+    ("augment.blur=[1,0.1,0.5]", "augment.blur", (1.0, 0.1, 0.5)),
+    ("evaluation.tasks=('knn','linear')", "evaluation.tasks", ("knn", "linear")),
+    ("evaluation.tasks=linear", "evaluation.tasks", ("linear",)),
+    ("evaluation.tasks=()", "evaluation.tasks", ()),
+    ("model.width=192", "model.width", 192),
+    ("model.width=None", "model.width", None),
+    ("model.remat=none", "model.remat", "none"),
+  ],
+)
+def test_override_takes_the_type_of_the_schema(run_file, override, key, value):
+  result = flatten(load(run_file, ["--config." + override]))[key]
+  assert result == value
+  assert type(result) is type(value)
+
+
+def test_none_empties_a_placeholder_set_by_the_run_file(tmp_path):
+  path = tmp_path / "run.py"
+  path.write_text(
+    "from vit_jax.config import default\ndef get_config():\n  c = default()\n  c.model.width = 64\n  return c\n"
+  )
+  assert load(str(path)).model.width == 64
+  assert load(str(path), ["--config.model.width=None"]).model.width is None
+
+
+@pytest.mark.parametrize(
+  ("override", "right"),
+  [
+    ("batch_size=4.5", "an integer"),
+    ("batch_size=None", "an integer"),
+    ("batch_size=many", "an integer"),
+    ("optim.clip=big", "a number"),
+    ("optim.clip=nan", "a number"),
+    ("optim.clip=inf", "a number"),
+    ("log.tensorboard=2", "true or false"),
+    ("data.source=None", "text"),
+    ("crops.global_scale=0.3", "2 numbers"),
+    ("augment.blur=(1,0.1)", "3 numbers"),
+    ("augment.blur=(1,0.1,x)", "3 numbers"),
+    ("model.width=3.5", "an integer or None"),
+  ],
+)
+def test_override_of_the_wrong_type_names_key_value_and_type(run_file, override, right):
+  with pytest.raises(ConfigError) as caught:
+    load(run_file, ["--config." + override])
+  assert str(caught.value).startswith(f"--config.{override}: must be {right}")
+  assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ("key", "near"),
+  [
+    ("dino.prototype", "did you mean dino.prototypes"),
+    ("prototypes", "ibot.prototypes or dino.prototypes"),
+    ("crop.global_size", "crops.global_size"),
+    ("batchsize", "batch_size"),
+    ("koleo.zzz", "there are koleo.group_size, koleo.loss_weight, koleo.topk"),
+    ("zzz", "there are augment, batch_size, checkpoint"),
+    ("koleo", "is a section, not a key; its keys are koleo.group_size"),
+  ],
+)
+def test_unknown_key_names_the_nearest(run_file, key, near):
+  with pytest.raises(ConfigError, match=re.escape(near)) as caught:
+    load(run_file, [f"--config.{key}=1"])
+  assert str(caught.value).startswith(f"--config.{key}: ")
+
+
+def test_override_without_a_value_is_refused(run_file):
+  with pytest.raises(ConfigError, match="needs a value"):
+    load(run_file, ["--config.batch_size"])
+
+
+def run_file_error(tmp_path, text: str, suffix: str = "") -> str:
+  path = tmp_path / "mine.py"
+  path.write_text(text)
+  with pytest.raises(ConfigError) as caught:
+    load(str(path) + suffix)
+  assert "\n" not in str(caught.value)
+  return str(caught.value)
+
+
+def test_missing_run_file_lists_what_there_is(run_file):
+  with pytest.raises(ConfigError, match=r"no such file; .* has run\.py \(did you mean 'run\.py'\?\)"):
+    load(run_file.replace("run.py", "runn.py"))
+
+
+def test_spec_that_is_no_run_file_is_refused():
+  with pytest.raises(ConfigError, match=r"must be a run file"):
+    load("configs/quickstart")
+
+
+def test_unknown_variant_lists_the_variants(run_file):
+  with pytest.raises(ConfigError, match=r"no variant 'smal' \(did you mean 'small'\?\); there are :small, :large"):
+    load(run_file + ":smal")
+
+
+def test_run_file_without_get_config(tmp_path):
+  assert "no function get_config" in run_file_error(tmp_path, "x = 1\n")
+
+
+def test_run_file_without_argument_refuses_one(tmp_path):
+  text = "from vit_jax.config import default\ndef get_config():\n  return default()\n"
+  assert "mine.py takes no argument" in run_file_error(tmp_path, text, ":x")
+
+
+def test_run_file_that_returns_no_config(tmp_path):
+  assert "must return a config, got NoneType" in run_file_error(tmp_path, "def get_config():\n  pass\n")
+
+
+def test_run_file_that_sets_an_unknown_key(tmp_path):
+  error = run_file_error(tmp_path, body("c.dino.prototype = 4"))
+  assert "dino.prototype: no such key; did you mean dino.prototypes" in error
+
+
+@pytest.mark.parametrize("statement", ["c.dinoo.prototypes = 4", "c.batch_size = 'x'", "c.crops = 3"])
+def test_mistake_in_a_run_file_names_file_and_line(tmp_path, statement):
+  assert "mine.py, line 4: " in run_file_error(tmp_path, body(statement))
+
+
+def test_wrong_tuple_in_a_run_file_is_named(tmp_path):
+  text = (
+    "from vit_jax.config import default\ndef get_config():\n  c = default()\n  c.augment.blur = (1, 2)\n  return c\n"
+  )
+  assert "augment.blur=(1, 2): must be 3 numbers" in run_file_error(tmp_path, text)
+
+
+def test_loaded_config_takes_no_new_keys(run_file):
+  config = load(run_file)
+  with pytest.raises(AttributeError):
+    config.dino.prototypse = 3

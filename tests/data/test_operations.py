@@ -1,0 +1,78 @@
+"""Each image operation against the reference's transforms (Pillow path)."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.golden import Golden
+from vit_jax.data import operations
+
+CHAIN = {"brightness": 1.22, "contrast": 0.75, "saturation": 1.15, "hue": 0.06}
+
+
+@pytest.fixture(scope="module", params=["img0", "img1"])
+def case(request):
+  golden = Golden("aug_ops").under(request.param)
+  return golden["image"], golden
+
+
+def worst(result, expected):
+  return int(np.abs(np.asarray(result).astype(int) - expected.astype(int)).max())
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
+def test_colour_adjustment(case, name):
+  pixels, golden = case
+  expected = {
+    float(key.rpartition("/")[2]): value for key, value in golden.items() if key.startswith(f"jitter/{name}/")
+  }
+  assert len(expected) >= 3
+  for factor, result in expected.items():
+    adjusted = getattr(operations, f"adjust_{name}")(Image.fromarray(pixels), factor)
+    assert worst(adjusted, result) <= (2 if name == "hue" else 1), factor
+
+
+def test_jitter_chains_in_their_order(case):
+  pixels, golden = case
+  chains = {key.rpartition("/")[2]: value for key, value in golden.items() if key.startswith("jitter_chain/")}
+  assert len(chains) == 3
+  for order, expected in chains.items():
+    image = Image.fromarray(pixels)
+    for name in order.split("-"):
+      image = getattr(operations, f"adjust_{name}")(image, CHAIN[name])
+    assert worst(image, expected) <= 2, order
+
+
+@pytest.mark.parametrize("sigma", ["0.1", "0.5", "1.3", "2.0"])
+def test_gaussian_blur(case, sigma):
+  pixels, golden = case
+  assert worst(operations.gaussian_blur(pixels, float(sigma)), golden[f"blur/pil/{sigma}"]) <= 1
+
+
+def test_crop_and_resize_does_not_look_outside_the_box(case):
+  pixels, golden = case
+  for number, (top, left, height, width, size, _) in enumerate(golden["crop_boxes"].tolist()):
+    crop = operations.crop_and_resize(Image.fromarray(pixels), top, left, height, width, size)
+    assert worst(crop, golden[f"crop{number}/pil"]) == 0
+  blind = pixels.copy()
+  blind[:top], blind[top + height :], blind[:, :left], blind[:, left + width :] = 0, 0, 0, 0
+  np.testing.assert_array_equal(
+    operations.crop_and_resize(Image.fromarray(blind), top, left, height, width, size), crop
+  )
+
+
+def test_solarize_and_grayscale(case):
+  pixels, golden = case
+  np.testing.assert_array_equal(operations.solarize(pixels), golden["solarize128"])
+  np.testing.assert_array_equal(operations.grayscale(Image.fromarray(pixels)), golden["grayscale"])
+
+
+def test_hue_over_all_colours_equals_pillow():
+  """The table against Pillow's own way back from HSV, on every third level of each channel."""
+  levels = np.arange(0, 256, 3, dtype=np.uint8)
+  pixels = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(86, -1, 3)
+  for shift in (-0.1, 0.0, 0.07):
+    hsv = np.array(Image.fromarray(pixels).convert("HSV"))
+    hsv[:, :, 0] += np.uint8(int(shift * 255) % 256)
+    expected = np.asarray(Image.fromarray(hsv, "HSV").convert("RGB"))
+    assert worst(operations.adjust_hue(Image.fromarray(pixels), shift), expected) <= 1

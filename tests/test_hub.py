@@ -1,0 +1,239 @@
+"""Opening and saving models in every format, and what `import vit_jax` costs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vit_jax
+from vit_jax import config, hub, methods, weights
+from vit_jax.checkpoints import Checkpoints, NotSaved
+from vit_jax.models import Rope, VisionTransformer
+from vit_jax.weights import WeightsError
+from vit_jax.weights.files import INDEX, SINGLE, read_safetensors, write_safetensors
+from vit_jax.weights.pth import write_pth
+
+SMALL = dict(patch_size=8, width=32, depth=2, num_heads=2, num_registers=2, layer_scale=1.0, norm_eps=1e-5)
+MODELS = {  # the published kinds, small
+  "vits": VisionTransformer(**SMALL, mask_k_bias=True, rope=Rope(rescale=2.0)),
+  "vits_plus": VisionTransformer(**SMALL, mask_k_bias=True, mlp="swiglu", mlp_hidden=48, rope=Rope(rescale=2.0)),
+  "vit7b": VisionTransformer(
+    **SMALL, qkv_bias=False, mlp="swiglu", mlp_hidden=64, separate_local_cls_norm=True, rope=Rope(rescale=2.0)
+  ),
+  "free_key_bias": VisionTransformer(**SMALL, proj_bias=False, mlp_bias=False, rope=Rope(base=50.0)),
+}
+ANYTHING = VisionTransformer(
+  **(SMALL | {"layer_scale": None}), norm="rmsnorm", separate_cls_norm=True, rope=None, dtype=jnp.bfloat16
+)
+
+
+def random_params(model: VisionTransformer, seed: int = 0) -> dict:
+  """Parameters of which every one influences the features."""
+  size = 2 * model.patch_size
+  variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0.3, 0.5, leaf.shape), leaf.dtype), variables["params"])
+
+
+def without_unused(model: VisionTransformer, params: dict) -> dict:
+  """The parameters as a Hugging Face file holds them: without what has no influence on features."""
+  params = {name: value for name, value in params.items() if name != "local_cls_norm"}
+  if model.mask_k_bias and model.qkv_bias:
+    params["blocks"]["attn"]["qkv"]["bias"] = params["blocks"]["attn"]["qkv"]["bias"].at[:, 1].set(0)
+  return params
+
+
+def images(seed: int = 1) -> np.ndarray:
+  return np.random.default_rng(seed).normal(size=(2, 32, 24, 3)).astype(np.float32)
+
+
+def assert_same(a: dict, b: dict) -> None:
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("format", ["safetensors", "pth", "orbax"])
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_saved_is_loaded_exactly(tmp_path: pathlib.Path, name: str, format: str):
+  model, params = MODELS[name], random_params(MODELS[name])
+  path = tmp_path / "models" / "mine"
+  vit_jax.save_model(path, model, params, format=format)
+  loaded, again = vit_jax.load_model(path)
+  assert_same(again, without_unused(model, params) if format == "safetensors" else params)
+  assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(again))
+  kept = ("patch_size", "width", "depth", "num_heads", "mlp", "num_registers", "qkv_bias", "proj_bias", "mlp_bias")
+  for key in kept + ("norm_eps",):
+    assert getattr(loaded, key) == getattr(model, key)
+  assert loaded.rope.base == model.rope.base
+  if format == "orbax":
+    assert loaded == model
+
+
+def test_the_own_format_holds_any_model(tmp_path: pathlib.Path):
+  model = ANYTHING.clone(param_dtype=jnp.bfloat16)
+  params = random_params(model)
+  vit_jax.save_model(tmp_path / "m", model, params, format="orbax")
+  loaded, again = vit_jax.load_model(tmp_path / "m")
+  assert_same(again, params)
+  assert {leaf.dtype for leaf in jax.tree.leaves(again)} == {jnp.dtype("bfloat16")}
+  assert loaded == model
+
+
+def test_what_hugging_face_cannot_express_is_named_and_nothing_is_written(tmp_path: pathlib.Path):
+  with pytest.raises(WeightsError) as caught:
+    vit_jax.save_model(tmp_path / "m", ANYTHING, random_params(ANYTHING))
+  for word in ("norm='rmsnorm'", "separate_cls_norm=True", "layer_scale=None", "rope=None", 'format="orbax"'):
+    assert word in str(caught.value)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_exports_replace_exports_and_nothing_else(tmp_path: pathlib.Path):
+  model, path = MODELS["vits"], tmp_path / "m"
+  vit_jax.save_model(path, model, random_params(model, 0), mean=(0.5,) * 3, std=(0.25,) * 3, image_size=32)
+  preprocessor = json.loads((path / "preprocessor_config.json").read_text())
+  assert preprocessor["image_mean"] == [0.5] * 3 and preprocessor["size"] == {"height": 32, "width": 32}
+  vit_jax.save_model(path, model, random_params(model, 1))
+  assert_same(vit_jax.load_model(path)[1], without_unused(model, random_params(model, 1)))
+  assert sorted(os.listdir(path)) == ["config.json", SINGLE] and os.listdir(tmp_path) == ["m"]
+  (path / "thesis.tex").write_text("years of work")
+  with pytest.raises(hub.UnknownModel, match=r"holds other things .*\(thesis\.tex\)"):
+    vit_jax.save_model(path, model, random_params(model))
+  with pytest.raises(hub.UnknownModel, match="is a folder"):
+    vit_jax.save_model(path, model, random_params(model), format="pth")
+  assert (path / "thesis.tex").exists()
+
+
+def test_an_interrupted_export_leaves_the_old_one(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+  model, path = MODELS["vits"], tmp_path / "m"
+  vit_jax.save_model(path, model, random_params(model, 0))
+
+  def full_disk(*_: object) -> None:
+    raise OSError("No space left on device")
+
+  monkeypatch.setattr(hub, "write_safetensors", full_disk)
+  with pytest.raises(OSError, match="No space"):
+    vit_jax.save_model(path, model, random_params(model, 1))
+  assert_same(vit_jax.load_model(path)[1], without_unused(model, random_params(model, 0)))
+  assert os.listdir(tmp_path) == ["m"]
+
+
+def test_wrong_requests_are_refused(tmp_path: pathlib.Path):
+  model = MODELS["vits"]
+  with pytest.raises(hub.UnknownModel, match="no format 'onnx'; there are safetensors, pth, orbax"):
+    vit_jax.save_model(tmp_path / "m", model, {}, format="onnx")
+  with pytest.raises(hub.UnknownModel, match="mean and std belong together"):
+    vit_jax.save_model(tmp_path / "m", model, {}, mean=(0.5,) * 3)
+  with pytest.raises(hub.UnknownModel, match=r"is no model: expected a run's workdir .* a \.pth file"):
+    vit_jax.load_model(tmp_path)
+  (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+  write_safetensors(tmp_path / SINGLE, {"x": np.zeros(1)})
+  with pytest.raises(hub.UnknownModel, match=r"config\.json: model_type 'bert' is not known"):
+    vit_jax.load_model(tmp_path)
+
+
+def test_a_training_export_of_the_reference_opens(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture):
+  model = MODELS["vits"]
+  params = random_params(model)
+  flat = weights.to_state_dict(params, model)
+  named = {f"backbone.{name}": value for name, value in flat.items()} | {
+    "dino_head.mlp.0.bias": np.zeros(3, np.float32)
+  }
+  write_pth(tmp_path / "teacher.pth", named)
+  with caplog.at_level(logging.INFO):
+    loaded, again = vit_jax.load_model(tmp_path / "teacher.pth", norm_eps=1e-6)
+  assert_same(again, params)
+  assert loaded.norm_eps == 1e-6
+  assert "not loaded: dino_head" in caplog.text
+  assert "inferred VisionTransformer(patch_size=8, width=32, depth=2, num_heads=2, mlp='gelu'" in caplog.text
+  assert "assumed: rope.normalize='separate'" in caplog.text  # not norm_eps, which was given
+
+
+def test_sharded_and_bare_safetensors_open(tmp_path: pathlib.Path):
+  model = MODELS["vits"]
+  params = without_unused(model, random_params(model))
+  vit_jax.save_model(tmp_path, model, params)
+  tensors = read_safetensors(tmp_path)
+  (tmp_path / SINGLE).unlink()
+  shards = {"a.safetensors": dict(list(tensors.items())[:7]), "b.safetensors": dict(list(tensors.items())[7:])}
+  for name, part in shards.items():
+    write_safetensors(tmp_path / name, part)
+  index = {"weight_map": {tensor: shard for shard, part in shards.items() for tensor in part}}
+  (tmp_path / INDEX).write_text(json.dumps(index))
+  assert_same(vit_jax.load_model(tmp_path)[1], params)
+  bare = tmp_path / "bare" / "reference_names.safetensors"
+  bare.parent.mkdir()
+  write_safetensors(bare, weights.to_state_dict(params, model))
+  assert_same(vit_jax.load_model(bare)[1], params)
+
+
+def test_damaged_safetensors_are_named(tmp_path: pathlib.Path):
+  model = MODELS["vits"]
+  vit_jax.save_model(tmp_path / "m", model, random_params(model))
+  os.truncate(tmp_path / "m" / SINGLE, 1000)
+  with pytest.raises(WeightsError, match=r"model\.safetensors is not a readable safetensors file"):
+    vit_jax.load_model(tmp_path / "m")
+
+
+def test_non_contiguous_arrays_are_written_right(tmp_path: pathlib.Path):
+  array = np.arange(6.0).reshape(2, 3).T
+  write_safetensors(tmp_path / "x.safetensors", {"a": array})
+  np.testing.assert_array_equal(read_safetensors(tmp_path / "x.safetensors")["a"], array)
+
+
+def test_the_teacher_of_a_run_opens_from_workdir_and_step(tmp_path: pathlib.Path):
+  c = config.default()
+  with c.unlocked():
+    c.model.update(patch_size=8, width=32, depth=2, num_heads=2, mlp_hidden=64, num_registers=1)
+  model = methods.backbone(c)
+  states = {
+    step: {"teacher": {"backbone": random_params(model, step), "dino_head": {}}, "student": jnp.zeros(3)}
+    for step in (2, 4)
+  }
+  with Checkpoints(tmp_path) as saved:
+    for step, state in states.items():
+      saved.save(step, state, {}, config.to_dict(c), {})
+  for path, step in ((tmp_path, 4), (tmp_path / "checkpoints" / "2", 2)):
+    loaded, params = vit_jax.load_model(path)
+    assert loaded == model
+    assert_same(params, states[step]["teacher"]["backbone"])
+  assert vit_jax.load_model(tmp_path, remat="blocks")[0].remat == "blocks"
+  (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+  with pytest.raises(NotSaved, match="no saved step"):
+    vit_jax.load_model(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_transformers_gives_the_same_features(tmp_path: pathlib.Path, name: str):
+  torch = pytest.importorskip("torch")
+  transformers = pytest.importorskip("transformers")
+  model, params = MODELS[name], random_params(MODELS[name])
+  vit_jax.save_model(tmp_path / "m", model, params, image_size=32)
+  theirs, report = transformers.AutoModel.from_pretrained(tmp_path / "m", output_loading_info=True)
+  assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+  with torch.no_grad():
+    tokens = theirs.eval()(torch.from_numpy(images().transpose(0, 3, 1, 2).copy())).last_hidden_state.numpy()
+  features = model.apply({"params": params}, images())
+  ours = np.concatenate([features.cls[:, None], features.registers, features.patches], axis=1)
+  assert np.abs(ours - tokens).max() < 1e-4
+  theirs.save_pretrained(tmp_path / "again")
+  loaded, again = vit_jax.load_model(tmp_path / "again")
+  assert_same(again, without_unused(model, params))
+
+
+def test_importing_vit_jax_is_light():
+  code = "import sys, vit_jax; print([m for m in ('jax', 'flax', 'orbax', 'numpy') if m in sys.modules])"
+  assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+  assert set(vit_jax.__all__) <= set(dir(vit_jax))
+  for name in vit_jax.__all__:
+    assert getattr(vit_jax, name) is not None
+  with pytest.raises(AttributeError, match="no attribute 'load'; it has .*load_model"):
+    vit_jax.load  # noqa: B018

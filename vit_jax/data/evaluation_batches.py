@@ -1,0 +1,82 @@
+"""Batches for evaluation: every chosen image once, in order, resized and centre-cropped, the last batch padded."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import logging
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from vit_jax.data.decode import BadImage, decode
+from vit_jax.data.sources import Source
+
+log = logging.getLogger(__name__)
+
+_RESIZE = 256 / 224  # the short side is resized to this times the crop
+_SUBSET_SEED = 0  # decides which images stand for a split that is larger than asked for
+
+
+def evaluation_batches(
+  source: Source, *, image_size: int, batch_size: int, max_examples: int
+) -> Iterator[dict[str, np.ndarray]]:
+  """Yields {"images" uint8 [b, S, S, 3], "label" int32 [b] (-1: none), "valid" bool [b] (False: padding)}.
+
+  All batches have `batch_size` rows. Unreadable images are left out, with a warning. A source larger than
+  `max_examples` is represented by a fixed random choice, so that a source sorted by class keeps all its classes.
+
+  Args:
+    source: the split to go through.
+    image_size: S, the side of the square images.
+    batch_size: b.
+    max_examples: images used at most.
+  """
+  records = range(len(source))
+  if len(source) > max_examples:
+    records = np.sort(np.random.default_rng(_SUBSET_SEED).permutation(len(source))[:max_examples]).tolist()
+  readable = (entry for entry in _in_threads(source, records, image_size) if entry is not None)
+  while chunk := list(itertools.islice(readable, batch_size)):
+    images = np.zeros((batch_size, image_size, image_size, 3), np.uint8)
+    label = np.full(batch_size, -1, np.int32)
+    for row, (pixels, class_) in enumerate(chunk):
+      images[row], label[row] = pixels, class_
+    yield {"images": images, "label": label, "valid": np.arange(batch_size) < len(chunk)}
+
+
+def resize_and_crop(pixels: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "S S 3"]:
+  """Short side to 256 / 224 x size (bicubic, antialiased), then the centre; not resized if it has `size` already."""
+  height, width = pixels.shape[:2]
+  image = Image.fromarray(pixels)
+  if min(height, width) != size:
+    short = round(size * _RESIZE)
+    scaled = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+    image = image.resize(scaled, Image.Resampling.BICUBIC)
+  left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+  return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def _in_threads(source: Source, records: list[int] | range, size: int) -> Iterator[tuple[np.ndarray, int] | None]:
+  """The images of `records` in order, made a few ahead by threads; None where one cannot be read."""
+  threads = min(8, os.cpu_count() or 1)
+  ahead: collections.deque[Future] = collections.deque()
+  with ThreadPoolExecutor(threads, thread_name_prefix="evaluation-batches") as pool:
+    for record in records:
+      ahead.append(pool.submit(_load, source, record, size))
+      if len(ahead) > 4 * threads:
+        yield ahead.popleft().result()
+    while ahead:
+      yield ahead.popleft().result()
+
+
+def _load(source: Source, record: int, size: int) -> tuple[np.ndarray, int] | None:
+  try:
+    entry = source[record]
+    return resize_and_crop(decode(entry["image"], source.describe(record)), size), int(entry["label"])
+  except (BadImage, OSError) as error:
+    log.warning("left out of the evaluation: %s: %s", source.describe(record), getattr(error, "reason", error))
+    return None

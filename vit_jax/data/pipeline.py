@@ -1,0 +1,289 @@
+"""The training pipeline: source -> shuffled, augmented, masked batches, with a state that is one number.
+
+A batch is the next few loss groups (`groups.py`) of an endless stream, so that its content depends on the seed and its
+place alone: not on how many processes share the batch, how many workers decode it, or where the run was interrupted.
+Grain supplies the shuffled order, the threads and the worker processes.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from vit_jax.data.groups import BAD, LossGroups
+from vit_jax.data.sources import Source
+from vit_jax.data.views import Views
+
+log = logging.getLogger(__name__)
+
+_MIN_SAMPLE = 1000  # records below which a share of unreadable ones is not yet a verdict
+_STREAM = 1 << 60  # groups in the "endless" stream
+_THREAD_PREFIX = "grain-"  # of the threads that Grain starts
+
+
+def make_pipeline(
+  source: Source,
+  views: Views,
+  *,
+  batch_size: int,
+  seed: int,
+  workers: int,
+  process_index: int = 0,
+  process_count: int = 1,
+  bad_records: str | os.PathLike | None = None,
+  max_bad_fraction: float = 0.01,
+) -> Pipeline:
+  """The batches of a training run: an endless iterator of this process's rows, that can be saved and restored.
+
+  Args:
+    source: where the records come from.
+    views: the crops and masks to make.
+    batch_size: images of a batch over all processes; process i has rows i b/n … (i + 1) b/n - 1.
+    seed: decides the order of the records, every crop and every mask.
+    workers: processes that decode and augment; 0: threads of this process; -1: chosen from the number of cores.
+    process_index: this process among those of the job.
+    process_count: processes of the job.
+    bad_records: a file to which unreadable images are added, one JSON object a line.
+    max_bad_fraction: share of unreadable images above which the run stops (see `BadRecords`).
+
+  Raises:
+    ValueError: if batch size, loss groups and processes do not fit together.
+  """
+  group_size = views.group_size(batch_size)
+  if batch_size % process_count:
+    raise ValueError(f"batch_size = {batch_size} cannot be shared by {process_count} processes: make it a multiple.")
+  rows = batch_size // process_count
+  if rows % group_size:
+    raise ValueError(
+      f"loss_group_size = {group_size} does not divide the {rows} images of each process (batch_size {batch_size} over "
+      f"{process_count} processes): loss groups are never split; choose a divisor of {rows}."
+    )
+  if not 0 <= process_index < process_count:
+    raise ValueError(f"process_index = {process_index} is not one of {process_count} processes.")
+  if workers < -1:
+    raise ValueError(f"data.workers = {workers}: it must be -1 (automatic), 0 (threads), or a number of processes.")
+  return Pipeline(
+    LossGroups(source, views, seed, group_size),
+    groups_per_batch=batch_size // group_size,
+    local_groups=range(process_index * rows // group_size, (process_index + 1) * rows // group_size),
+    stream={"seed": seed, "records": len(source), "batch_size": batch_size, "loss_group_size": group_size},
+    workers=_automatic_workers() if workers == -1 else workers,
+    bad=BadRecords(bad_records, max_bad_fraction, records=len(source)),
+  )
+
+
+def _cores() -> int:
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _automatic_workers() -> int:
+  """Half of the cores; none below four, where a process costs more than it brings."""
+  return min(16, _cores() // 2) if _cores() >= 4 else 0
+
+
+class _LocalGroups:
+  """Numbers the groups of this process without gaps: its k-th group -> the group's arrays. Picklable."""
+
+  def __init__(self, groups: LossGroups, groups_per_batch: int, local_groups: range, first_batch: int):
+    self._groups = groups
+    self._groups_per_batch = groups_per_batch
+    self._local_groups = local_groups
+    self._first_batch = first_batch
+
+  def __call__(self, k: int) -> dict[str, np.ndarray | str]:
+    batch, group = divmod(int(k), len(self._local_groups))
+    return self._groups[(self._first_batch + batch) * self._groups_per_batch + self._local_groups[group]]
+
+
+class Pipeline:
+  """An endless iterator over batches: dicts of arrays of this process's rows (house.md section 2).
+
+  global_crops uint8 [B, 2, H, W, 3], local_crops uint8 [B, L, h, w, 3], label int32 [B] (-1: none) and, if the views
+  have masks, masks bool [B, 2, N], mask_indices int32 [groups, M], mask_weights float32 [groups, M].
+
+  `get_state()` is a small dict that JSON can hold; `set_state()` of it makes the next batch exactly the one that would
+  have come next, on any number of workers and processes.
+  """
+
+  def __init__(
+    self,
+    groups: LossGroups,
+    *,
+    groups_per_batch: int,
+    local_groups: range,
+    stream: dict[str, int],
+    workers: int,
+    bad: BadRecords,
+  ):
+    self._groups = groups
+    self._groups_per_batch = groups_per_batch
+    self._local_groups = local_groups
+    self._stream = stream
+    self.workers = workers
+    self.bad = bad
+    self._next_batch = 0
+    self._iterator: grain.DatasetIterator | None = None
+    self._closed = False
+
+  def __iter__(self) -> Pipeline:
+    return self
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    if self._closed:
+      raise ValueError("the pipeline is closed.")
+    if self._iterator is None:
+      self._iterator = self._start()
+    try:
+      groups = [next(self._iterator) for _ in self._local_groups]
+    except BaseException:
+      self._stop()  # a later next() begins this batch again
+      raise
+    met = [entry for group in groups for entry in json.loads(str(group.pop(BAD)))]
+    self._next_batch += 1
+    seen = self._next_batch * len(self._local_groups) * self._stream["loss_group_size"]
+    self.bad.add(met, seen)
+    if len(groups) == 1 and self.workers == 0:
+      return groups[0]
+    # Also a copy out of the memory shared with the workers, which is scarce (64 MB in many containers).
+    return {key: np.concatenate([group[key] for group in groups]) for key in groups[0]}
+
+  def get_state(self) -> dict[str, int]:
+    """Where the stream is, with what identifies it."""
+    return {"next_batch": self._next_batch, **self._stream}
+
+  def set_state(self, state: dict[str, Any]):
+    """Continues where `state` was taken.
+
+    Raises:
+      ValueError: if the state was taken from another stream (seed, number of records, batch or loss group size), where
+        "the next batch" would not be the next one.
+    """
+    changed = [f"{key} {state.get(key)} -> {value}" for key, value in self._stream.items() if state.get(key) != value]
+    if changed:
+      raise ValueError(
+        f"the data cannot be continued where the checkpoint left it: {', '.join(changed)} (then -> now). "
+        "Restore these, or start a new run from the checkpoint's weights."
+      )
+    self._stop()
+    self._next_batch = int(state["next_batch"])
+
+  def close(self):
+    """Ends the worker processes and threads; returns when they are gone. The pipeline cannot be used afterwards."""
+    self._closed = True
+    self._stop()
+
+  def __enter__(self) -> Pipeline:
+    return self
+
+  def __exit__(self, *unused: object):
+    self.close()
+
+  def _start(self) -> grain.DatasetIterator:
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()  # Grain asks absl's flags; a script may have none
+    make = _LocalGroups(self._groups, self._groups_per_batch, self._local_groups, self._next_batch)
+    numbers = grain.MapDataset.range(_STREAM).map(make)
+    # Two batches at most are kept ready: memory is bounded by the batch, not by Grain's default of 500 elements.
+    ahead = 2 * len(self._local_groups)
+    if self.workers == 0:
+      threads = min(ahead, max(1, _cores() // 2))
+      return iter(numbers.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)))
+    alone = numbers.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    options = grain.MultiprocessingOptions(self.workers, per_worker_buffer_size=max(1, math.ceil(ahead / self.workers)))
+    return iter(alone.mp_prefetch(options, functools.partial(_start_worker, os.getpid())))
+
+  def _stop(self):
+    if self._iterator is None:
+      return
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith(_THREAD_PREFIX)]
+    self._iterator.close()
+    self._iterator = None
+    deadline = time.monotonic() + 30.0
+    for thread in threads:  # Grain tells its threads to end but does not wait
+      thread.join(max(0.0, deadline - time.monotonic()))
+    _end_deleter()
+
+
+def _start_worker(parent: int, *unused: int):
+  """Prepares a worker process: it ends by its parent's will, or with it."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent decides
+
+  def watch():
+    while os.getppid() == parent:
+      time.sleep(1.0)
+    os._exit(1)  # the parent was killed: nobody will ever say stop
+
+  threading.Thread(target=watch, daemon=True, name="watch-parent").start()
+
+
+def _end_deleter():
+  """Ends the threads with which Grain frees shared memory: it starts them for the process and never ends them."""
+  arrays = sys.modules.get("grain._src.python.ipc.shared_memory_array")
+  pool = getattr(getattr(arrays, "SharedMemoryArray", None), "_del_thread_pool", None)
+  if pool is not None:
+    arrays.SharedMemoryArray._disable_async_del()  # what is left to free is freed at once
+    pool.close()
+    pool.join()
+
+
+class BadRecords:
+  """Counts, names and limits the unreadable images of a run.
+
+  Each is warned of and written down once. The run stops when the number of different unreadable images exceeds
+  `max_fraction` of those seen so far, where fewer than 1,000 count as 1,000 (so that with the default of 0.01 up to ten
+  broken files never stop a run), or when half of the whole source is unreadable.
+  """
+
+  def __init__(self, path: str | os.PathLike | None, max_fraction: float, *, records: int):
+    self._path = Path(path) if path is not None else None
+    self._max_fraction = max_fraction
+    self._records = records
+    self._known: dict[int, str] = {}
+    if self._path is not None and self._path.exists():  # a resumed run
+      for line in self._path.read_text().splitlines():
+        entry = json.loads(line)
+        self._known[entry["record"]] = f"{entry['name']}: {entry['reason']}"
+
+  @property
+  def count(self) -> int:
+    """Different unreadable images met so far, earlier runs in the same file included."""
+    return len(self._known)
+
+  def add(self, met: list[dict[str, Any]], seen: int):
+    """Takes note of unreadable images, after `seen` records of the stream.
+
+    Raises:
+      RuntimeError: if there are too many; it names some.
+    """
+    for entry in met:
+      if entry["record"] in self._known:
+        continue
+      self._known[entry["record"]] = f"{entry['name']}: {entry['reason']}"
+      log.warning("unreadable image, another takes its place: %s: %s", entry["name"], entry["reason"])
+      if self._path is not None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self._path, "a") as file:
+          file.write(json.dumps(entry) + "\n")
+    if not met:
+      return
+    sample = max(min(seen, self._records), _MIN_SAMPLE)
+    if self.count > self._max_fraction * sample or 2 * self.count > self._records:
+      raise RuntimeError(
+        f"{self.count} of {min(seen, self._records)} images are unreadable, more than data.max_bad_fraction = "
+        f"{self._max_fraction} allows:\n  "
+        + "\n  ".join(list(self._known.values())[:5])
+        + (f"\n  all of them are in {self._path}" if self._path is not None else "")
+      )

@@ -1,0 +1,147 @@
+"""Sources: where images come from. `open_source("folder:/my/photos")` gives random access to records.
+
+folder:/path                          any depth of sub-folders; JPEG, PNG, WebP, BMP, TIFF
+tfds:name/split                       a prepared TensorFlow dataset (?data_dir=/path), read without TensorFlow
+array_record:/path/*.array_record     ArrayRecord shards of encoded images, with or without labels
+embedded:name/split                   data made by this package (?size=64&count=6000)
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import parse_qsl, urlencode
+
+import numpy as np
+
+
+class Source(Protocol):
+  """Random access to the records of one split; can be sent to worker processes.
+
+  Attributes:
+    num_classes: classes of the labels; 0: no labels.
+    class_names: their names; empty where unknown.
+  """
+
+  num_classes: int
+  class_names: tuple[str, ...]
+
+  def __len__(self) -> int:
+    """Number of records."""
+
+  def __getitem__(self, index: int) -> dict[str, bytes | np.ndarray | int]:
+    """{"image": an encoded image or uint8 [H, W, 3], "label": its class, -1: none}.
+
+    Raises:
+      OSError, BadImage: if this one record cannot be read.
+    """
+
+  def describe(self, index: int) -> str:
+    """What record `index` is, for messages: a file's path, a record's number."""
+
+
+def open_source(spec: str, *, cache_dir: str | os.PathLike | None = None) -> Source:
+  """Opens a source by its specification, `scheme:rest` (see the top of this file).
+
+  Args:
+    spec: the specification.
+    cache_dir: where embedded data is kept; None: the default place.
+
+  Raises:
+    ValueError: for a specification that is malformed or names nothing; it says what there is.
+  """
+  scheme, rest = _parse(spec)
+  return _OPENERS[scheme](rest, spec, cache_dir)
+
+
+def split_specs(spec: str) -> dict[str, str]:
+  """The splits beside the given one, by name, each as a specification: what evaluation can train and test on.
+
+  embedded: its train and test; tfds: every prepared split; folder: the folders train, val, validation, test beside
+  /path if /path is one of them. Empty where the source knows of no other split.
+  """
+  scheme, rest = _parse(spec)
+  body, options = split_options(rest)
+  if scheme == "embedded":
+    options.pop("count", None)  # each split has its own default
+    name = body.partition("/")[0]
+    return {split: f"embedded:{name}/{split}" + _options_text(options) for split in ("train", "test")}
+  if scheme == "folder":
+    path = Path(rest).expanduser()
+    beside = [path.with_name(name) for name in _SPLIT_FOLDERS] if path.name in _SPLIT_FOLDERS else []
+    return {folder.name: f"folder:{folder}" for folder in beside if folder.is_dir()}
+  if scheme == "tfds":
+    from vit_jax.data.tfds_source import prepared_splits
+
+    name = body.rpartition("/")[0]
+    return {split: f"tfds:{name}/{split}" + _options_text(options) for split in prepared_splits(rest, spec)}
+  return {}
+
+
+def split_options(rest: str) -> tuple[str, dict[str, str]]:
+  """ "body?key=value&…" -> (body, {key: value})."""
+  body, _, query = rest.partition("?")
+  return body, dict(parse_qsl(query, keep_blank_values=True))
+
+
+_SPLIT_FOLDERS = ("train", "val", "validation", "test")
+
+
+def _options_text(options: dict[str, str]) -> str:
+  return f"?{urlencode(options, safe='/')}" if options else ""
+
+
+def _parse(spec: str) -> tuple[str, str]:
+  scheme, colon, rest = spec.partition(":")
+  known = ", ".join(f"{name}:{form}" for name, form in _FORMS.items())
+  if not colon or len(scheme) == 1:  # one letter: a drive of Windows
+    hint = f" Did you mean folder:{spec}?" if os.path.exists(os.path.expanduser(spec)) else ""
+    raise ValueError(f"data.source = {spec!r} has no scheme.{hint} Valid: {known}.")
+  if scheme not in _OPENERS:
+    near = difflib.get_close_matches(scheme, _OPENERS, 1)
+    hint = f" Did you mean {near[0]}:{rest}?" if near else ""
+    raise ValueError(f"data.source = {spec!r}: there is no scheme {scheme!r}.{hint} Valid: {known}.")
+  if not rest:
+    raise ValueError(f"data.source = {spec!r} names nothing after the colon: {scheme}:{_FORMS[scheme]}.")
+  return scheme, rest
+
+
+def _open_folder(rest: str, spec: str, cache_dir: str | os.PathLike | None) -> Source:
+  from vit_jax.data.folder import open_folder
+
+  return open_folder(rest, spec)
+
+
+def _open_tfds(rest: str, spec: str, cache_dir: str | os.PathLike | None) -> Source:
+  from vit_jax.data.tfds_source import open_tfds
+
+  return open_tfds(rest, spec)
+
+
+def _open_array_record(rest: str, spec: str, cache_dir: str | os.PathLike | None) -> Source:
+  from vit_jax.data.array_records import open_array_record
+
+  return open_array_record(rest, spec)
+
+
+def _open_embedded(rest: str, spec: str, cache_dir: str | os.PathLike | None) -> Source:
+  from vit_jax.data.embedded import open_embedded
+
+  return open_embedded(spec, cache_dir=cache_dir)
+
+
+_FORMS = {
+  "folder": "/path",
+  "tfds": "name/split",
+  "array_record": "/path/*.array_record",
+  "embedded": "name/split",
+}
+_OPENERS: dict[str, Callable[[str, str, str | os.PathLike | None], Source]] = {
+  "folder": _open_folder,
+  "tfds": _open_tfds,
+  "array_record": _open_array_record,
+  "embedded": _open_embedded,
+}

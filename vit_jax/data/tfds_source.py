@@ -1,0 +1,99 @@
+"""`tfds:name/split`: datasets prepared by TensorFlow Datasets, read without TensorFlow."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from vit_jax.data.sources import split_options
+
+
+class TfdsSource:
+  """The records of one split of a prepared dataset; images are left encoded."""
+
+  def __init__(self, records: Any, spec: str, image_key: str, label_key: str | None, class_names: tuple[str, ...]):
+    self._records = records
+    self._spec = spec
+    self._image_key = image_key
+    self._label_key = label_key
+    self.class_names = class_names
+    self.num_classes = len(class_names)
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: int) -> dict[str, bytes | np.ndarray | int]:
+    record = self._records[index]
+    return {"image": record[self._image_key], "label": -1 if self._label_key is None else int(record[self._label_key])}
+
+  def describe(self, index: int) -> str:
+    return f"record {index} of {self._spec}"
+
+
+def open_tfds(rest: str, spec: str) -> TfdsSource:
+  """Opens `name[/config][:version]/split[?data_dir=/path]`; name may be the path of a prepared dataset's folder.
+
+  The image is the feature "image", or else the first image feature; the label "label", or else the first class label.
+
+  Raises:
+    ValueError: if the dataset or split is not there, is not prepared for random access, or has no image.
+    ImportError: if tensorflow_datasets is not installed.
+  """
+  tfds, builder, split = _builder(rest, spec)
+  if split not in builder.info.splits:
+    known = ", ".join(builder.info.splits) or "none: it is not prepared"
+    raise ValueError(f"data.source = {spec!r}: {builder.data_path} has no split {split!r}; its splits: {known}.")
+  features = dict(builder.info.features)
+  images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
+  labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
+  if not images:
+    raise ValueError(f"data.source = {spec!r} has no image among its features: {', '.join(features)}.")
+  image_key = "image" if "image" in images else images[0]
+  label_key = "label" if "label" in labels else next(iter(labels), None)
+  try:
+    records = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
+  except NotImplementedError as error:
+    raise ValueError(
+      f"data.source = {spec!r}: {builder.data_path} is stored as {builder.info.file_format.value}, which has no random "
+      "access; prepare it again with file_format='array_record'."
+    ) from error
+  names = tuple(features[label_key].names) if label_key is not None else ()
+  return TfdsSource(records, spec, image_key, label_key, names)
+
+
+def prepared_splits(rest: str, spec: str) -> list[str]:
+  """The splits of the dataset that `name/split` speaks of."""
+  return list(_builder(rest, spec)[1].info.splits)
+
+
+def _builder(rest: str, spec: str) -> tuple[Any, Any, str]:
+  """(the tensorflow_datasets module, the dataset's builder, the split's name)."""
+  try:
+    import tensorflow_datasets as tfds
+  except ImportError as error:
+    raise ImportError(
+      f"data.source = {spec!r} needs the package tensorflow-datasets: pip install tensorflow-datasets"
+    ) from error
+  body, options = split_options(rest)
+  name, slash, split = body.rpartition("/")
+  if not slash or not name or not split:
+    raise ValueError(f"data.source = {spec!r} must be tfds:name/split, such as tfds:imagenet2012/train.")
+  unknown = set(options) - {"data_dir"}
+  if unknown:
+    raise ValueError(f"data.source = {spec!r}: unknown option {', '.join(sorted(unknown))}; valid: data_dir.")
+  data_dir = options.get("data_dir")
+  try:
+    if os.path.isdir(os.path.expanduser(name)):
+      builder = tfds.builder_from_directory(os.path.expanduser(name))
+    else:
+      builder = tfds.builder(name, data_dir=data_dir)
+  except tfds.core.registered.DatasetNotFoundError as error:
+    root = os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)
+    prepared = sorted(entry for entry in os.listdir(root) if entry != "downloads") if os.path.isdir(root) else []
+    found = f"{root} holds {', '.join(prepared)}" if prepared else f"{root} holds none"
+    raise ValueError(
+      f"data.source = {spec!r}: there is no dataset {name!r}; {found} (choose with ?data_dir=/path)."
+    ) from error
+  return tfds, builder, split

@@ -1,0 +1,251 @@
+"""Opening and saving models, whatever wrote them: runs, DINOv3 `.pth` files, Hugging Face folders, vit_jax folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax import checkpoints, weights
+from vit_jax.checkpoints import trees
+from vit_jax.models import Rope, VisionTransformer
+from vit_jax.weights import hf_config, infer
+from vit_jax.weights.files import INDEX, SINGLE, read_safetensors, write_safetensors
+from vit_jax.weights.pth import read_pth, write_pth
+
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"  # of a Hugging Face folder
+MODEL, PARAMS = "model.json", "params"  # of a folder of format "orbax"
+TYPES = ("dtype", "param_dtype")  # attributes that are array types
+
+_log = logging.getLogger(__name__)
+
+
+class UnknownModel(ValueError):
+  """A path that holds no model that can be opened, or a place where none can be saved."""
+
+
+def load_model(path: str | os.PathLike, **overrides: Any) -> tuple[VisionTransformer, dict[str, Any]]:
+  """Opens a model: its module and its parameters, on the default device.
+
+  Args:
+    path: the workdir of a run (the teacher of its newest step), one of its step folders, a DINOv3 `.pth` file (flat or
+      `{"teacher": …}`; the architecture is inferred), a Hugging Face DINOv3 ViT folder or its safetensors file, or a
+      folder that `save_model` wrote.
+    **overrides: attributes of the module that replace what the file says, e.g. `dtype` or `norm_eps`.
+
+  Raises:
+    UnknownModel: if there is nothing that can be opened; says what was looked for.
+    WeightsError, NotSaved, Damaged: if what is there cannot be read or does not fit.
+  """
+  path = pathlib.Path(path).expanduser()
+  opener = _opener(path)
+  if opener is None:
+    raise UnknownModel(
+      f"{path} is no model: expected a run's workdir (with {checkpoints.FOLDER}/) or one of its steps, a .pth file, a "
+      f"safetensors file, or a folder with {SINGLE} and {CONFIG} or with {MODEL}."
+    )
+  model, params = opener(path, overrides)
+  return model, jax.tree.map(jnp.asarray, params)
+
+
+def save_model(
+  path: str | os.PathLike,
+  model: VisionTransformer,
+  params: Mapping[str, Any],
+  format: str = "safetensors",
+  *,
+  mean: Sequence[float] | None = None,
+  std: Sequence[float] | None = None,
+  image_size: int = 224,
+) -> None:
+  """Saves a model so that others, and `load_model`, open it. What is there is complete or not there.
+
+  Args:
+    path: a folder; for "pth" a file. An earlier export there is replaced, anything else is left alone.
+    model: the module.
+    params: its parameters.
+    format: "safetensors": a folder for `transformers.AutoModel.from_pretrained`; "pth": a flat file as the DINOv3
+      repository loads it; "orbax": a folder that holds any model of vit_jax exactly.
+    mean, std: per-channel normalisation of the images; both given: written as preprocessor_config.json ("safetensors").
+    image_size: nominal side of the images, written to the configuration.
+
+  Raises:
+    WeightsError: if the format cannot express the model (names the attribute and the formats that can), or the
+      parameters are not the model's.
+    UnknownModel: for an unknown format, or a path where something else is.
+  """
+  if format not in _WRITERS:
+    raise UnknownModel(f"there is no format {format!r}; there are {', '.join(_WRITERS)}.")
+  if (mean is None) != (std is None):
+    raise UnknownModel(f"mean and std belong together, got mean={mean} and std={std}.")
+  path = pathlib.Path(path).expanduser()
+  preprocessor = None if mean is None else hf_config.to_preprocessor(mean, std, image_size)
+  target = _free_place(path, is_folder=format != "pth")
+  unfinished = path.with_name(f".{path.name}.unfinished.{os.getpid()}")
+  try:
+    _WRITERS[format](unfinished, model, params, image_size, preprocessor)
+    _flush(unfinished)
+    _replace(unfinished, target)
+  finally:
+    _remove(unfinished)
+
+
+def _opener(path: pathlib.Path) -> Callable[[pathlib.Path, dict], tuple[VisionTransformer, dict]] | None:
+  if (path / checkpoints.FOLDER).is_dir():
+    return _open_run
+  if path.name.isdecimal() and path.parent.name == checkpoints.FOLDER and path.is_dir():
+    return _open_run
+  if (path / MODEL).exists():
+    return _open_own
+  if (path / SINGLE).exists() or (path / INDEX).exists():
+    return _open_safetensors
+  if path.is_file():
+    return _open_safetensors if path.suffix == ".safetensors" else _open_pth
+  return None
+
+
+def _open_run(path: pathlib.Path, overrides: dict[str, Any]) -> tuple[VisionTransformer, dict]:
+  from vit_jax import config, methods  # heavy: a model file needs neither
+
+  workdir, step = (path, None) if (path / checkpoints.FOLDER).is_dir() else (path.parent.parent, int(path.name))
+  tree = checkpoints.restore_params(workdir, step=step)
+  saved = checkpoints.read_meta(workdir, step=step)["config"]
+  return methods.backbone(config.from_dict(saved)).clone(**overrides), tree
+
+
+def _open_own(path: pathlib.Path, overrides: dict[str, Any]) -> tuple[VisionTransformer, dict]:
+  saved = json.loads((path / MODEL).read_text())["attributes"]
+  rope = saved["rope"]
+  saved |= {name: jnp.dtype(saved[name]) for name in TYPES} | {"rope": None if rope is None else Rope(**rope)}
+  return VisionTransformer(**(saved | overrides)), trees.read_tree(path / PARAMS)
+
+
+def _open_safetensors(path: pathlib.Path, overrides: dict[str, Any]) -> tuple[VisionTransformer, dict]:
+  beside = (path if path.is_dir() else path.parent) / CONFIG
+  if not beside.exists():
+    return _from_reference(read_safetensors(path), path, overrides)
+  try:
+    attributes = hf_config.to_attributes(json.loads(beside.read_text()))
+  except ValueError as error:
+    raise UnknownModel(f"{beside}: {error}") from error
+  model = VisionTransformer(**(attributes | overrides))
+  return model, weights.from_state_dict(read_safetensors(path), model, "hf_dinov3")
+
+
+def _open_pth(path: pathlib.Path, overrides: dict[str, Any]) -> tuple[VisionTransformer, dict]:
+  return _from_reference(read_pth(path), path, overrides)
+
+
+def _from_reference(state_dict: dict[str, Any], path: pathlib.Path, overrides: dict) -> tuple[VisionTransformer, dict]:
+  """A backbone in the layout of the DINOv3 repository: flat, or in a training export next to its heads."""
+  if "teacher" in state_dict:
+    state_dict = weights.select(state_dict, "teacher")
+  if any(name.startswith("backbone.") for name in state_dict):
+    rest = sorted({name.split(".")[0] for name in state_dict} - {"backbone"})
+    _log.info("%s: taking the backbone of the teacher; not loaded: %s.", path, ", ".join(rest) or "nothing else")
+    state_dict = weights.select(state_dict, "backbone.")
+  model = VisionTransformer(**(infer.infer_attributes(state_dict) | overrides))
+  assumed = ", ".join(f"{name}={value!r}" for name, value in infer.ASSUMED.items() if name not in overrides)
+  _log.info("%s: inferred %s. Not in the file, assumed: %s.", path, _describe(model), assumed)
+  return model, weights.from_state_dict(state_dict, model)
+
+
+def _describe(model: VisionTransformer) -> str:
+  plain = VisionTransformer()
+  fields = [name for name in _attributes(model) if getattr(model, name) != getattr(plain, name)]
+  fields = list(dict.fromkeys(["patch_size", "width", "depth", "num_heads", "mlp", *fields]))
+  return "VisionTransformer(" + ", ".join(f"{name}={getattr(model, name)!r}" for name in fields) + ")"
+
+
+def _attributes(model: VisionTransformer) -> dict[str, Any]:
+  """The module's attributes as JSON values."""
+  names = [field.name for field in dataclasses.fields(model) if field.name not in ("parent", "name")]
+  values = {name: getattr(model, name) for name in names}
+  values |= {name: str(jnp.dtype(values[name])) for name in TYPES}
+  return values | {"rope": None if model.rope is None else dataclasses.asdict(model.rope)}
+
+
+def _write_safetensors(
+  path: pathlib.Path, model: VisionTransformer, params: Mapping[str, Any], image_size: int, preprocessor: dict | None
+) -> None:
+  if model.separate_local_cls_norm:
+    _log.info("Left out of %s: local_cls_norm, which only training uses.", path.parent)
+    model = model.clone(separate_local_cls_norm=False)
+    params = {name: value for name, value in params.items() if name != "local_cls_norm"}
+  if model.rope is not None and model.rope.dtype != "float32":
+    _log.info("Rotary tables of %s become float32 in the export, as in the published models.", model.rope.dtype)
+  config = hf_config.to_config(model, image_size)
+  state_dict = weights.to_state_dict(params, model, "hf_dinov3")
+  path.mkdir(parents=True)
+  write_safetensors(path / SINGLE, state_dict)
+  _write_json(path / CONFIG, config)
+  if preprocessor is not None:
+    _write_json(path / PREPROCESSOR, preprocessor)
+
+
+def _write_pth(path: pathlib.Path, model: VisionTransformer, params: Mapping[str, Any], *_: Any) -> None:
+  state_dict = weights.to_state_dict(params, model, "dinov3")
+  path.parent.mkdir(parents=True, exist_ok=True)
+  write_pth(path, state_dict)
+
+
+def _write_orbax(path: pathlib.Path, model: VisionTransformer, params: Mapping[str, Any], *_: Any) -> None:
+  path.mkdir(parents=True)
+  _write_json(path / MODEL, {"module": "VisionTransformer", "attributes": _attributes(model)})
+  trees.write_tree(path / PARAMS, params)
+
+
+_WRITERS = {"safetensors": _write_safetensors, "pth": _write_pth, "orbax": _write_orbax}
+
+
+def _write_json(path: pathlib.Path, value: Any) -> None:
+  path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def _free_place(path: pathlib.Path, *, is_folder: bool) -> pathlib.Path:
+  """The path, if an export may be put there."""
+  strangers = []
+  if path.is_dir():
+    known = {SINGLE, CONFIG, PREPROCESSOR, MODEL, PARAMS}
+    strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in known)
+    if not is_folder:
+      raise UnknownModel(f'{path} is a folder; format "pth" writes a file.')
+  elif path.exists() and is_folder:
+    raise UnknownModel(f"{path} is a file; this format writes a folder.")
+  if strangers:
+    raise UnknownModel(
+      f"{path} holds other things than an exported model ({', '.join(strangers[:3])}): choose another."
+    )
+  return path
+
+
+def _flush(path: pathlib.Path) -> None:
+  """Brings a file, or all files of a folder, to the disk: a name must not outlive its content in a power cut."""
+  for file in [path] if path.is_file() else [entry for entry in path.rglob("*") if entry.is_file()]:
+    with file.open("rb") as handle:
+      os.fsync(handle.fileno())
+
+
+def _replace(unfinished: pathlib.Path, target: pathlib.Path) -> None:
+  if not target.is_dir():
+    os.replace(unfinished, target)
+    return
+  old = target.with_name(f".{target.name}.old.{os.getpid()}")  # folders cannot be replaced in one step
+  os.replace(target, old)
+  os.replace(unfinished, target)
+  _remove(old)
+
+
+def _remove(path: pathlib.Path) -> None:
+  if path.is_dir():
+    shutil.rmtree(path)
+  else:
+    path.unlink(missing_ok=True)

@@ -1,0 +1,66 @@
+"""The device mesh: a product of named axes, one of which may take what is left."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("replica", "data", "fsdp", "tensor")
+BATCH_AXES = ("replica", "data", "fsdp")
+
+
+class MeshError(ValueError):
+  """The mesh does not fit the devices, or the batch does not fit the mesh."""
+
+
+def mesh_shape(sizes: Mapping[str, int], num_devices: int) -> tuple[int, ...]:
+  """The size of every axis, with a single -1 taking the devices that are left.
+
+  Raises:
+    MeshError: if the sizes do not multiply to the number of devices.
+  """
+  known = math.prod(size for size in sizes.values() if size > 0)
+  free = [axis for axis in AXES if sizes[axis] == -1]
+  fits = num_devices % known == 0 if free else num_devices == known
+  if len(free) > 1 or not fits:
+    given = ", ".join(f"mesh.{axis}={sizes[axis]}" for axis in AXES)
+    raise MeshError(f"{given}: must multiply to the {num_devices} devices; one axis may be -1.")
+  return tuple(num_devices // known if axis in free else sizes[axis] for axis in AXES)
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """A mesh over `devices` (all by default) with the axes replica, data, fsdp and tensor."""
+  devices = list(jax.devices() if devices is None else devices)
+  shape = mesh_shape(sizes, len(devices))
+  return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def batch_shards(mesh: Mesh) -> int:
+  """Over how many parts the images of a batch are spread."""
+  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """The leading axis over all data axes."""
+  return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def check_batch(mesh: Mesh, *, batch_size: int, loss_group_size: int) -> None:
+  """Loss groups must not straddle devices: their gathers would cross them.
+
+  Raises:
+    MeshError: naming the sizes that would be right.
+  """
+  shards = batch_shards(mesh)
+  if batch_size % shards:
+    near = max(round(batch_size / shards), 1) * shards
+    raise MeshError(f"batch_size={batch_size}: must be a multiple of the {shards} devices it is spread over: {near}.")
+  if (batch_size // shards) % loss_group_size:
+    right = math.gcd(batch_size // shards, loss_group_size)
+    raise MeshError(
+      f"loss_group_size={loss_group_size}: must divide the {batch_size // shards} images of one device "
+      f"(batch_size={batch_size} over {shards}); for example {right}."
+    )

@@ -1,0 +1,246 @@
+"""The training loop: the only one, whatever the method.
+
+    prepare -> state (fresh or restored) -> for every step: batch, jitted step, and what is due: log, score, save
+
+Metrics are fetched one step late, so that the host never waits for the step it has just started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from vit_jax import config as configs
+from vit_jax import parallel
+from vit_jax.checkpoints import Checkpoints
+from vit_jax.config import UserError
+from vit_jax.data.pipeline import make_pipeline
+from vit_jax.inspect import pictures, tables
+from vit_jax.methods import State
+from vit_jax.train import setup
+from vit_jax.train.evaluations import Evaluations
+from vit_jax.train.health import Health
+from vit_jax.train.interrupts import Interrupts, Stopped
+from vit_jax.train.prefetch import prefetch
+from vit_jax.train.progress import Progress
+from vit_jax.train.summary import write_summary
+from vit_jax.train.writers import Writers
+
+log = logging.getLogger(__name__)
+
+MAX_NONFINITE = 3  # logged steps in a row with a NaN or an infinity before the run stops
+
+
+def describe(config: ConfigDict, workdir: str) -> str:
+  """What `train` would do, without compiling or writing anything."""
+  run = setup.prepare(config)
+  facts = "\n".join(f"{name:<12}{value}" for name, value in setup.describe(run).items())
+  return f"{tables.config_table(run.config, configs.default())}\n\n{facts}\nworkdir     {workdir}"
+
+
+def train(config: ConfigDict, workdir: str, *, accept_config_change: bool = False) -> State:
+  """Trains, or goes on where the run in `workdir` was interrupted; returns the last state.
+
+  Raises:
+    ConfigError: before the first compile, if the config cannot work or differs from the run's.
+    Stopped: after saving, if the process was asked to stop.
+    UserError: if the loss is no longer finite.
+  """
+  run = setup.prepare(config)
+  folder = Path(workdir).expanduser().absolute()
+  setup.remember(run.config, folder, accept_change=accept_config_change)
+  for name, value in setup.describe(run).items():
+    log.info("%-12s %s", name, value)
+  keep_every = run.config.checkpoint.keep_every
+  checkpoints = Checkpoints(
+    folder, keep=run.config.checkpoint.keep, keep_every=keep_every and run.steps("checkpoint.keep_every")
+  )
+  with checkpoints:
+    return _Loop(run, folder, checkpoints).run_to_end()
+
+
+@contextlib.contextmanager
+def mesh_context(mesh: jax.sharding.Mesh) -> Iterator[None]:
+  """Where steps are traced: the mesh, and what the logical axes of activations mean on it.
+
+  Initialisation and pictures stay outside: their few images do not divide over the axes.
+  """
+  with jax.set_mesh(mesh), nn.logical_axis_rules(parallel.ACTIVATION_AXES):
+    yield
+
+
+def abstract_state(run: setup.Run) -> State:
+  """The state's shapes, dtypes and shardings; nothing is allocated."""
+  shapes = jax.eval_shape(functools.partial(run.method.init, run.config), jax.random.key(run.config.seed))
+  shardings = parallel.state_shardings(shapes, run.mesh)
+  return jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings)
+
+
+def fresh_state(run: setup.Run) -> State:
+  """A new state, every array born on its devices."""
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run))
+  init = jax.jit(functools.partial(run.method.init, run.config), out_shardings=shardings)
+  return init(jax.random.key(run.config.seed))
+
+
+class _Loop:
+  """One process's part of a run: the state and everything that is written."""
+
+  def __init__(self, run: setup.Run, workdir: Path, checkpoints: Checkpoints):
+    self.run, self.workdir, self.checkpoints = run, workdir, checkpoints
+    self.total = run.steps("duration")
+    self.pipeline = make_pipeline(
+      run.source,
+      run.views,
+      batch_size=run.config.batch_size,
+      seed=run.config.seed,
+      workers=run.config.data.workers,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      bad_records=workdir / "bad_records.jsonl",
+      max_bad_fraction=run.config.data.max_bad_fraction,
+    )
+    self.step_number, self.state = self._start()
+    self.first = self.step_number
+    heads = {name: run.config[name].prototypes for name in ("dino", "ibot") if name in run.config}
+    self.health = Health(self.total, batch_size=run.config.batch_size, prototypes=heads)
+    self.evaluations = Evaluations(run)
+    self.last_metrics: dict[str, float] = {}
+
+  def _start(self) -> tuple[int, State]:
+    if self.checkpoints.latest_step() is None:
+      log.info("Starting from scratch.")
+      return 0, fresh_state(self.run)
+    restored = self.checkpoints.restore(abstract_state(self.run))
+    self.pipeline.set_state(restored.data_state)
+    log.info("Going on from step %d of %d.", restored.step, self.total)
+    return restored.step, restored.state
+
+  def run_to_end(self) -> State:
+    try:
+      if self.step_number >= self.total:
+        log.info("The run is complete: %d steps. Summary: %s", self.total, self.workdir / "summary.md")
+        return self.state
+      with Writers(
+        self.workdir,
+        tensorboard=self.run.config.log.tensorboard,
+        resume_step=self.step_number,
+        active=jax.process_index() == 0,
+      ) as self.writers:
+        self._train()
+      self.checkpoints.wait()
+      if jax.process_index() == 0:
+        path = write_summary(self.workdir, alarms=self.health.alarms)
+        log.info("Complete: %d steps. Summary: %s", self.total, path)
+      return self.state
+    finally:
+      self.pipeline.close()
+
+  def _train(self) -> None:
+    config, run = self.run.config, self.run
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run))
+    step_fn = jax.jit(run.method.make_step(config), donate_argnums=0, out_shardings=(shardings, None))
+    self.progress = Progress(
+      self.total, start_step=self.step_number, batch_size=config.batch_size, every=config.log.every
+    )
+    if self.step_number == 0:
+      self._evaluate(0)
+    batches = prefetch(self.pipeline, parallel.batch_sharding(run.mesh), size=config.data.prefetch)
+    pending: tuple[int, dict[str, jax.Array]] | None = None
+    with Interrupts() as interrupts, contextlib.closing(batches), self.progress:
+      for step in range(self.step_number + 1, self.total + 1):
+        with self.progress.waiting():
+          batch, data_state = next(batches)
+        if step == 1 and config.log.pictures:
+          self._picture_batch(batch)
+        if step == self.first + 1:
+          step_fn = self._compile(step_fn, batch)
+        self.state, metrics = step_fn(self.state, batch)
+        self.step_number = step
+        if pending is not None:
+          self._log(*pending)
+        pending = (step, metrics)
+        if self._due(step, "evaluation.every"):
+          pending = self._log(*pending)
+          self._evaluate(step)
+        if self._due(step, "checkpoint.every") or interrupts.received:
+          pending = pending and self._log(*pending)
+          self._save(step, data_state)
+        if interrupts.received and step < self.total:
+          self.checkpoints.wait()
+          log.warning("Stopped at step %d of %d; the same command goes on from here.", step, self.total)
+          raise Stopped(interrupts.received, step)
+      if pending is not None:
+        self._log(*pending)
+
+  def _compile(self, step_fn: Any, batch: dict[str, jax.Array]) -> Any:
+    """Compiles ahead, so that the time is reported and does not count as training."""
+    with self.progress.pausing("compiling"):
+      start = time.perf_counter()
+      with mesh_context(self.run.mesh):
+        compiled = step_fn.lower(self.state, batch).compile()
+      seconds = time.perf_counter() - start
+    log.info("Compiled the training step in %.1f s.", seconds)
+    self.writers.timing(self.step_number, {"compile_seconds": seconds})
+    return compiled
+
+  def _due(self, step: int, key: str) -> bool:
+    every = self.run.steps(key)
+    return step == self.total if not every else step % every == 0 or step == self.total
+
+  def _log(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    """Fetches the metrics of a step that is over and writes them if it is their turn."""
+    every = self.run.config.log.every
+    if step % every and step != self.total and step != 1:
+      self.progress.step(step, None)
+      return
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    self.last_metrics = values
+    self.writers.scalars(step, values)
+    self.progress.step(step, values)
+    if self.progress.timing:
+      self.writers.timing(step, self.progress.timing)
+    self._judge(step, values)
+
+  def _judge(self, step: int, values: dict[str, float]) -> None:
+    for alarm in self.health.check(step, values):
+      log.warning("%s", alarm)
+    if self.health.nonfinite >= MAX_NONFINITE:
+      raise UserError(
+        f"step {step}: the loss or a gradient was not finite {MAX_NONFINITE} times in a row ({self.workdir}); those "
+        "updates were skipped. Lower schedules.lr.peak or optim.clip, or compute in float32 (model.dtype)"
+      )
+
+  def _evaluate(self, step: int) -> None:
+    if not self.run.steps("evaluation.every"):
+      return
+    with self.progress.pausing("evaluation"):
+      scores = self.evaluations.scores(self.state, baselines=step == 0)
+      if scores:
+        self.writers.scalars(step, scores)
+        self.last_metrics |= scores
+        self._judge(step, scores)
+        shown = {name: value for name, value in scores.items() if name.endswith("top1") and "/k" not in name}
+        log.info("step %d: %s", step, ", ".join(f"{name} {value:.3f}" for name, value in shown.items()))
+      if self.run.config.log.pictures and jax.process_index() == 0:
+        self.writers.images(step, self.evaluations.pictures(self.state))
+
+  def _picture_batch(self, batch: dict[str, jax.Array]) -> None:
+    local = {name: np.concatenate([s.data for s in array.addressable_shards]) for name, array in batch.items()}
+    augment = self.run.config.augment
+    self.writers.images(0, {"batch": pictures.contact_sheet(local, mean=augment.mean, std=augment.std)})
+
+  def _save(self, step: int, data_state: dict[str, Any]) -> None:
+    with self.progress.pausing("saving"):
+      self.writers.flush()
+      self.checkpoints.save(step, self.state, data_state, configs.to_dict(self.run.config), self.last_metrics)

@@ -1,0 +1,137 @@
+"""Everything a run needs before the first compile: data, resolved config, method, mesh, all checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vit_jax import config as configs
+from vit_jax import methods, parallel
+from vit_jax.config import ConfigError
+from vit_jax.data.sources import Source, open_source, split_specs
+from vit_jax.data.views import Views
+
+log = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A checked run.
+
+  Attributes:
+    config: resolved: all durations in steps.
+    method: the module of vit_jax.methods that trains.
+    views: the crops and masks it asks for.
+    source: the training images.
+    evaluation_sources: what is scored on, (train, test) specifications; None: the data has no labels or splits.
+    mesh: the devices.
+  """
+
+  config: ConfigDict
+  method: ModuleType
+  views: Views
+  source: Source
+  evaluation_sources: tuple[str, str] | None
+  mesh: Mesh
+
+  def steps(self, key: str) -> int:
+    """A duration of the resolved config in steps."""
+    value = self.config
+    for part in key.split("."):
+      value = value[part]
+    return int(value.split()[0])
+
+
+def prepare(config: ConfigDict) -> Run:
+  """Opens the data and checks everything that can be checked without compiling.
+
+  Raises:
+    ConfigError: for whatever cannot work; one line that names the key.
+  """
+  configs.validate(config)
+  try:
+    method = methods.get(config.method)
+    views = method.views(config)
+    source = open_source(config.data.source, cache_dir=config.data.cache_dir)
+    resolved = configs.resolve(config, len(source))
+    mesh = parallel.make_mesh(resolved.mesh)
+    parallel.check_batch(mesh, batch_size=resolved.batch_size, loss_group_size=resolved.loss_group_size)
+    _check_koleo(resolved)
+    sources = _evaluation_sources(resolved)
+  except (ValueError, ImportError, FileNotFoundError) as error:
+    if isinstance(error, ConfigError):
+      raise
+    raise ConfigError(str(error)) from error
+  return Run(resolved, method, views, source, sources, mesh)
+
+
+def _check_koleo(config: ConfigDict) -> None:
+  group, topk = config.koleo.group_size, config.koleo.topk
+  if config.koleo.loss_weight and group <= topk:
+    raise ConfigError(
+      f"koleo.group_size={group}: must be larger than koleo.topk={topk}; raise batch_size or loss_group_size, or set "
+      "koleo.loss_weight=0"
+    )
+
+
+def _evaluation_sources(config: ConfigDict) -> tuple[str, str] | None:
+  """The labelled sources to score on: as configured, or the splits of the training source."""
+  if not int(config.evaluation.every.split()[0]):
+    return None
+  train, test = config.evaluation.train_source, config.evaluation.test_source
+  if train and test:
+    return train, test
+  if train or test:
+    given = "train_source" if train else "test_source"
+    raise ConfigError(f"evaluation.{given}={train or test!r}: give both evaluation.train_source and test_source")
+  splits = split_specs(config.data.source)
+  held_out = next((splits[name] for name in ("test", "validation", "val") if name in splits), None)
+  if "train" in splits and held_out:
+    return splits["train"], held_out
+  log.info("No evaluation during training: %s has no train and test split.", config.data.source)
+  return None
+
+
+def remember(config: ConfigDict, workdir: Path, *, accept_change: bool) -> None:
+  """Saves the resolved config in the workdir, or compares it with the one that is there.
+
+  Raises:
+    ConfigError: listing the differences, if the run was started with another config.
+  """
+  path = workdir / CONFIG_FILE
+  if path.exists():
+    changes = configs.difference(configs.read(path), config)
+    if changes and not accept_change:
+      listed = "\n".join(f"  {change}" for change in changes)
+      raise ConfigError(
+        f"{workdir} was started with another config:\n{listed}\n"
+        "use another --workdir, or --accept_config_change to go on with the new values"
+      )
+    for change in changes:
+      log.warning("config changed: %s", change)
+    if not changes:
+      return
+  if jax.process_index() == 0:
+    workdir.mkdir(parents=True, exist_ok=True)
+    configs.save(config, path)
+
+
+def describe(run: Run) -> dict[str, Any]:
+  """What will happen, in a few facts for people."""
+  return {
+    "images": len(run.source),
+    "steps": run.steps("duration"),
+    "batch": run.config.batch_size,
+    "loss groups": f"{run.config.batch_size // run.config.loss_group_size} of {run.config.loss_group_size} images",
+    "devices": f"{run.mesh.size} {jax.devices()[0].device_kind} as "
+    + " x ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items() if size > 1 or run.mesh.size == 1),
+  }
