@@ -127,9 +127,25 @@ def test_nan_is_counted_in_a_row_and_named_once():
   alarms, counts = [], []
   for step, loss in enumerate([9.0, math.nan, 9.0, math.nan, math.inf, math.nan]):
     alarms += health.check(step, metrics_of(0.0, rng, loss=loss))
+    health.check(step, {"knn/top1": 0.5})  # the evaluation between two steps does not count
     counts.append(health.nonfinite)
   assert counts == [0, 1, 0, 1, 2, 3]
   assert kinds(alarms) == ["nonfinite"] and str(alarms[0]).startswith("step 1: not finite: loss.")
+
+
+def test_a_resumed_watch_that_replays_the_file_goes_on_as_if_never_stopped():
+  rng = np.random.default_rng(0)
+  collapsing = {"feature_std": lambda p: 0.5 if p < 0.5 else 0.0}
+  lines = [(step, metrics_of(step / TOTAL, rng, **collapsing)) for step in range(0, TOTAL, 10)]
+  whole = [alarm for step, metrics in lines for alarm in Health(TOTAL, batch_size=64).check(step, metrics)]
+  assert whole == []  # a watch that forgets never sees the collapse
+  for stop in (30, 60):
+    resumed = Health(TOTAL, batch_size=64)
+    for step, metrics in lines[:stop]:
+      resumed.check(step, metrics)
+    said = kinds(resumed.alarms)
+    new = [alarm for step, metrics in lines[stop:] for alarm in resumed.check(step, metrics)]
+    assert said + kinds(new) == ["collapse"]
 
 
 def test_knn_that_does_not_improve_is_named():

@@ -94,7 +94,7 @@ class Health:
     """Judges the metrics of one step (host numbers; any subset of the names) and returns the new alarms."""
     new = []
     broken = sorted(name for name, value in metrics.items() if not math.isfinite(value))
-    if metrics:
+    if broken or "loss" in metrics:  # a line of other values, such as an evaluation, does not end a row
       self.nonfinite = self.nonfinite + 1 if broken else 0
     if broken:
       new += self._raise("nonfinite", step, _nonfinite(broken))
@@ -108,7 +108,7 @@ class Health:
         ("divergence", ("loss",), self._divergence),
       ):
         if not judged or not any(name in metrics for name in needs):
-          continue  # a line of other values, such as an evaluation, says nothing about this
+          continue
         message = rule(step, metrics)
         self._in_a_row[kind] = self._in_a_row[kind] + 1 if message else 0
         if self._in_a_row[kind] >= PATIENCE:
