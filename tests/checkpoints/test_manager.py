@@ -22,6 +22,9 @@ import pytest
 
 from vit_jax.checkpoints import Checkpoints, Damaged, Mismatch, NotSaved, latest, read_meta, restore_params, steps
 
+# What tensorstore's threads still report of reads from the files that the tests damage.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 CONFIG = {"method": "dinov3", "model": {"depth": 2, "rope": None}, "blur": [0.0, 0.9, 0.5]}
 DATA = {"epoch": 3, "next": 2**60 + 1}
 
@@ -264,7 +267,7 @@ def test_meta_says_what_a_step_is(two_steps: pathlib.Path):
 
 def test_orbax_is_quiet(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture):
   with caplog.at_level(logging.INFO):
-    save_steps(tmp_path, 1)
+    save_steps(tmp_path, 1, 2)
     Checkpoints(tmp_path).restore(make_state())
   assert caplog.text == ""
 

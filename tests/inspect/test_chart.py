@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from vit_jax.inspect.chart import Level, Panel, Series, draw, number, ticks, trend
+from vit_jax.inspect.chart import Level, Panel, Series, draw, labels, number, ticks, trend
 
 BLUE = np.array([0x2F, 0x6D, 0xB3])
 
@@ -71,6 +71,12 @@ def test_ticks_are_round(low, high, expected):
 def test_numbers_are_short():
   shown = [number(v) for v in (0, 0.25, 1e-4, -3.0, 2000, 20000, 2.5e6)]
   assert shown == ["0", "0.25", "1e-4", "-3", "2000", "20k", "2.5M"]
+
+
+def test_ticks_close_together_have_labels_that_differ():
+  assert labels([6.9311, 6.9312, 6.9313]) == ["6.9311", "6.9312", "6.9313"]
+  assert labels([0, 100, 200]) == ["0", "100", "200"]
+  assert labels([]) == []
 
 
 def test_the_trend_is_the_mean_and_keeps_gaps():

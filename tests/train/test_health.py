@@ -96,10 +96,14 @@ def test_few_prototypes_in_use_with_sharp_targets_is_prototype_collapse():
 
 def test_uniform_targets_late_in_the_run_are_named():
   uniform = math.log(K)
-  alarms = run({name: 0.9999 * uniform for name in ("teacher_entropy", "dino_local", "dino_global")})
-  assert kinds(alarms) == ["stuck"] and alarms[0].step >= 0.3 * TOTAL
+  at_uniform = {name: 0.9999 * uniform for name in ("teacher_entropy", "dino_local", "dino_global")}
+  alarms = run(at_uniform, knn=lambda p: 0.1 + 0.01 * p)
+  assert kinds(alarms) == ["stuck"] and alarms[0].step >= 0.5 * TOTAL
+  # Losses at log K say nothing while k-NN accuracy rises.
+  assert run(at_uniform) == []
   # Below log K by a little more, as a small model on little data may be while it learns: no alarm.
-  assert run({name: 0.98 * uniform for name in ("teacher_entropy", "dino_local", "dino_global")}) == []
+  below = {name: 0.98 * uniform for name in at_uniform}
+  assert run(below, knn=lambda p: 0.1 + 0.01 * p) == []
 
 
 def test_a_student_worse_than_the_uniform_guess_diverges():
@@ -123,9 +127,25 @@ def test_nan_is_counted_in_a_row_and_named_once():
   alarms, counts = [], []
   for step, loss in enumerate([9.0, math.nan, 9.0, math.nan, math.inf, math.nan]):
     alarms += health.check(step, metrics_of(0.0, rng, loss=loss))
+    health.check(step, {"knn/top1": 0.5})  # the evaluation between two steps does not count
     counts.append(health.nonfinite)
   assert counts == [0, 1, 0, 1, 2, 3]
   assert kinds(alarms) == ["nonfinite"] and str(alarms[0]).startswith("step 1: not finite: loss.")
+
+
+def test_a_resumed_watch_that_replays_the_file_goes_on_as_if_never_stopped():
+  rng = np.random.default_rng(0)
+  collapsing = {"feature_std": lambda p: 0.5 if p < 0.5 else 0.0}
+  lines = [(step, metrics_of(step / TOTAL, rng, **collapsing)) for step in range(0, TOTAL, 10)]
+  whole = [alarm for step, metrics in lines for alarm in Health(TOTAL, batch_size=64).check(step, metrics)]
+  assert whole == []  # a watch that forgets never sees the collapse
+  for stop in (30, 60):
+    resumed = Health(TOTAL, batch_size=64)
+    for step, metrics in lines[:stop]:
+      resumed.check(step, metrics)
+    said = kinds(resumed.alarms)
+    new = [alarm for step, metrics in lines[stop:] for alarm in resumed.check(step, metrics)]
+    assert said + kinds(new) == ["collapse"]
 
 
 def test_knn_that_does_not_improve_is_named():
@@ -142,7 +162,8 @@ def test_every_config_key_that_an_alarm_names_exists():
   uniform = math.log(K)
   collapsing = {"feature_std": lambda p: 0.5 if p < 0.5 else 0.0, "prototype_usage": 0.0, "teacher_entropy": 0.0}
   alarms = run(collapsing, knn=lambda p: 0.1)
-  alarms += run({"teacher_entropy": uniform, "dino_local": 2 * uniform, "dino_global": 2 * uniform})
+  at_uniform = {"teacher_entropy": uniform, "dino_local": 2 * uniform, "dino_global": 2 * uniform}
+  alarms += run(at_uniform, knn=lambda p: 0.1)
   alarms += run({"loss": math.nan}, from_step=990)
   assert set(kinds(alarms)) == {"collapse", "prototypes", "stuck", "divergence", "knn", "nonfinite"}
   config = default()

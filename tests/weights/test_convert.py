@@ -114,7 +114,7 @@ def test_hugging_face_weights_give_hugging_faces_features(name: str):
 def test_one_error_lists_everything_that_does_not_fit():
   model, state_dict = small()
   wrong = dict(state_dict)
-  del wrong["blocks.1.attn.proj.bias"], wrong["rope_embed.periods"]
+  del wrong["blocks.1.attn.proj.bias"]
   wrong["norm.weight"] = wrong["norm.weight"][:-1]
   wrong["mask_token"] = wrong["mask_token"].reshape(1, 1, -1)
   wrong["head.weight"] = np.zeros((10, 48))
@@ -123,9 +123,8 @@ def test_one_error_lists_everything_that_does_not_fit():
     weights.from_state_dict(wrong, model)
   message = str(caught.value)
   for line in (
-    "6 tensors",
+    "5 tensors",
     "missing: blocks.1.attn.proj.bias (48,)",
-    "missing: rope_embed.periods (3,)",
     "extra: head.weight (10, 48)",
     "shape: norm.weight is (47,), expected (48,)",
     "shape: mask_token is (1, 1, 48), expected (1, 48)",
@@ -146,6 +145,14 @@ def test_another_depth_or_rope_is_an_error():
     weights.from_state_dict(state_dict, model.clone(rope=Rope(base=316.2278)))
   with pytest.raises(WeightMismatch, match=r"extra: blocks\.0\.attn\.qkv\.bias_mask"):
     weights.from_state_dict(state_dict, model.clone(mask_k_bias=False))
+
+
+def test_buffers_may_be_absent_and_are_written():
+  model, state_dict = small()
+  bare = {key: value for key, value in state_dict.items() if not key.endswith(("periods", "bias_mask"))}
+  params = weights.from_state_dict(bare, model)
+  assert len(bare) == len(state_dict) - 4
+  assert weights.to_state_dict(params, model).keys() == state_dict.keys()
 
 
 def test_bfloat16_periods_are_accepted():

@@ -32,7 +32,10 @@ def quiet_failures() -> Iterator[None]:
 
 
 def _not_chatter(record: logging.LogRecord) -> bool:
-  return record.levelno >= logging.WARNING or "orbax" not in record.pathname
+  if "orbax" not in record.pathname:
+    return True
+  # Waiting is what `Checkpoints.wait` is called for.
+  return record.levelno >= logging.WARNING and not record.getMessage().startswith("Waiting for previous save")
 
 
 def _not_a_repeat(record: logging.LogRecord) -> bool:

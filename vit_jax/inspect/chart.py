@@ -20,7 +20,7 @@ _INK, _GREY, _GRID, _PAPER = "#22262b", "#5c6570", "#e4e7eb", "#ffffff"
 _COLOURS = ("#2f6db3", "#d9792a", "#3b9a5b", "#b8405e", "#7a58a8", "#1f9aa8", "#8c6d46")
 _LEVEL_COLOURS = ("#5c6570", "#a06a00", "#8a4f7d", "#4f7d5a")
 _TEXT, _TITLE, _HEAD = 12, 15, 20  # font sizes in pixels of the finished picture
-_LEFT, _RIGHT, _BOTTOM, _LEGEND_ROW = 58, 20, 34, 18
+_LEFT, _RIGHT, _BOTTOM, _LEGEND_ROW = 66, 20, 34, 18
 
 
 @dataclass(frozen=True)
@@ -78,19 +78,28 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
   return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def number(value: float) -> str:
-  """A short label for a tick: 0, 0.25, 20k, 1e-04."""
+def number(value: float, digits: int = 4) -> str:
+  """A short label for a tick: 0, 0.25, 20k, 1e-4."""
   if value == 0:
     return "0"
   size = abs(value)
   if size >= 1e6:
-    return f"{value / 1e6:g}M"
+    return f"{value / 1e6:.{digits}g}M"
   if size >= 1e4:
-    return f"{value / 1e3:g}k"
+    return f"{value / 1e3:.{digits}g}k"
   if size < 1e-3:
-    mantissa, exponent = f"{value:.1e}".split("e")
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
-  return f"{value:.4g}"
+  return f"{value:.{digits}g}"
+
+
+def labels(values: Sequence[float]) -> list[str]:
+  """Labels of ticks, with as many digits as it takes to tell them apart."""
+  for digits in range(4, 12):
+    shown = [number(value, digits) for value in values]
+    if len(set(shown)) == len(shown):
+      break
+  return shown
 
 
 def trend(values: np.ndarray) -> np.ndarray:
@@ -157,14 +166,16 @@ def _draw_panel(canvas: _Canvas, panel: Panel, x: float, y: float, width: float,
       bottom - (np.clip(py, y_low, y_high) - y_low) / (y_high - y_low) * (bottom - top),
     )
 
-  for value in ticks(y_low, y_high):
+  marks = ticks(y_low, y_high)
+  for value, label in zip(marks, labels(marks), strict=True):
     _, py = place(x_low, value)
     canvas.line([(left, py), (right, py)], _GRID)
-    canvas.text(left - 7, py, number(value), colour=_GREY, anchor="rm")
-  for value in ticks(x_low, x_high):
+    canvas.text(left - 7, py, label, colour=_GREY, anchor="rm")
+  marks = ticks(x_low, x_high)
+  for value, label in zip(marks, labels(marks), strict=True):
     px, _ = place(value, y_low)
     canvas.line([(px, bottom), (px, bottom + 4)], _GREY)
-    canvas.text(px, bottom + 13, number(value), colour=_GREY, anchor="mm")
+    canvas.text(px, bottom + 13, label, colour=_GREY, anchor="mm")
   canvas.line([(left, top), (left, bottom), (right, bottom)], _GREY)
   canvas.text(right, bottom + 27, panel.x_label, colour=_GREY, anchor="rm")
   for i, level in enumerate(panel.levels):

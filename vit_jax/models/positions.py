@@ -65,13 +65,16 @@ def draw_rope(key: jax.Array, rope: Rope, depth: int) -> RopeDraws:
   )
 
 
+def rope_periods(rope: Rope, head_dim: int) -> Float[Array, " n"]:
+  """The n = head_dim / 4 rotary periods."""
+  return ops.periods(head_dim, base=rope.base, min_period=rope.min_period, max_period=rope.max_period, dtype=rope.dtype)
+
+
 def rope_tables(
   rope: Rope, grid: tuple[int, int], head_dim: int, draws: RopeDraws | None = None
 ) -> tuple[Float[Array, "*L N d"], Float[Array, "*L N d"]]:
   """(sin, cos) tables of a grid: [N, head_dim], or [L, N, head_dim] with one set of `draws` per block."""
-  period = ops.periods(
-    head_dim, base=rope.base, min_period=rope.min_period, max_period=rope.max_period, dtype=rope.dtype
-  )
+  period = rope_periods(rope, head_dim)
   coords = ops.coordinates(*grid, normalize=rope.normalize, dtype=rope.dtype)  # [N, 2]
   if draws is None:
     return ops.tables(coords, period, dtype=rope.dtype)

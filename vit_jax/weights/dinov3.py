@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.models import ProjectionHead
-from vit_jax.ops import rope
+from vit_jax.models.positions import rope_periods
 from vit_jax.weights.layout import CONVOLUTION, FLAT, LINEAR, Buffer, Layout, Row, dense, linear, norm, token
 
 _BACKBONE = (
@@ -45,20 +45,13 @@ def _buffers(model: Any) -> tuple[Buffer, ...]:
     return ()
   found = []
   if model.rope is not None:
-    found.append(Buffer("rope_embed.periods", periods(model), rtol=1e-2, meaning="the model's rope (base, periods)"))
+    periods = np.asarray(rope_periods(model.rope, model.width // model.num_heads))
+    found.append(Buffer("rope_embed.periods", periods, rtol=1e-2, meaning="the model's rope (base, periods)"))
   if model.mask_k_bias and model.qkv_bias:
     mask = np.repeat(np.array([1, 0, 1], np.float32), model.width)  # [3D]
     meaning = "ones for query and value, zeros for key"
     found += [Buffer(f"blocks.{i}.attn.qkv.bias_mask", mask, meaning=meaning) for i in range(model.depth)]
   return tuple(found)
-
-
-def periods(model: Any) -> np.ndarray:
-  """The rotary periods of a model, as its files hold them."""
-  r = model.rope
-  dims = model.width // model.num_heads
-  values = rope.periods(dims, base=r.base, min_period=r.min_period, max_period=r.max_period, dtype=r.dtype)
-  return np.asarray(values)
 
 
 DINOV3 = Layout(_rows, _buffers)

@@ -1,0 +1,290 @@
+"""The Vision Transformer against the reference's features, and its own invariances."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.golden import Golden
+from vit_jax import weights
+from vit_jax.models import MODELS, Draws, Rope, VisionTransformer, create_model
+from vit_jax.models.blocks import add_branch, draw_kept, kept_rows
+from vit_jax.models.positions import RopeDraws
+
+CASES = [
+  "vit_both_untied_rope_augmented",
+  "vit_mlp_reg4_ls_kmask_nonsquare",
+  "vit_plain_mlp",
+  "vit_rmsnorm_nobias",
+  "vit_rope_bf16",
+  "vit_stochastic_depth",
+  "vit_swiglu64_untie_globallocal",
+  "vit_swiglu_reg4_untie_clspatch",
+]
+NAMES = {
+  "x_norm_clstoken": "cls",
+  "x_storage_tokens": "registers",
+  "x_norm_patchtokens": "patches",
+  "x_prenorm": "prenorm",
+}
+RELATIVE = 2e-6  # of the largest element; float32 against float32
+
+
+def build(golden, **overrides):
+  s, arrays = golden.settings, golden.under("sd")
+  hidden = next(a.shape[0] for k, a in arrays.items() if k.startswith("blocks.0.mlp") and k.endswith("weight"))
+  r = s["rope"]
+  rope = Rope(
+    base=r["base"],
+    min_period=r["min_period"],
+    max_period=r["max_period"],
+    normalize=r["normalize_coords"],
+    shift=r["shift"],
+    jitter=r["jitter"],
+    rescale=r["rescale"],
+    dtype={"fp32": "float32", "bf16": "bfloat16", "fp64": "float64"}[r["dtype"]],
+  )
+  attributes = dict(
+    patch_size=s["patch_size"],
+    width=s["width"],
+    depth=s["depth"],
+    num_heads=s["heads"],
+    mlp="gelu" if s["ffn"] == "mlp" else "swiglu",
+    mlp_hidden=hidden,
+    num_registers=s["storage_tokens"],
+    layer_scale=1e-5 if s["layer_scale"] else None,
+    qkv_bias=s["qkv_bias"],
+    proj_bias=s["proj_bias"],
+    mlp_bias=s["ffn_bias"],
+    mask_k_bias=s["mask_k_bias"],
+    norm="rmsnorm" if s["norm"] == "rmsnorm" else "layernorm",
+    norm_eps=s["norm_eps"],
+    separate_cls_norm=s["untie_cls_and_patch_norms"],
+    separate_local_cls_norm=s["untie_global_and_local_cls_norm"],
+    rope=rope,
+    drop_path=s["drop_path_rate"],
+    dtype=s["dtype"],
+    param_dtype=s["dtype"],
+  )
+  model = VisionTransformer(**(attributes | overrides))
+  return model, {"params": jax.tree.map(jnp.asarray, weights.from_state_dict(arrays, model))}
+
+
+def channels_last(images):
+  return jnp.asarray(images.transpose(0, 2, 3, 1))
+
+
+def assert_features(features, golden, prefix, *, relative=RELATIVE):
+  compared = 0
+  for theirs, ours in NAMES.items():
+    want = golden.get(f"{prefix}/{theirs}")
+    if want is not None and want.size:
+      np.testing.assert_allclose(
+        getattr(features, ours), want, rtol=0, atol=relative * np.abs(want).max(), err_msg=f"{prefix}/{theirs}"
+      )
+      compared += 1
+  return compared
+
+
+@functools.cache
+def case(name):
+  golden = Golden(name)
+  model, variables = build(golden)
+  return golden, model, variables, channels_last(golden["x"])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_features_equal_the_reference(name):
+  golden, model, variables, images = case(name)
+  assert assert_features(jax.jit(model.apply)(variables, images), golden, "eval") >= 3
+  if "masks" in golden:
+    masked = jax.jit(functools.partial(model.apply))(variables, images, masks=jnp.asarray(golden["masks"]))
+    assert assert_features(masked, golden, "eval_masked") >= 3
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("norm", [True, False])
+def test_intermediate_layers_equal_the_reference(name, norm):
+  golden, model, variables, images = case(name)
+  blocks = golden.under("intermediate/" + ("normed" if norm else "raw"))
+  layers = sorted(int(key.removeprefix("block")) for key in blocks)
+  outputs = model.apply(variables, images, layers=layers, norm=norm, method="intermediate")
+  assert len(outputs) == len(layers) > 0
+  for layer, features in zip(layers, outputs, strict=True):
+    tokens = np.concatenate([features.cls[:, None], features.registers, features.patches], axis=1)
+    want = blocks[f"block{layer}"]
+    np.testing.assert_allclose(tokens, want, rtol=0, atol=RELATIVE * np.abs(want).max())
+
+
+def reference_draws(golden, entry):
+  """The recorded draws of one list entry: 0 global, 1 local."""
+  kept = golden.get(f"stochastic_depth/{('global', 'local')[entry]}")
+  rope = {key: jnp.asarray(value[:, entry]) for key, value in golden.under("rope_draws").items()}
+  return Draws(kept=None if kept is None else jnp.asarray(kept)[:, :, None], rope=RopeDraws(**rope) if rope else None)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "x_local" in Golden(name)])
+def test_training_on_two_resolutions_equals_the_reference(name):
+  golden, model, variables, images = case(name)
+  masks = jnp.asarray(golden["masks"]) if "masks" in golden else None
+  outputs = model.apply(
+    variables,
+    [images, channels_last(golden["x_local"])],
+    masks=[masks, None],
+    train=True,
+    draws=[reference_draws(golden, 0), reference_draws(golden, 1)],
+  )
+  assert assert_features(outputs[0], golden, "train_global") >= 3
+  assert assert_features(outputs[1], golden, "train_local") >= 3
+
+
+def test_features_in_float64_equal_the_reference(x64):
+  golden = Golden("vit_float64")
+  model, variables = build(golden)
+  images = channels_last(golden["x"])
+  assert assert_features(model.apply(variables, images), golden, "eval", relative=1e-12) >= 3
+  masked = model.apply(variables, images, masks=jnp.asarray(golden["masks"]))
+  assert assert_features(masked, golden, "eval_masked", relative=1e-12) >= 3
+
+
+PARAMETERS = {
+  "dinov3_vits16": 21_601_152,
+  "dinov3_vits16plus": 28_697_472,
+  "dinov3_vitb16": 85_669_632,
+  "dinov3_vitl16": 303_154_176,
+  "dinov3_vitl16_sat": 303_156_224,
+  "dinov3_vitl16plus": 403_915_776,
+  "dinov3_vith16plus": 840_633_600,
+  "dinov3_vit7b16": 6_716_043_264,
+  "vit_small": 21_599_616,
+  "vit_base": 85_666_560,
+  "vit_large": 303_150_080,
+  "vit_so400m": 415_406_592,
+  "vit_huge2": 630_749_440,
+  "vit_giant2": 1_134_571_008,
+}
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_parameter_counts_are_the_published_ones(name):
+  params = jax.eval_shape(create_model(name).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+  assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == PARAMETERS[name]
+
+
+def test_unknown_names_and_attributes_name_the_nearest():
+  with pytest.raises(ValueError, match="dinov3_vits16"):
+    create_model("dinov3_vit_s16")
+  with pytest.raises(ValueError, match="num_heads"):
+    create_model("vit_small", num_head=3)
+
+
+@functools.cache
+def small(**overrides):
+  model = VisionTransformer(
+    **dict(patch_size=8, width=32, depth=3, num_heads=2, num_registers=2, layer_scale=0.3) | overrides
+  )
+  images = jax.random.normal(jax.random.key(1), (6, 24, 24, 3))
+  return model, images, jax.jit(model.init)(jax.random.key(0), images)
+
+
+def test_unrolling_and_recomputation_change_nothing():
+  model, images, variables = small()
+  loss = lambda m: jax.jit(jax.value_and_grad(lambda v: jnp.sum(m.apply(v, images).cls ** 3)))  # noqa: E731
+  value, grads = loss(model)(variables)
+  for other in (model.clone(unroll=3), model.clone(remat="blocks"), model.clone(remat="dots", unroll=2)):
+    same, same_grads = loss(other)(variables)
+    np.testing.assert_allclose(same, value, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(same_grads), jax.tree.leaves(grads), strict=True):
+      np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(float(jnp.max(jnp.abs(b))), 1e-6))
+
+
+def test_a_list_gives_what_each_of_its_entries_gives():
+  model, images, variables = small()
+  crops = images[:4, :16, :16]
+  together = model.apply(variables, [images, crops])
+  for features, entry in zip(together, (images, crops), strict=True):
+    alone = model.apply(variables, entry)
+    for a, b in zip(jax.tree.leaves(features), jax.tree.leaves(alone), strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_the_key_bias_has_no_effect_and_no_gradient_even_if_it_is_nan():
+  model, images, variables = small(mask_k_bias=True)
+  bias = variables["params"]["blocks"]["attn"]["qkv"]["bias"]
+  poisoned = jax.tree.map(lambda x: x, variables)
+  poisoned["params"]["blocks"]["attn"]["qkv"]["bias"] = bias.at[:, 1].set(jnp.nan)
+  value, grads = jax.value_and_grad(lambda v: jnp.sum(model.apply(v, images).cls ** 2))(poisoned)
+  np.testing.assert_array_equal(value, jnp.sum(model.apply(variables, images).cls ** 2))
+  assert not np.any(grads["params"]["blocks"]["attn"]["qkv"]["bias"][:, 1])
+
+
+def test_pixels_beyond_whole_patches_are_dropped():
+  model, images, variables = small()
+  padded = jnp.pad(images, ((0, 0), (0, 5), (0, 3), (0, 0)), constant_values=9.0)
+  np.testing.assert_array_equal(model.apply(variables, padded).patches, model.apply(variables, images).patches)
+  with pytest.raises(ValueError, match="smaller than one patch"):
+    model.apply(variables, images[:, :4])
+
+
+def test_stochastic_depth_keeps_an_exact_count_in_every_group():
+  assert [kept_rows(b, p) for b, p in ((32, 0.4), (128, 0.4), (128, 0.3), (512, 0.3), (1, 0.9))] == [19, 76, 89, 358, 1]
+  kept = draw_kept(jax.random.key(0), depth=4, groups=3, rows=10, rate=0.35)
+  assert kept.shape == (4, 2, 3, 6)
+  assert all(len(set(rows)) == 6 for rows in np.asarray(kept).reshape(-1, 6).tolist())
+  assert len({tuple(sorted(rows)) for rows in np.asarray(kept).reshape(-1, 6).tolist()}) > 12
+
+
+def test_stochastic_depth_skips_the_compute_of_dropped_rows():
+  seen = []
+
+  def branch(x):
+    seen.append(x.shape[0])
+    return jnp.ones_like(x)
+
+  x = jnp.zeros((8, 2, 4))
+  y = add_branch(x, branch, jnp.array([[0, 2], [1, 3]]))
+  assert seen == [4]
+  np.testing.assert_array_equal(y[:, 0, 0], [2, 0, 2, 0, 0, 2, 0, 2])
+
+
+def test_training_draws_from_the_keys_and_evaluation_does_not():
+  model, images, variables = small(drop_path=0.5, rope=Rope(rescale=2.0, shift=0.2, jitter=1.5))
+  rngs = lambda seed: {"drop_path": jax.random.key(seed), "rope": jax.random.key(seed)}  # noqa: E731
+  apply = jax.jit(lambda seed: model.apply(variables, images, train=True, groups=2, rngs=rngs(seed)).cls)
+  np.testing.assert_array_equal(apply(1), apply(1))
+  assert np.max(np.abs(apply(1) - apply(2))) > 1e-3
+  np.testing.assert_array_equal(model.apply(variables, images).cls, model.apply(variables, images).cls)
+  with pytest.raises(ValueError, match="loss groups"):
+    model.apply(variables, images, train=True, groups=4, rngs=rngs(0))
+
+
+def test_bfloat16_compute_keeps_float32_parameters_and_is_close():
+  model, images, variables = small()
+  half = model.clone(dtype="bfloat16")
+  shapes = jax.eval_shape(half.init, jax.random.key(0), images)
+  assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+  features, exact = half.apply(variables, images), model.apply(variables, images)
+  assert features.cls.dtype == jnp.bfloat16
+  np.testing.assert_allclose(features.cls, exact.cls, atol=0.05)
+
+
+def test_initial_values_have_the_reference_statistics():
+  model = create_model("dinov3_vits16", depth=2)
+  params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
+  blocks, bound = params["blocks"], math.sqrt(1 / 768)
+  for kernel in (blocks["attn"]["qkv"], blocks["attn"]["proj"], blocks["mlp"]["fc1"], blocks["mlp"]["fc2"]):
+    np.testing.assert_allclose(np.std(kernel["kernel"]), 0.02, rtol=0.02)
+    assert not np.any(kernel["bias"])
+  assert not np.array_equal(blocks["mlp"]["fc1"]["kernel"][0], blocks["mlp"]["fc1"]["kernel"][1])
+  for leaf in (params["patch_embed"]["kernel"], params["patch_embed"]["bias"]):
+    assert np.max(np.abs(leaf)) <= bound
+    np.testing.assert_allclose(np.std(leaf), bound / math.sqrt(3), rtol=0.1)
+  np.testing.assert_allclose(np.std(params["registers"]), 0.02, rtol=0.1)
+  assert not np.any(params["mask_token"])
+  assert np.all(blocks["ls1"]["gamma"] == np.float32(1e-5))
+  assert np.all(blocks["norm1"]["scale"] == 1) and not np.any(params["final_norm"]["bias"])
