@@ -42,6 +42,7 @@ ANYTHING = {"cli", "__main__", "__init__", "hub", "bench"}  # the faces of the p
 # Distributions whose import name is another.
 DISTRIBUTIONS = {
   "PIL": "pillow",
+  "absl": "absl-py",
   "cv2": "opencv-python-headless",
   "orbax": "orbax-checkpoint",
   "skimage": "scikit-image",
@@ -152,6 +153,13 @@ def test_everything_imported_is_declared():
       if top in sys.stdlib_module_names or top == "vit_jax":
         continue
       assert DISTRIBUTIONS.get(top, top).replace("_", "-") in declared, f"{path}:{line} imports {top}"
+
+
+def test_every_dependency_is_imported():
+  project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+  needed = {re.split(r"[\[<>=;]", name)[0].replace("_", "-") for name in project["dependencies"]}
+  tops = {name.split(".")[0] for path in source_files() for _, name in imports(path)}
+  assert needed <= {DISTRIBUTIONS.get(top, top).replace("_", "-") for top in tops}
 
 
 def test_constraints_pin_every_dependency_by_name_and_version():
