@@ -1,0 +1,217 @@
+"""Whole runs: they learn, they go on where they were stopped, they read what people have."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import vit_jax
+from vit_jax import config as configs
+from vit_jax.checkpoints import restore_params, steps
+from vit_jax.train.loop import train
+
+ROOT = Path(__file__).parents[2]
+
+
+def tiny(**overrides):
+  c = configs.load("configs/tiny.py")
+  c.mesh.data = 1
+  c.mesh.replica = 1
+  c.log.pictures = False
+  c.update_from_flattened_dict(overrides)
+  return c
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+  """Runs see one device, as on most machines."""
+  device = jax.devices()[:1]
+  monkeypatch.setattr(jax, "devices", lambda *_: device)
+
+
+def command(workdir, *overrides):
+  return [
+    sys.executable, "-m", "vit_jax", "train", "--config=configs/tiny.py", f"--workdir={workdir}",
+    "--config.duration=9 steps", "--config.checkpoint.every=2 steps", "--config.evaluation.every=0 steps",
+    "--config.model.drop_path=0.3", "--config.log.pictures=False", *overrides,
+  ]  # fmt: skip
+
+
+def environment(tmp_path):
+  return os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONPATH": str(ROOT),
+    "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
+
+
+def run(tmp_path, workdir, *overrides):
+  return subprocess.run(
+    command(workdir, *overrides), cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=500
+  )
+
+
+def teacher_and_metrics(workdir):
+  return restore_params(workdir, path=("teacher",)), (workdir / "metrics.jsonl").read_bytes()
+
+
+def assert_same_end(ours, expected):
+  for a, b in zip(jax.tree.leaves(ours[0]), jax.tree.leaves(expected[0]), strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert ours[1] == expected[1]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+  tmp_path = tmp_path_factory.mktemp("resume")
+  done = run(tmp_path, tmp_path / "whole")
+  assert done.returncode == 0, done.stderr
+  return tmp_path, teacher_and_metrics(tmp_path / "whole")
+
+
+def start_and_signal(tmp_path, workdir, number, *, after_step):
+  with subprocess.Popen(command(workdir), cwd=ROOT, env=environment(tmp_path), stderr=subprocess.PIPE) as process:
+    for _ in range(4000):
+      if process.poll() is not None or any(step >= after_step for step in steps(workdir)):
+        break
+      time.sleep(0.02)
+    process.send_signal(number)
+    process.stderr.read()
+  return process.returncode
+
+
+def test_a_killed_run_goes_on_bit_for_bit(uninterrupted):
+  tmp_path, expected = uninterrupted
+  workdir = tmp_path / "killed"
+  start_and_signal(tmp_path, workdir, signal.SIGKILL, after_step=2)
+  done = run(tmp_path, workdir)
+  assert done.returncode == 0, done.stderr
+  assert_same_end(teacher_and_metrics(workdir), expected)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_saves_first_and_goes_on_bit_for_bit(uninterrupted, number):
+  tmp_path, expected = uninterrupted
+  workdir = tmp_path / f"signal{number}"
+  code = start_and_signal(tmp_path, workdir, number, after_step=2)
+  assert code in (128 + number, 0)  # 0: it was over before the signal came
+  done = run(tmp_path, workdir)
+  assert done.returncode == 0, done.stderr
+  assert_same_end(teacher_and_metrics(workdir), expected)
+
+
+def test_running_again_says_that_it_is_complete(uninterrupted):
+  tmp_path, _ = uninterrupted
+  done = run(tmp_path, tmp_path / "whole")
+  assert done.returncode == 0 and "complete" in done.stderr
+
+
+def test_another_config_is_refused_with_its_differences_until_accepted(uninterrupted):
+  tmp_path, _ = uninterrupted
+  done = run(tmp_path, tmp_path / "whole", "--config.optim.clip=1.5")
+  assert done.returncode == 2
+  assert "optim.clip" in done.stderr and "--accept_config_change" in done.stderr
+  accepted = run(tmp_path, tmp_path / "whole", "--config.optim.clip=1.5", "--accept_config_change")
+  assert accepted.returncode == 0, accepted.stderr
+
+
+def test_load_model_gives_the_teacher(uninterrupted):
+  tmp_path, (teacher, _) = uninterrupted
+  model, params = vit_jax.load_model(tmp_path / "whole")
+  np.testing.assert_array_equal(params["cls_token"], teacher["backbone"]["cls_token"])
+  features = model.apply({"params": params}, np.zeros((2, 32, 32, 3), np.float32))
+  assert features.cls.shape == (2, 32) and features.patches.shape == (2, 16, 32)
+
+
+@pytest.fixture
+def photos(tmp_path):
+  """A folder as people have them: formats, modes, sizes, sub-folders, and some files that are broken."""
+  folder, rng = tmp_path / "photos", np.random.default_rng(0)
+  for name in ("cats/deep", "dogs"):
+    (folder / name).mkdir(parents=True)
+  image = lambda mode, size=(48, 40): Image.fromarray(  # noqa: E731
+    rng.integers(0, 256, (size[1], size[0], 3), np.uint8)
+  ).convert(mode)
+  for i in range(3):
+    image("RGB").save(folder / f"cats/a{i}.jpg")
+    image("RGB").save(folder / f"dogs/b{i}.png")
+    image("RGB").save(folder / f"cats/deep/c{i}.webp")
+  image("L").save(folder / "dogs/grey.png")
+  image("RGBA").save(folder / "dogs/alpha.png")
+  image("CMYK").save(folder / "dogs/print.jpg")
+  image("P").save(folder / "dogs/palette.png")
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  image("RGB").save(folder / "cats/rotated.jpg", exif=exif)
+  image("RGB", (1, 1)).save(folder / "cats/pixel.png")
+  (folder / "cats/empty.jpg").write_bytes(b"")
+  (folder / "dogs/text.png").write_bytes(b"no image at all")
+  whole = (folder / "cats/a0.jpg").read_bytes()
+  (folder / "dogs/cut.jpg").write_bytes(whole[: len(whole) // 2])
+  return folder
+
+
+def test_a_folder_of_mixed_images_trains_and_names_the_broken_ones(photos, tmp_path, one_device):
+  workdir = tmp_path / "run"
+  config = tiny(**{"data.source": f"folder:{photos}", "data.max_bad_fraction": 0.5, "evaluation.every": "0 steps"})
+  state = train(config, str(workdir))
+  assert int(state.step) == 4
+  bad = [json.loads(line) for line in (workdir / "bad_records.jsonl").read_text().splitlines()]
+  named = " ".join(str(record) for record in bad)
+  assert "empty.jpg" in named and "text.png" in named
+  losses = [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  assert np.all(np.isfinite(losses)) and len(losses) == 4
+
+
+def test_the_loss_falls(tmp_path, one_device):
+  overrides = {
+    "duration": "60 steps", "model.layer_scale": 1.0, "schedules.lr.peak": 3e-2, "schedules.lr.warmup": "5 steps",
+    "evaluation.every": "0 steps", "checkpoint.every": "60 steps", "optim.freeze_last_layer": "0 steps",
+  }  # fmt: skip
+  train(tiny(**overrides), str(tmp_path))
+  values = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  first, last = (np.mean([v["dino_local"] + v["ibot"] for v in part]) for part in (values[:10], values[-10:]))
+  assert last < first - 0.05
+
+
+def test_scores_baselines_pictures_and_summary_are_written(tmp_path, one_device):
+  train(tiny(**{"log.pictures": True, "evaluation.tasks": ("knn", "linear")}), str(tmp_path))
+  lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  scored = [line["step"] for line in lines if "knn/top1" in line]
+  assert scored == [0, 2, 4]
+  assert {"linear/top1", "baseline/pixels/knn/top1", "baseline/histogram/knn/top1"} <= set(lines[0])
+  names = {path.name.split("_")[0] for path in (tmp_path / "pictures").glob("*.png")}
+  assert {"batch", "pca"} <= names
+  assert (tmp_path / "summary.md").exists() and (tmp_path / "summary.png").exists()
+
+
+@pytest.mark.parametrize(
+  ("overrides", "words"),
+  [
+    ({"crops.global_size": 30}, ["crops.global_size", "30", "patch_size", "32"]),
+    ({"data.source": "folder:/nowhere/at/all"}, ["/nowhere/at/all"]),
+    ({"model.num_heads": 3}, ["num_heads", "3"]),
+    ({"model.name": "dinov3_vits17"}, ["dinov3_vits17", "dinov3_vits16"]),
+    ({"koleo.topk": 8}, ["koleo", "topk"]),
+    ({"mesh.data": 3}, ["mesh.data=3"]),
+    ({"evaluation.tasks": ("knm",)}, ["knm", "knn"]),
+  ],
+)
+def test_what_cannot_work_is_said_before_anything_is_compiled(overrides, words, tmp_path, one_device):
+  start = time.monotonic()
+  with pytest.raises(configs.UserError) as error:
+    train(tiny(**overrides), str(tmp_path / "run"))
+  assert all(word in str(error.value) for word in words), str(error.value)
+  assert time.monotonic() - start < 20
+  assert not (tmp_path / "run" / "checkpoints").exists()
