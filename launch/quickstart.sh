@@ -14,7 +14,8 @@ done
 vit-jax train --config=configs/quickstart.py --workdir="$workdir" "$@"
 
 echo
-echo "The run is in $root/$workdir"
-find "$workdir" -maxdepth 1 -mindepth 1 | sort | sed 's/^/  /'
+echo "The run is in $(cd "$workdir" && pwd):"
+find "$workdir" -maxdepth 1 -mindepth 1 -exec basename {} \; | sort | sed 's/^/  /'
+echo "Read first:  $workdir/summary.md"
 echo "Its curves:  .venv/bin/pip install tensorboard && .venv/bin/tensorboard --logdir=$workdir"
-echo "Its scores:  .venv/bin/vit-jax evaluate --model=$workdir --tasks=knn,linear --data=embedded:textures"
+echo "Its scores:  .venv/bin/vit-jax evaluate --model=$workdir --tasks=knn,linear '--data=embedded:textures?size=64'"

@@ -155,6 +155,13 @@ def test_everything_imported_is_declared():
       assert DISTRIBUTIONS.get(top, top).replace("_", "-") in declared, f"{path}:{line} imports {top}"
 
 
+def test_every_dependency_is_imported():
+  project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+  needed = {re.split(r"[\[<>=;]", name)[0].replace("_", "-") for name in project["dependencies"]}
+  tops = {name.split(".")[0] for path in source_files() for _, name in imports(path)}
+  assert needed <= {DISTRIBUTIONS.get(top, top).replace("_", "-") for top in tops}
+
+
 def test_constraints_pin_every_dependency_by_name_and_version():
   project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
   pinned = set()

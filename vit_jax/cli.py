@@ -7,6 +7,7 @@ that are for the user are printed without a traceback, with exit code 2; any oth
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ _OVERRIDES_HELP = "further flags:\n  --config.KEY=VALUE    override a key of the
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command line and returns its exit code."""
+  _log_to_terminal()
   try:
     args = parse(sys.argv[1:] if argv is None else argv)
     args.command(args)
@@ -87,61 +89,87 @@ def _train(args: argparse.Namespace) -> None:
   from vit_jax.train import loop
 
   if args.dry_run:
-    print(loop.describe(config, args.workdir))
-  else:
-    loop.train(config, args.workdir, accept_config_change=args.accept_config_change)
+    print(f"{loop.describe(config, args.workdir)}\n\n{_model_table(config)}")
+    return
+  loop.train(config, args.workdir, accept_config_change=args.accept_config_change)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-  from vit_jax import evaluation
+  import rich
 
+  from vit_jax import evaluation, hub
+  from vit_jax.evaluation.report import rich_table
+
+  model, params = hub.load_model(args.model)
+  seen = hub.load_preprocessing(args.model)
   scores = evaluation.evaluate_model(
-    args.model,
+    model,
+    params,
     tasks=tuple(args.tasks.split(",")),
     train_source=args.data,
     test_source=args.test_data,
-    image_size=args.image_size,
+    image_size=args.image_size or seen.image_size,
     batch_size=args.batch_size,
     max_examples=args.max_examples,
+    mean=seen.mean,
+    std=seen.std,
     output=args.json,
+    about={"model": args.model},
   )
-  for name, score in scores.items():
-    print(f"{name:<24}{score:.4f}")
+  rich.print(rich_table(scores, title=args.model))
 
 
 def _export(args: argparse.Namespace) -> None:
   from vit_jax import hub
 
   model, params = hub.load_model(args.model)
-  hub.save_model(args.to, model, params, format=args.format)
+  seen = hub.load_preprocessing(args.model)
+  hub.save_model(args.to, model, params, args.format, mean=seen.mean, std=seen.std, image_size=seen.image_size)
   print(f"wrote {args.to} ({args.format})")
 
 
 def _inspect_config(args: argparse.Namespace) -> None:
   config = _load(args)
+  from vit_jax.config import default
   from vit_jax.inspect import tables
 
-  _show(tables.config_table(config), args.output)
+  _show(tables.config_table(config, default()), args.output)
 
 
 def _inspect_model(args: argparse.Namespace) -> None:
-  config = _load(args)
-  from vit_jax.inspect import tables
-
-  _show(tables.model_table(config), args.output)
+  _show(_model_table(_load(args)), args.output)
 
 
 def _inspect_batch(args: argparse.Namespace) -> None:
   config = _load(args)
+  from vit_jax.data.pipeline import make_pipeline
   from vit_jax.inspect import pictures
+  from vit_jax.train import setup
 
-  print(f"wrote {pictures.batch_sheet(config, args.output or 'batch.png')}")
+  run = setup.prepare(config)
+  with make_pipeline(run.source, run.views, batch_size=config.batch_size, seed=config.seed, workers=0) as batches:
+    sheet = pictures.contact_sheet(next(batches))
+  print(f"wrote {pictures.save(sheet, args.output)}")
 
 
 def _inspect_features(args: argparse.Namespace) -> None:
+  from vit_jax import hub
+  from vit_jax.data.evaluation_batches import evaluation_batches
+  from vit_jax.data.sources import open_source
   from vit_jax.inspect import pictures
 
-  print(f"wrote {pictures.feature_sheet(args.model, args.data, args.output)}")
+  model, params = hub.load_model(args.model)
+  seen = hub.load_preprocessing(args.model)
+  size = -(-(args.image_size or seen.image_size) // model.patch_size) * model.patch_size  # whole patches
+  batches = evaluation_batches(
+    open_source(args.data), image_size=size, batch_size=args.images, max_examples=args.images
+  )
+  images = [image for batch in batches for image in batch["images"][batch["valid"]]]
+  if not images:
+    raise UserError(f"--data={args.data}: holds no readable image")
+  print(
+    f"wrote {pictures.save(pictures.feature_sheet(model, params, images, mean=seen.mean, std=seen.std), args.output)}"
+  )
 
 
 def _data_list(args: argparse.Namespace) -> None:
@@ -162,6 +190,28 @@ def _load(args: argparse.Namespace) -> ConfigDict:
   loaded = config.load(args.config, args.overrides)
   config.validate(loaded)
   return loaded
+
+
+def _model_table(config: ConfigDict) -> str:
+  """Parameters, tokens and FLOPs of what a config trains."""
+  from vit_jax import methods
+  from vit_jax.config import loss_group_size
+  from vit_jax.data.masks import masked_patches
+  from vit_jax.inspect import tables
+
+  method = methods.get(config.method)
+  views, group = method.views(config), loss_group_size(config)
+  masked = masked_patches(group, views.mask_grid, views.mask_probability, views.mask_ratio) / group
+  return tables.training_table(method.modules(config), views, masked=masked)
+
+
+def _log_to_terminal() -> None:
+  """Shows what vit_jax says of its progress, and only warnings of the libraries beneath it.
+
+  Comes before any library is imported: the first to set up logging decides its form.
+  """
+  logging.basicConfig(level=logging.WARNING, format="%(message)s")
+  logging.getLogger("vit_jax").setLevel(logging.INFO)
 
 
 def _show(text: str, output: str | None) -> None:
@@ -192,7 +242,7 @@ def _parser() -> argparse.ArgumentParser:
   evaluate.add_argument("--image_size", type=int, help="side of the images (default: the model's training size)")
   evaluate.add_argument("--batch_size", type=int, default=64, help="images at a time (default: 64)")
   evaluate.add_argument("--max_examples", type=int, help="images of each source to use (default: all)")
-  evaluate.add_argument("--json", metavar="FILE", help="also write the scores to this file")
+  evaluate.add_argument("--json", metavar="FILE", help="also write the scores to this file, .json or .md")
 
   export = _add(commands, "export", _export, "write a trained model in a format that others read")
   _with_model(export)
@@ -206,11 +256,13 @@ def _parser() -> argparse.ArgumentParser:
   model = _with_config(_add(views, "model", _inspect_model, "parameters, tokens and FLOPs"))
   model.add_argument("--output", metavar="FILE", help="write to this file instead")
   batch = _with_config(_add(views, "batch", _inspect_batch, "a contact sheet of crops and masks"))
-  batch.add_argument("--output", metavar="FILE", help="picture to write (default: batch.png)")
+  batch.add_argument("--output", metavar="FILE", default="batch.png", help="picture to write (default: batch.png)")
   features = _add(views, "features", _inspect_features, "principal components of patch features as colours")
   _with_model(features)
   features.add_argument("--data", required=True, help="source of the images, e.g. folder:/photos")
   features.add_argument("--output", metavar="FILE", default="features.png", help="default: features.png")
+  features.add_argument("--images", type=int, default=8, help="images to show (default: 8)")
+  features.add_argument("--image_size", type=int, help="side of the images (default: the model's training size)")
 
   data = _add(commands, "data", None, "the data sources there are")
   actions = data.add_subparsers(title="what", required=True, metavar="WHAT")

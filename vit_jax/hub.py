@@ -9,7 +9,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,14 @@ _log = logging.getLogger(__name__)
 
 class UnknownModel(ValueError):
   """A path that holds no model that can be opened, or a place where none can be saved."""
+
+
+class Preprocessing(NamedTuple):
+  """What a model expects of its images: channel means and deviations of values in [0, 1], side in pixels."""
+
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+  image_size: int
 
 
 def load_model(path: str | os.PathLike, **overrides: Any) -> tuple[VisionTransformer, dict[str, Any]]:
@@ -54,6 +62,22 @@ def load_model(path: str | os.PathLike, **overrides: Any) -> tuple[VisionTransfo
     )
   model, params = opener(path, overrides)
   return model, jax.tree.map(jnp.asarray, params)
+
+
+def load_preprocessing(path: str | os.PathLike) -> Preprocessing:
+  """How images are made ready for the model at `path`: as it was trained, or says itself; else as for ImageNet."""
+  from vit_jax import config  # heavy, as in _open_run
+
+  path = pathlib.Path(path).expanduser()
+  if _opener(path) is _open_run:
+    workdir, step = _run_and_step(path)
+    c = config.from_dict(checkpoints.read_meta(workdir, step=step)["config"])
+    return Preprocessing(c.augment.mean, c.augment.std, c.evaluation.image_size or c.crops.global_size)
+  beside = (path if path.is_dir() else path.parent) / PREPROCESSOR
+  if path.suffix != ".pth" and beside.exists():
+    return Preprocessing(*hf_config.from_preprocessor(json.loads(beside.read_text())))
+  c = config.default()
+  return Preprocessing(c.augment.mean, c.augment.std, c.crops.global_size)
 
 
 def save_model(
@@ -115,10 +139,15 @@ def _opener(path: pathlib.Path) -> Callable[[pathlib.Path, dict], tuple[VisionTr
 def _open_run(path: pathlib.Path, overrides: dict[str, Any]) -> tuple[VisionTransformer, dict]:
   from vit_jax import config, methods  # heavy: a model file needs neither
 
-  workdir, step = (path, None) if (path / checkpoints.FOLDER).is_dir() else (path.parent.parent, int(path.name))
+  workdir, step = _run_and_step(path)
   tree = checkpoints.restore_params(workdir, step=step)
   saved = checkpoints.read_meta(workdir, step=step)["config"]
   return methods.backbone(config.from_dict(saved)).clone(**overrides), tree
+
+
+def _run_and_step(path: pathlib.Path) -> tuple[pathlib.Path, int | None]:
+  """The workdir that a path to it or to one of its steps means, and the step; None: the newest."""
+  return (path, None) if (path / checkpoints.FOLDER).is_dir() else (path.parent.parent, int(path.name))
 
 
 def _open_own(path: pathlib.Path, overrides: dict[str, Any]) -> tuple[VisionTransformer, dict]:

@@ -97,7 +97,7 @@ def first_readable(
   """
   quiet_orbax()
   available = steps(workdir)
-  root = epath.Path(workdir) / FOLDER
+  root = epath.Path(workdir).expanduser().absolute() / FOLDER  # Orbax reads absolute paths only
   if step is not None and step not in available:
     raise NotSaved(f"{root} has no step {step}; it has {list(available) or 'none'}.")
   if not available:

@@ -127,6 +127,11 @@ def to_preprocessor(mean: Sequence[float], std: Sequence[float], image_size: int
   )
 
 
+def from_preprocessor(values: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...], int]:
+  """Mean, standard deviation and image side of a preprocessor_config.json."""
+  return tuple(values["image_mean"]), tuple(values["image_std"]), values["size"]["height"]
+
+
 def _inexpressible(model: VisionTransformer) -> list[str]:
   plain, found = Rope(), []
   if model.norm != "layernorm":

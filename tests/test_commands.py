@@ -1,0 +1,118 @@
+"""Every sub-command on a real run: train, resume, describe, evaluate, export, inspect."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vit_jax
+from vit_jax import cli
+
+RUN_FILE = Path(__file__).parents[1] / "configs" / "tiny.py"
+TINY = [f"--config={RUN_FILE}", "--config.batch_size=16", "--config.loss_group_size=2"]  # a group for each of 8 devices
+
+
+def run(capsys: pytest.CaptureFixture, *argv: str) -> str:
+  """What a command line that succeeds prints."""
+  assert cli.main(argv) == 0
+  return capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  """A complete run, in its folder."""
+  path = tmp_path_factory.mktemp("runs") / "tiny"
+  assert cli.main(["train", *TINY, f"--workdir={path}"]) == 0
+  return path
+
+
+@pytest.fixture
+def in_runs(workdir, monkeypatch):
+  """The folder beside the run as the current one: paths in commands are relative."""
+  monkeypatch.chdir(workdir.parent)
+  return workdir.parent
+
+
+def metrics(workdir: Path) -> list[dict]:
+  return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_training_writes_metrics_scores_and_a_summary(workdir):
+  lines = metrics(workdir)
+  losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
+  assert sorted(losses) == [1, 2, 3, 4]
+  assert all(np.isfinite(loss) for loss in losses.values())
+  assert {line["step"] for line in lines if "knn/top1" in line} == {0, 2, 4}
+  assert (workdir / "summary.md").exists()
+
+
+def test_the_same_command_again_says_that_the_run_is_complete(workdir, caplog):
+  before = metrics(workdir)
+  with caplog.at_level("INFO", "vit_jax"):
+    assert cli.main(["train", *TINY, f"--workdir={workdir}"]) == 0
+  assert "The run is complete" in caplog.text
+  assert metrics(workdir) == before
+
+
+def test_another_config_is_refused_with_its_differences(workdir, capsys):
+  assert cli.main(["train", *TINY, f"--workdir={workdir}", "--config.seed=3"]) == 2
+  assert "seed: 0 -> 3" in capsys.readouterr().err
+
+
+def test_dry_run_shows_the_plan_and_writes_nothing(capsys, tmp_path):
+  out = run(capsys, "train", *TINY, f"--workdir={tmp_path}/new", "--dry_run", "--config.duration=8 steps")
+  for part in ("'8 steps'", "steps       8", "training step, per image", "devices     8"):
+    assert part in out
+  assert not (tmp_path / "new").exists()
+
+
+def test_evaluate_prints_and_writes_scores(in_runs, capsys):
+  source = "--data=embedded:textures?size=32&count=64"
+  out = run(capsys, "evaluate", "--model=tiny", "--tasks=knn", source, "--max_examples=32", "--json=s.json")
+  assert "knn/top1" in out
+  assert "knn/top1" in (in_runs / "s.json").read_text()
+
+
+def test_export_keeps_the_features_in_every_format(in_runs, capsys):
+  image = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
+
+  def features(path: str) -> np.ndarray:
+    model, params = vit_jax.load_model(path)
+    return np.asarray(model.apply({"params": params}, image).cls)
+
+  expected = features("tiny")
+  for format, path in {"safetensors": "a", "pth": "b.pth", "orbax": "c"}.items():
+    assert run(capsys, "export", "--model=tiny", f"--to={path}", f"--format={format}") == f"wrote {path} ({format})\n"
+    np.testing.assert_allclose(features(path), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_export_says_how_images_were_prepared(in_runs, capsys):
+  run(capsys, "export", "--model=tiny/checkpoints/2", "--to=two")
+  assert vit_jax.hub.load_preprocessing("two") == vit_jax.hub.load_preprocessing("tiny")
+  assert vit_jax.hub.load_preprocessing("two").image_size == 32
+
+
+def test_inspect_config_marks_what_the_run_file_changes(capsys):
+  lines = run(capsys, "inspect", "config", *TINY).splitlines()
+  assert any(line.split()[:3] == ["*", "batch_size", "16"] for line in lines)
+  assert any(line.split() == ["koleo.topk", "1"] for line in lines)
+
+
+def test_inspect_model_is_printed_or_written(capsys, tmp_path):
+  out = run(capsys, "inspect", "model", *TINY)
+  assert "parameters" in out
+  assert run(capsys, "inspect", "model", *TINY, f"--output={tmp_path}/t.txt") == f"wrote {tmp_path}/t.txt\n"
+  assert (tmp_path / "t.txt").read_text() == out
+
+
+def test_inspect_pictures_say_where_they_are(in_runs, capsys):
+  assert run(capsys, "inspect", "batch", *TINY, "--output=b.png") == "wrote b.png\n"
+  source = "--data=embedded:textures/test?size=32&count=8"
+  out = run(capsys, "inspect", "features", "--model=tiny", source, "--image_size=50", "--images=3", "--output=f.png")
+  assert out == "wrote f.png\n"
+  for name in ("b.png", "f.png"):
+    assert np.asarray(Image.open(name)).std() > 10  # a picture of something
