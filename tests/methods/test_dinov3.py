@@ -21,7 +21,8 @@ from vit_jax.train.loop import mesh_context
 def tiny(**overrides):
   c = configs.load("configs/tiny.py")
   c.batch_size, c.loss_group_size, c.koleo.group_size = 16, 2, 16
-  c.model.depth, c.model.drop_path, c.model.layer_scale = 2, 0.5, 0.5
+  c.model.depth, c.model.drop_path, c.model.layer_scale = 4, 0.25, 0.5
+  c.optim.eps = 1e-3  # Adam's first steps are otherwise the signs of gradients that are only rounding
   c.duration = "20 steps"
   c.update_from_flattened_dict(overrides)
   configs.validate(c)
@@ -62,10 +63,7 @@ def one_device():
 
 @pytest.mark.parametrize("mesh", [{}, {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}])
 def test_eight_devices_give_one_devices_losses(mesh):
-  overrides = dict(mesh)
-  if mesh:
-    overrides |= {"loss_group_size": 2}
-  _, ours = run(tiny(**overrides), 8)
+  _, ours = run(tiny(**mesh), 8)
   _, expected = one_device()
   for a, b in zip(ours, expected, strict=True):
     for name in b:
@@ -116,15 +114,15 @@ def test_masked_count_is_constant_per_group():
     assert set(per_group) == {rows["mask_indices"].shape[1]}
 
 
-def find_dots_and_reductions(jaxpr, found):
+def find_operations(jaxpr, found):
   for equation in jaxpr.eqns:
-    if equation.primitive.name in ("exp", "log", "rsqrt", "dot_general"):
+    if equation.primitive.name in ("reduce_max", "log", "rsqrt", "dot_general"):
       found.append((equation.primitive.name, equation.outvars[0].aval.dtype, equation.invars[0].aval))
     for value in equation.params.values():
       for inner in value if isinstance(value, (tuple, list)) else (value,):
         inner = getattr(inner, "jaxpr", inner)
         if hasattr(inner, "eqns"):
-          find_dots_and_reductions(inner, found)
+          find_operations(inner, found)
   return found
 
 
@@ -132,8 +130,10 @@ def test_bfloat16_multiplies_while_losses_softmax_and_norms_stay_float32():
   config = tiny(**{"model.dtype": "bfloat16"})
   state = jax.eval_shape(functools.partial(dinov3.init, config), jax.random.key(0))
   assert all(leaf.dtype != jnp.bfloat16 for leaf in jax.tree.leaves(state.student))
-  found = find_dots_and_reductions(jax.make_jaxpr(dinov3.make_step(config))(state, batches()[0]).jaxpr, [])
-  assert {dtype for name, dtype, _ in found if name in ("exp", "log", "rsqrt")} == {jnp.dtype("float32")}
+  found = find_operations(jax.make_jaxpr(dinov3.make_step(config))(state, batches()[0]).jaxpr, [])
+  # reduce_max: every softmax and logsumexp; log: the losses; rsqrt: the norms.
+  for kind in ("reduce_max", "log", "rsqrt"):
+    assert {dtype for name, dtype, _ in found if name == kind} == {jnp.dtype("float32")}, kind
   width = config.model.width
   blocks = [dtype for name, dtype, operand in found if name == "dot_general" and operand.shape[-1:] == (width,)]
   assert jnp.dtype("bfloat16") in blocks

@@ -34,7 +34,7 @@ from vit_jax.train.interrupts import Interrupts, Stopped
 from vit_jax.train.prefetch import prefetch
 from vit_jax.train.progress import Progress
 from vit_jax.train.summary import write_summary
-from vit_jax.train.writers import Writers
+from vit_jax.train.writers import METRICS, Writers, read_lines
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def train(config: ConfigDict, workdir: str, *, accept_config_change: bool = Fals
     folder, keep=run.config.checkpoint.keep, keep_every=keep_every and run.steps("checkpoint.keep_every")
   )
   with checkpoints:
-    return _Loop(run, folder, checkpoints).run_to_end()
+    return _Loop(run, folder, checkpoints, accept_config_change=accept_config_change).run_to_end()
 
 
 @contextlib.contextmanager
@@ -96,7 +96,7 @@ def fresh_state(run: setup.Run) -> State:
 class _Loop:
   """One process's part of a run: the state and everything that is written."""
 
-  def __init__(self, run: setup.Run, workdir: Path, checkpoints: Checkpoints):
+  def __init__(self, run: setup.Run, workdir: Path, checkpoints: Checkpoints, *, accept_config_change: bool):
     self.run, self.workdir, self.checkpoints = run, workdir, checkpoints
     self.total = run.steps("duration")
     self.pipeline = make_pipeline(
@@ -110,27 +110,40 @@ class _Loop:
       bad_records=workdir / "bad_records.jsonl",
       max_bad_fraction=run.config.data.max_bad_fraction,
     )
-    self.step_number, self.state = self._start()
+    self.step_number, self.state = self._start(accept_config_change)
     self.first = self.step_number
-    heads = {name: run.config[name].prototypes for name in ("dino", "ibot") if name in run.config}
-    self.health = Health(self.total, batch_size=run.config.batch_size, prototypes=heads)
+    self.health = self._watch()
     self.evaluations = Evaluations(run)
     self.last_metrics: dict[str, float] = {}
 
-  def _start(self) -> tuple[int, State]:
+  def _watch(self) -> Health:
+    """The watch over the metrics, told again how the run began."""
+    config = self.run.config
+    health = Health(
+      self.total,
+      batch_size=config.batch_size,
+      prototypes={name: config[name].prototypes for name in ("dino", "ibot")},
+      mask_probability=config.ibot.mask_probability,
+    )
+    for line in read_lines(self.workdir / METRICS):
+      if line["step"] <= self.step_number:
+        health.check(int(line["step"]), {name: value for name, value in line.items() if name != "step"})
+    return health
+
+  def _start(self, accept_config_change: bool) -> tuple[int, State]:
     if self.checkpoints.latest_step() is None:
       log.info("Starting from scratch.")
       return 0, fresh_state(self.run)
     restored = self.checkpoints.restore(abstract_state(self.run))
-    self.pipeline.set_state(restored.data_state)
+    self.pipeline.set_state(restored.data_state, exact=not accept_config_change)
     log.info("Going on from step %d of %d.", restored.step, self.total)
     return restored.step, restored.state
 
   def run_to_end(self) -> State:
     try:
       if self.step_number >= self.total:
-        log.info("The run is complete: %d steps. Summary: %s", self.total, self.workdir / "summary.md")
-        return self.state
+        log.info("The run is complete: nothing left to do.")
+        return self._finish()
       with Writers(
         self.workdir,
         tensorboard=self.run.config.log.tensorboard,
@@ -139,12 +152,15 @@ class _Loop:
       ) as self.writers:
         self._train()
       self.checkpoints.wait()
-      if jax.process_index() == 0:
-        path = write_summary(self.workdir, alarms=self.health.alarms)
-        log.info("Complete: %d steps. Summary: %s", self.total, path)
-      return self.state
+      return self._finish()
     finally:
       self.pipeline.close()
+
+  def _finish(self) -> State:
+    if jax.process_index() == 0:
+      path = write_summary(self.workdir, alarms=self.health.alarms)
+      log.info("%d of %d steps are done. Summary: %s", self.step_number, self.total, path)
+    return self.state
 
   def _train(self) -> None:
     config, run = self.run.config, self.run

@@ -25,6 +25,7 @@ from PIL import Image
 
 log = logging.getLogger(__name__)
 
+METRICS = "metrics.jsonl"
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
@@ -53,7 +54,7 @@ class Writers:
     if not active:
       return
     self.workdir.mkdir(parents=True, exist_ok=True)
-    self._metrics = JsonLines(self.workdir / "metrics.jsonl", resume_step=resume_step)
+    self._metrics = JsonLines(self.workdir / METRICS, resume_step=resume_step)
     self._timing = JsonLines(self.workdir / "timing.jsonl", resume_step=resume_step)
     if tensorboard:
       self._events = _open_tensorboard(self.workdir / "tensorboard", resume_step)
