@@ -160,7 +160,7 @@ def _inspect_features(args: argparse.Namespace) -> None:
 
   model, params = hub.load_model(args.model)
   seen = hub.load_preprocessing(args.model)
-  size = -(-(args.image_size or seen.image_size) // model.patch_size) * model.patch_size  # whole patches
+  size = -(-(args.image_size or seen.image_size) // model.stride) * model.stride  # whole patches
   batches = evaluation_batches(
     open_source(args.data), image_size=size, batch_size=args.images, max_examples=args.images
   )

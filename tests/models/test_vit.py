@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.golden import Golden
+from tests.models.sizes import PARAMETERS
 from vit_jax import weights
 from vit_jax.models import MODELS, Draws, Rope, VisionTransformer, create_model
 from vit_jax.models.blocks import add_branch, draw_kept, kept_rows
@@ -150,24 +151,6 @@ def test_features_in_float64_equal_the_reference(x64):
   assert assert_features(model.apply(variables, images), golden, "eval", relative=1e-12) >= 3
   masked = model.apply(variables, images, masks=jnp.asarray(golden["masks"]))
   assert assert_features(masked, golden, "eval_masked", relative=1e-12) >= 3
-
-
-PARAMETERS = {
-  "dinov3_vits16": 21_601_152,
-  "dinov3_vits16plus": 28_697_472,
-  "dinov3_vitb16": 85_669_632,
-  "dinov3_vitl16": 303_154_176,
-  "dinov3_vitl16_sat": 303_156_224,
-  "dinov3_vitl16plus": 403_915_776,
-  "dinov3_vith16plus": 840_633_600,
-  "dinov3_vit7b16": 6_716_043_264,
-  "vit_small": 21_599_616,
-  "vit_base": 85_666_560,
-  "vit_large": 303_150_080,
-  "vit_so400m": 415_406_592,
-  "vit_huge2": 630_749_440,
-  "vit_giant2": 1_134_571_008,
-}
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))

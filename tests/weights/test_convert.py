@@ -11,7 +11,7 @@ import pytest
 
 from tests.golden import Golden
 from vit_jax import weights
-from vit_jax.models import ProjectionHead, Rope, VisionTransformer
+from vit_jax.models import ConvNeXt, ProjectionHead, Rope, VisionTransformer
 from vit_jax.weights import WeightMismatch, WeightsError
 from vit_jax.weights.hf_config import to_attributes, to_config
 from vit_jax.weights.infer import infer_attributes
@@ -109,6 +109,33 @@ def test_hugging_face_weights_give_hugging_faces_features(name: str):
   written = to_config(model, image_size=32)
   differing = {key for key, value in s.items() if key in written and written[key] != value}
   assert not differing and to_attributes(written) == to_attributes(s | {"model_type": "dinov3_vit"})
+
+
+@pytest.mark.parametrize(
+  ("name", "layout"), [("convnext_original", "dinov3"), ("hf_dinov3_convnext", "hf_dinov3_convnext")]
+)
+def test_convnexts_round_trip(name: str, layout: str):
+  golden = Golden(name)
+  state_dict = golden.under("sd")
+  widths = golden.settings.get("dims") or golden.settings["hidden_sizes"]
+  model = ConvNeXt(depths=tuple(golden.settings["depths"]), widths=tuple(widths))
+  params = weights.from_state_dict(state_dict, model, layout)
+  again = weights.to_state_dict(params, model, layout)
+  assert again.keys() == state_dict.keys()
+  assert all(np.array_equal(again[key], state_dict[key]) for key in again)
+  with pytest.raises(WeightMismatch, match=r"missing: stages\.2\.(layers\.)?1\.gamma \(48,\)"):
+    weights.from_state_dict({k: v for k, v in state_dict.items() if not k.endswith("1.gamma")}, model, layout)
+  with pytest.raises(WeightsError, match="layout 'hf_dinov3' does not hold a ConvNeXt; these do: dinov3, hf_dinov3_c"):
+    weights.to_state_dict(params, model, "hf_dinov3")
+
+
+def test_a_second_copy_of_a_tensor_may_be_absent_but_not_different():
+  golden = Golden("convnext_original")
+  state_dict = golden.under("sd")
+  model = ConvNeXt(depths=tuple(golden.settings["depths"]), widths=tuple(golden.settings["dims"]))
+  weights.from_state_dict({k: v for k, v in state_dict.items() if not k.startswith("norms.")}, model)
+  with pytest.raises(WeightMismatch, match=r"norms\.3\.bias should repeat .* final_norm/bias, but differs"):
+    weights.from_state_dict(state_dict | {"norms.3.bias": state_dict["norms.3.bias"] + 1}, model)
 
 
 def test_one_error_lists_everything_that_does_not_fit():

@@ -13,6 +13,12 @@ Forward pass of one image, N patches of p x p x C pixels, T = 1 + R + N tokens, 
     projection        2 T D^2           per block
     feed-forward      4 T D F           per block  (6 T D F for SwiGLU)
 
+ConvNeXt, at a stage of width D with L blocks on h x w positions (reference section 1.9):
+
+    downsampling          2 h w k^2 C D      C channels before it, k = 4 in the stem, else 2
+    depthwise convolution 2 h w 49 D         per block
+    feed-forward          2 h w D 4D * 2     per block
+
 Head, per row: 2 (D hidden + (n - 2) hidden^2 + hidden bottleneck + bottleneck K) for n layers up to the bottleneck.
 
 DINO step, per image with G global and l local crops and M masked patches; a backward pass costs two forward passes:
@@ -30,10 +36,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models import ProjectionHead, VisionTransformer
+from vit_jax.models import ConvNeXt, ProjectionHead, VisionTransformer
 
 Size = int | tuple[int, int]
 
@@ -45,7 +52,7 @@ class Cost:
   Attributes:
     parameters: number of parameters.
     grid: patches, (rows, columns).
-    tokens: 1 + R + N.
+    tokens: what the model returns per image: class feature, registers and patches.
     flops: operations of the forward pass of one image.
     parts: the same by part of the model.
   """
@@ -68,28 +75,46 @@ class StepCost:
     return sum(self.parts.values())
 
 
-def count(model: VisionTransformer, image_size: Size, *, channels: int = 3) -> Cost:
+def count(model: VisionTransformer | ConvNeXt, image_size: Size, *, channels: int = 3) -> Cost:
   """The cost of a backbone for images of this size (side, or height and width, in pixels).
 
   Raises:
     ValueError: if the image is smaller than a patch.
   """
   height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-  grid = (height // model.patch_size, width // model.patch_size)
+  grid = (height // model.stride, width // model.stride)
   if not grid[0] * grid[1]:
-    raise ValueError(f"images of {height}x{width} pixels are smaller than one patch of {model.patch_size}.")
+    raise ValueError(f"images of {height}x{width} pixels are smaller than one patch of {model.stride}.")
   patches = grid[0] * grid[1]
+  tokens = 1 + model.num_registers + patches
+  parts = _convnext_parts if isinstance(model, ConvNeXt) else _vit_parts
+  operations = parts(model, patches, channels)
+  return Cost(parameter_count(abstract_params(model)), grid, tokens, sum(operations.values()), operations)
+
+
+def _vit_parts(model: VisionTransformer, patches: int, channels: int) -> dict[str, int]:
   tokens, dim = 1 + model.num_registers + patches, model.width
   hidden = model.mlp_hidden or 4 * dim
   matrices = {"gelu": 2, "swiglu": 3}[model.mlp]
-  parts = {
+  return {
     "patch embedding": 2 * patches * model.patch_size**2 * channels * dim,
     "q, k, v": model.depth * 2 * tokens * dim * 3 * dim,
     "attention": model.depth * 4 * tokens**2 * dim,
     "projection": model.depth * 2 * tokens * dim**2,
     "feed-forward": model.depth * 2 * matrices * tokens * dim * hidden,
   }
-  return Cost(parameter_count(abstract_params(model)), grid, tokens, sum(parts.values()), parts)
+
+
+def _convnext_parts(model: ConvNeXt, patches: int, channels: int) -> dict[str, int]:
+  parts = {"patch embedding": 0, "depthwise convolution": 0, "feed-forward": 0}
+  before = channels
+  for i, (depth, dim) in enumerate(zip(model.depths, model.widths, strict=True)):
+    positions = patches * 4 ** (len(model.depths) - 1 - i)
+    parts["patch embedding"] += 2 * positions * (4 if i else 16) * before * dim
+    parts["depthwise convolution"] += depth * 2 * positions * 49 * dim
+    parts["feed-forward"] += depth * 2 * positions * 2 * dim * 4 * dim
+    before = dim
+  return parts
 
 
 def head_flops(head: ProjectionHead, width: int) -> int:
@@ -124,16 +149,16 @@ def dino_step(
 
 
 def _with_drop_path(cost: Cost, rate: float) -> float:
-  embedding = cost.parts["patch embedding"]
+  embedding = cost.parts["patch embedding"]  # nothing of it is skipped
   return embedding + (1 - rate) * (cost.flops - embedding)
 
 
-def abstract_params(module: VisionTransformer | ProjectionHead, *, width: int = 0, channels: int = 3) -> Any:
+def abstract_params(module: nn.Module, *, width: int = 0, channels: int = 3) -> Any:
   """Shapes and types of all parameters, as a tree; nothing is computed. `width` is the input width of a head."""
-  if isinstance(module, VisionTransformer):
-    inputs = jax.ShapeDtypeStruct((1, module.patch_size, module.patch_size, channels), jnp.float32)
-  else:
+  if isinstance(module, ProjectionHead):
     inputs = jax.ShapeDtypeStruct((1, width), jnp.float32)
+  else:
+    inputs = jax.ShapeDtypeStruct((1, module.stride, module.stride, channels), jnp.float32)
   return jax.eval_shape(module.init, jax.random.key(0), inputs)["params"]
 
 

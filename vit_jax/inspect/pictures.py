@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from vit_jax.inspect.pca import foreground_mask, principal_colours
-from vit_jax.models import VisionTransformer
+from vit_jax.models import ConvNeXt, VisionTransformer
 
 Picture = UInt8[np.ndarray, "height width 3"]
 
@@ -120,7 +120,7 @@ def pca_sheet(
 
 
 def feature_sheet(
-  model: VisionTransformer,
+  model: VisionTransformer | ConvNeXt,
   params: Any,
   images: UInt8[np.ndarray, "B H W 3"],
   *,
@@ -128,12 +128,12 @@ def feature_sheet(
   std: Sequence[float],
   foreground: bool = False,
 ) -> Picture:
-  """`pca_sheet` of what a backbone makes of images: height and width must be multiples of the patch size.
+  """`pca_sheet` of what a backbone makes of images: height and width must be multiples of its stride.
 
   Larger images give finer maps: rotary positions accept any size.
   """
   images = np.asarray(images)
-  grid = images.shape[1] // model.patch_size, images.shape[2] // model.patch_size
+  grid = images.shape[1] // model.stride, images.shape[2] // model.stride
   patches = _patches(model, params, images, jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32))
   return pca_sheet(images, np.asarray(patches, np.float32), grid, foreground=foreground)
 
@@ -161,7 +161,9 @@ def to_uint8(crops: np.ndarray, mean: Sequence[float] | None, std: Sequence[floa
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _patches(model: VisionTransformer, params: Any, images: Array, mean: Array, std: Array) -> Float[Array, "B N D"]:
+def _patches(
+  model: VisionTransformer | ConvNeXt, params: Any, images: Array, mean: Array, std: Array
+) -> Float[Array, "B N D"]:
   return model.apply({"params": params}, (images.astype(jnp.float32) / 255 - mean) / std).patches
 
 

@@ -52,7 +52,7 @@ class Targets(NamedTuple):
 
 def views(config: Any) -> Views:
   """Global and local crops, block masks on the global ones."""
-  return build_views(config, build_backbone(config).patch_size)
+  return build_views(config, build_backbone(config).stride)
 
 
 def modules(config: Any) -> Modules:

@@ -6,11 +6,11 @@ import dataclasses
 from typing import Any
 
 from vit_jax.data.views import Views
-from vit_jax.models import Rope, VisionTransformer, create_model
+from vit_jax.models import ConvNeXt, Rope, VisionTransformer, create_model
 from vit_jax.optim.schedules import Schedule
 
 
-def build_backbone(config: Any) -> VisionTransformer:
+def build_backbone(config: Any) -> VisionTransformer | ConvNeXt:
   """The model of `config.model`: the named one with the keys that are set overriding its attributes.
 
   Raises:
@@ -19,6 +19,10 @@ def build_backbone(config: Any) -> VisionTransformer:
   named = create_model(config.model.name)
   given = {key: value for key, value in config.model.items() if value is not None and key not in ("name", "rope")}
   rope = {key: value for key, value in config.model.rope.items() if value is not None}
+  known = type(named).__dataclass_fields__
+  for key in [*given, *(["rope"] if rope else [])]:
+    if key not in known:
+      raise ValueError(f"model.{key}: {config.model.name} is a {type(named).__name__}, which has no such attribute.")
   if "min_period" in rope or "max_period" in rope:
     rope.setdefault("base", None)
   if rope:
@@ -26,6 +30,8 @@ def build_backbone(config: Any) -> VisionTransformer:
   if "width" in given and "mlp_hidden" not in given:
     given["mlp_hidden"] = named.mlp_hidden * given["width"] // named.width
   model = named.clone(**given)
+  if isinstance(model, ConvNeXt):
+    return model
   if model.width % model.num_heads or (model.rope and (model.width // model.num_heads) % 4):
     raise ValueError(
       f"model.num_heads={model.num_heads}: it must divide model.width={model.width} into heads whose width is a "

@@ -1,8 +1,10 @@
 """Linen modules and their sizes."""
 
+from vit_jax.models.convnext import ConvNeXt
+from vit_jax.models.features import Draws, Features
 from vit_jax.models.heads import ProjectionHead
 from vit_jax.models.positions import Rope
-from vit_jax.models.vit import Draws, Features, VisionTransformer
+from vit_jax.models.vit import VisionTransformer
 from vit_jax.models.zoo import MODELS, create_model
 
-__all__ = ["MODELS", "Draws", "Features", "ProjectionHead", "Rope", "VisionTransformer", "create_model"]
+__all__ = ["MODELS", "ConvNeXt", "Draws", "Features", "ProjectionHead", "Rope", "VisionTransformer", "create_model"]

@@ -6,72 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from vit_jax.models.blocks import Block, BlockInputs, draw_kept
-from vit_jax.models.layers import fan_in_uniform, make_norm
-from vit_jax.models.positions import Rope, RopeDraws, draw_rope, rope_tables
-
-
-@flax.struct.dataclass
-class Features:
-  """What a backbone returns for a batch of images of one resolution.
-
-  Attributes:
-    cls: [B, D] class token after the final norm.
-    registers: [B, R, D] register tokens after the final norm.
-    patches: [B, N, D] patch tokens after the final norm, row-major.
-    prenorm: [B, 1+R+N, D] all tokens before the final norm.
-  """
-
-  cls: Array
-  registers: Array
-  patches: Array
-  prenorm: Array
-
-
-@flax.struct.dataclass
-class Draws:
-  """The random choices of a training pass for one resolution, per block (L blocks); None: off.
-
-  Attributes:
-    kept: rows of each loss group that keep their branches, [L, 2 (attention, feed-forward), groups, m].
-    rope: coordinate augmentation of the rotary positions.
-  """
-
-  kept: Array | None = None
-  rope: RopeDraws | None = None
-
-
-REMAT = {
-  "none": None,
-  "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
-  "blocks": jax.checkpoint_policies.nothing_saveable,
-}
-
-
-class PatchEmbed(nn.Module):
-  """Linear embedding of non-overlapping patches; pixels beyond a multiple of the patch size are dropped."""
-
-  patch_size: int
-  width: int
-  dtype: Any
-  param_dtype: Any
-
-  @nn.compact
-  def __call__(self, images: Float[Array, "B H W C"]) -> Float[Array, "B N D"]:
-    batch, height, width, channels = images.shape
-    p, h, w = self.patch_size, height // self.patch_size, width // self.patch_size
-    init = fan_in_uniform(channels * p * p)
-    kernel = self.param("kernel", init, (p, p, channels, self.width), self.param_dtype)
-    bias = self.param("bias", init, (self.width,), self.param_dtype)
-    patches = images[:, : h * p, : w * p].reshape(batch, h, p, w, p, channels)
-    patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, h * w, p * p * channels)  # [B, N, p*p*C]
-    flat = kernel.reshape(-1, self.width).astype(self.dtype)
-    return patches.astype(self.dtype) @ flat + bias.astype(self.dtype)
+from vit_jax.models.features import Draws, Features
+from vit_jax.models.layers import make_norm
+from vit_jax.models.patches import PatchEmbed
+from vit_jax.models.positions import Rope, draw_rope, rope_tables
+from vit_jax.models.remat import REMAT, check_remat
 
 
 class VisionTransformer(nn.Module):
@@ -125,11 +69,15 @@ class VisionTransformer(nn.Module):
   remat: str = "none"
   unroll: int = 1
 
+  @property
+  def stride(self) -> int:
+    """Pixels between neighbouring patch tokens."""
+    return self.patch_size
+
   def setup(self) -> None:
     if self.width % self.num_heads:
       raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}.")
-    if self.remat not in REMAT:
-      raise ValueError(f"remat must be one of {sorted(REMAT)}, got {self.remat!r}.")
+    check_remat(self.remat)
     types = {"dtype": jnp.dtype(self.dtype), "param_dtype": jnp.dtype(self.param_dtype)}
     token = nn.initializers.normal(0.02)
     self.cls_token = self.param("cls_token", token, (self.width,), types["param_dtype"])

@@ -1,10 +1,11 @@
-"""Model names: the published DINOv3 ViTs and the architectures that the reference trains."""
+"""Model names: the published DINOv3 backbones and the architectures that the reference trains."""
 
 from __future__ import annotations
 
 import difflib
 from typing import Any
 
+from vit_jax.models.convnext import ConvNeXt
 from vit_jax.models.positions import Rope
 from vit_jax.models.vit import VisionTransformer
 
@@ -22,7 +23,7 @@ def _sizes(width: int, depth: int, num_heads: int, mlp_hidden: int, mlp: str = "
 
 _7B = dict(qkv_bias=False, separate_local_cls_norm=True)
 
-MODELS: dict[str, dict[str, Any]] = {
+_VITS: dict[str, dict[str, Any]] = {
   "dinov3_vits16": _DINOV3 | _sizes(384, 12, 6, 1536),
   "dinov3_vits16plus": _DINOV3 | _sizes(384, 12, 6, 1536, "swiglu"),
   "dinov3_vitb16": _DINOV3 | _sizes(768, 12, 12, 3072),
@@ -39,8 +40,21 @@ MODELS: dict[str, dict[str, Any]] = {
   "vit_giant2": _PLAIN | _sizes(1536, 40, 24, 6144),
 }
 
+_CONVNEXTS: dict[str, dict[str, Any]] = {
+  "dinov3_convnext_tiny": dict(depths=(3, 3, 9, 3), widths=(96, 192, 384, 768)),
+  "dinov3_convnext_small": dict(depths=(3, 3, 27, 3), widths=(96, 192, 384, 768)),
+  "dinov3_convnext_base": dict(depths=(3, 3, 27, 3), widths=(128, 256, 512, 1024)),
+  "dinov3_convnext_large": dict(depths=(3, 3, 27, 3), widths=(192, 384, 768, 1536)),
+}
 
-def create_model(name: str, **overrides: Any) -> VisionTransformer:
+# name: (class, attributes)
+MODELS: dict[str, tuple[type[VisionTransformer] | type[ConvNeXt], dict[str, Any]]] = {
+  **{name: (VisionTransformer, attributes) for name, attributes in _VITS.items()},
+  **{name: (ConvNeXt, attributes) for name, attributes in _CONVNEXTS.items()},
+}
+
+
+def create_model(name: str, **overrides: Any) -> VisionTransformer | ConvNeXt:
   """A model by name, with any of its attributes overridden.
 
   Raises:
@@ -49,9 +63,10 @@ def create_model(name: str, **overrides: Any) -> VisionTransformer:
   if name not in MODELS:
     near = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.3) or sorted(MODELS)
     raise ValueError(f"model.name: there is no model {name!r}; nearest: {', '.join(near)}.")
-  known = set(VisionTransformer.__dataclass_fields__) - {"parent", "name"}
+  module, attributes = MODELS[name]
+  known = set(module.__dataclass_fields__) - {"parent", "name"}
   for key in overrides:
     if key not in known:
       near = difflib.get_close_matches(key, known, n=3, cutoff=0.3) or sorted(known)
-      raise ValueError(f"models have no attribute {key!r}; nearest: {', '.join(near)}.")
-  return VisionTransformer(**(MODELS[name] | overrides))
+      raise ValueError(f"{module.__name__} models have no attribute {key!r}; nearest: {', '.join(near)}.")
+  return module(**(attributes | overrides))

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 # Logical axes of every parameter, by the end of its path; exactly one row fits each. A leading "layers" axis is the
-# stacking of the blocks.
+# stacking of the blocks (of a stage).
 PARAMETERS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r"blocks/attn/qkv/kernel", ("layers", "width", None, "heads", None)),
   (r"blocks/attn/qkv/bias", ("layers", None, "heads", None)),
@@ -22,6 +22,13 @@ PARAMETERS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r"patch_embed/kernel", (None, None, None, "width")),
   (r"patch_embed/bias|cls_token|mask_token", (None,)),
   (r"registers", (None, None)),
+  (r"layers/dwconv/kernel", ("layers", None, None, None, "width")),
+  (r"layers/mlp/fc1/kernel", ("layers", "width", "mlp")),
+  (r"layers/mlp/fc1/bias", ("layers", "mlp")),
+  (r"layers/mlp/fc2/kernel", ("layers", "mlp", "width")),
+  (r"layers/(dwconv/bias|norm/(scale|bias)|ls/gamma|mlp/fc2/bias)", ("layers", None)),
+  (r"downsample\d/conv/kernel", (None, None, None, "width")),
+  (r"downsample\d/(conv/bias|norm/(scale|bias))", (None,)),
   (r"(final_norm|cls_norm|local_cls_norm)/(scale|bias)", (None,)),
   (r"head/fc\d+/kernel", ("width", None)),
   (r"head/fc\d+/bias", (None,)),

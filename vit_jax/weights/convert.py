@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -16,13 +17,16 @@ from vit_jax.models import ProjectionHead
 from vit_jax.weights.dinov3 import DINOV3
 from vit_jax.weights.errors import WeightMismatch, WeightsError
 from vit_jax.weights.hf import HF_DINOV3
+from vit_jax.weights.hf_convnext import HF_DINOV3_CONVNEXT
 from vit_jax.weights.layout import STACKED, Buffer, Layout, Row, Shape
 
-LAYOUTS: dict[str, Layout] = {"dinov3": DINOV3, "hf_dinov3": HF_DINOV3}
+LAYOUTS: dict[str, Layout] = {"dinov3": DINOV3, "hf_dinov3": HF_DINOV3, "hf_dinov3_convnext": HF_DINOV3_CONVNEXT}
+
+_log = logging.getLogger(__name__)
 
 
 class _Slot(NamedTuple):
-  """Where one tensor of the file belongs."""
+  """Where one tensor of the file, or one chunk of it, belongs."""
 
   row: Row
   layer: int | None
@@ -30,7 +34,9 @@ class _Slot(NamedTuple):
 
   @property
   def file_shape(self) -> Shape:
-    return self.row.form.file_shape(self.shape)
+    """The shape of the whole tensor."""
+    first, *rest = self.row.form.file_shape(self.shape)
+    return (first * (self.row.chunk[1] if self.row.chunk else 1), *rest)
 
   @property
   def index(self) -> tuple[Any, ...]:
@@ -41,16 +47,21 @@ class _Slot(NamedTuple):
       index += [slice(None)] * axis + [number]
     return tuple(index)
 
+  def own(self, tensor: np.ndarray) -> np.ndarray:
+    """The chunk of the tensor that belongs here."""
+    return tensor if self.row.chunk is None else np.split(tensor, self.row.chunk[1])[self.row.chunk[0]]
+
 
 def from_state_dict(state_dict: Mapping[str, Any], model: nn.Module, layout: str = "dinov3") -> dict[str, Any]:
   """Parameters of a model from a state dict.
 
   Buffers that follow from the model's attributes (rotary periods, bias masks) are checked where the state dict has
-  them. Narrow types are widened to the model's `param_dtype`; float64 stays float64 where jax's x64 mode is on.
+  them. Narrow types are widened to the model's `param_dtype`; float64 stays float64 where jax's x64 mode is on. Of a
+  file that holds more than a backbone by design (a classifier), the rest is left out, and the log says so.
 
   Args:
     state_dict: tensor names → arrays. Take a part of a larger one with `select` first.
-    model: a `VisionTransformer` or `ProjectionHead` of the same architecture.
+    model: a `VisionTransformer`, `ConvNeXt` or `ProjectionHead` of the same architecture.
     layout: the naming scheme, a key of `LAYOUTS`.
 
   Returns:
@@ -59,11 +70,15 @@ def from_state_dict(state_dict: Mapping[str, Any], model: nn.Module, layout: str
   Raises:
     WeightMismatch: if a tensor is missing, extra, misshapen, or a buffer contradicts the model; lists all of them.
   """
-  table = _layout(layout)
+  table = _layout(layout, model)
+  state_dict = _backbone_only(state_dict, table)
   shapes = _parameter_shapes(model, _input_width(state_dict, table, model))
   slots = _slots(table, layout, model, shapes)
+  required = {name: found[0].file_shape for name, found in slots.items() if not found[0].row.copy}
+  copies = {name: found[0] for name, found in slots.items() if name not in required and name in state_dict}
   buffers = {buffer.name: buffer for buffer in table.buffers(model)}
-  problems = _compare(state_dict, {name: slot.file_shape for name, slot in slots.items()}, buffers)
+  optional = {name: slot.file_shape for name, slot in copies.items()} | {n: b.value.shape for n, b in buffers.items()}
+  problems = _compare(state_dict, required, optional) + _contradictions(state_dict, buffers)
   if problems:
     hint = _prefix_hint(state_dict, slots)
     raise WeightMismatch(
@@ -72,11 +87,16 @@ def from_state_dict(state_dict: Mapping[str, Any], model: nn.Module, layout: str
     )
   least = jnp.dtype(model.param_dtype)
   params: dict[str, np.ndarray] = {}
-  for name, slot in slots.items():
+  for name in required:
     tensor = np.asarray(state_dict[name])
-    if slot.row.path not in params:
-      params[slot.row.path] = np.zeros(shapes[slot.row.path], jnp.promote_types(tensor.dtype, least))
-    params[slot.row.path][slot.index] = slot.row.form.from_file(tensor, slot.shape)
+    for slot in slots[name]:
+      path = slot.row.path
+      if path not in params:
+        params[path] = np.zeros(shapes[path], jnp.promote_types(tensor.dtype, least))
+      params[path][slot.index] = slot.row.form.from_file(slot.own(tensor), slot.shape)
+  for name, slot in copies.items():
+    if not np.array_equal(slot.row.form.from_file(np.asarray(state_dict[name]), slot.shape), params[slot.row.path]):
+      raise WeightMismatch(f"{name} should repeat another tensor, the one of {slot.row.path}, but differs from it.")
   return unflatten_dict({path: jnp.asarray(value) for path, value in params.items()}, sep="/")
 
 
@@ -91,20 +111,21 @@ def to_state_dict(params: Mapping[str, Any], model: nn.Module, layout: str = "di
   Raises:
     WeightMismatch: if the parameters are not those of the model, or the layout cannot hold them; lists all of them.
   """
-  table = _layout(layout)
+  table = _layout(layout, model)
   given = flatten_dict(dict(params), sep="/")
   width = np.shape(given["fc1/kernel"])[0] if "fc1/kernel" in given else 1
   shapes = _parameter_shapes(model, width)
-  problems = _compare(given, shapes, {})
+  problems = _compare(given, shapes)
   if problems:
     raise WeightMismatch(
       f"{len(problems)} parameters are not those of the {type(model).__name__}:\n" + "\n".join(problems)
     )
   arrays = {path: np.asarray(value) for path, value in given.items()}
-  state_dict = {
-    name: np.ascontiguousarray(slot.row.form.to_file(arrays[slot.row.path][slot.index]))
-    for name, slot in _slots(table, layout, model, shapes).items()
-  }
+  state_dict = {}
+  for name, slots in _slots(table, layout, model, shapes).items():
+    ordered = sorted(slots, key=lambda slot: slot.row.chunk or (0, 1))
+    parts = [slot.row.form.to_file(arrays[slot.row.path][slot.index]) for slot in ordered]
+    state_dict[name] = np.ascontiguousarray(np.concatenate(parts) if len(parts) > 1 else parts[0])
   return state_dict | {buffer.name: buffer.value for buffer in table.buffers(model)}
 
 
@@ -125,10 +146,20 @@ def select(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
   return found
 
 
-def _layout(name: str) -> Layout:
+def _layout(name: str, model: nn.Module) -> Layout:
   if name not in LAYOUTS:
     raise WeightsError(f"there is no layout {name!r}; there are {', '.join(LAYOUTS)}.")
+  if not isinstance(model, LAYOUTS[name].modules):
+    fitting = ", ".join(other for other, layout in LAYOUTS.items() if isinstance(model, layout.modules))
+    raise WeightsError(f"layout {name!r} does not hold a {type(model).__name__}; these do: {fitting}.")
   return LAYOUTS[name]
+
+
+def _backbone_only(state_dict: Mapping[str, Any], table: Layout) -> Mapping[str, Any]:
+  outside = [name for name in state_dict if name.startswith(table.outside)]
+  if outside:
+    _log.info("Not part of the backbone, not loaded: %s.", ", ".join(outside))
+  return {name: value for name, value in state_dict.items() if name not in outside}
 
 
 def _parameter_shapes(model: nn.Module, width: int) -> dict[str, Shape]:
@@ -136,7 +167,7 @@ def _parameter_shapes(model: nn.Module, width: int) -> dict[str, Shape]:
   if isinstance(model, ProjectionHead):
     example = jax.ShapeDtypeStruct((1, width), jnp.float32)
   else:
-    example = jax.ShapeDtypeStruct((1, model.patch_size, model.patch_size, 3), jnp.float32)
+    example = jax.ShapeDtypeStruct((1, model.stride, model.stride, 3), jnp.float32)
   variables = jax.eval_shape(model.init, jax.random.key(0), example)
   return {path: leaf.shape for path, leaf in flatten_dict(variables["params"], sep="/").items()}
 
@@ -147,48 +178,57 @@ def _input_width(state_dict: Mapping[str, Any], table: Layout, model: nn.Module)
   return np.shape(state_dict[name])[-1] if name in state_dict and np.ndim(state_dict[name]) == 2 else 1
 
 
-def _slots(table: Layout, layout: str, model: nn.Module, shapes: Mapping[str, Shape]) -> dict[str, _Slot]:
-  slots, covered = {}, set()
+def _slots(table: Layout, layout: str, model: nn.Module, shapes: Mapping[str, Shape]) -> dict[str, list[_Slot]]:
+  """What every tensor of the file holds: one parameter, or the chunks of several."""
+  slots: dict[str, list[_Slot]] = {}
+  covered = set()
   for row in table.rows(model):
     if row.path not in shapes:
       continue
     covered.add(row.path)
-    stacked = row.path.startswith(STACKED)
+    stacked = STACKED.search(row.path) is not None
     shape = shapes[row.path][1:] if stacked else shapes[row.path]
     if row.part is not None:
       shape = shape[: row.part[0]] + shape[row.part[0] + 1 :]
     for layer in range(shapes[row.path][0]) if stacked else (None,):
-      slots[row.name.format(i=layer)] = _Slot(row, layer, shape)
+      slots.setdefault(row.name.format(i=layer), []).append(_Slot(row, layer, shape))
   uncovered = sorted(set(shapes) - covered)
   if uncovered:
     raise WeightMismatch(f"layout {layout!r} has no place for {', '.join(uncovered)}: {table.hint}.")
   return slots
 
 
-def _compare(found: Mapping[str, Any], expected: Mapping[str, Shape], buffers: Mapping[str, Buffer]) -> list[str]:
+def _compare(
+  found: Mapping[str, Any], expected: Mapping[str, Shape], optional: Mapping[str, Shape] | None = None
+) -> list[str]:
   problems = [f"  missing: {name} {shape}" for name, shape in expected.items() if name not in found]
+  allowed = {**(optional or {}), **expected}
   for name, value in found.items():
     shape = "(a dict)" if isinstance(value, Mapping) else tuple(np.shape(value))
-    wanted = buffers[name].value.shape if name in buffers else expected.get(name)
-    if wanted is None:
+    if name not in allowed:
       problems.append(f"  extra: {name} {shape}")
-    elif shape != wanted:
-      problems.append(f"  shape: {name} is {shape}, expected {wanted}")
-    elif name in buffers:
-      problems += _contradiction(buffers[name], np.asarray(value, np.float64))
+    elif shape != allowed[name]:
+      problems.append(f"  shape: {name} is {shape}, expected {allowed[name]}")
   return problems
 
 
-def _contradiction(buffer: Buffer, value: np.ndarray) -> list[str]:
-  if np.allclose(value, buffer.value, rtol=buffer.rtol, atol=0.0):
-    return []
-  worst = int(np.nanargmax(np.where(np.isnan(value), math.inf, abs(value - buffer.value))))
-  return [
-    f"  value: {buffer.name}[{worst}] is {value[worst]:.6g}, expected {buffer.value[worst]:.6g} ({buffer.meaning})"
-  ]
+def _contradictions(found: Mapping[str, Any], buffers: Mapping[str, Buffer]) -> list[str]:
+  """The buffers of the file that have the right shape and other values than those of the model."""
+  problems = []
+  for name, buffer in buffers.items():
+    if name not in found or np.shape(found[name]) != buffer.value.shape:
+      continue
+    value = np.asarray(found[name], np.float64)
+    if np.allclose(value, buffer.value, rtol=buffer.rtol, atol=0.0):
+      continue
+    worst = int(np.nanargmax(np.where(np.isnan(value), math.inf, abs(value - buffer.value))))
+    problems.append(
+      f"  value: {name}[{worst}] is {value[worst]:.6g}, expected {buffer.value[worst]:.6g} ({buffer.meaning})"
+    )
+  return problems
 
 
-def _prefix_hint(state_dict: Mapping[str, Any], slots: Mapping[str, _Slot]) -> str:
+def _prefix_hint(state_dict: Mapping[str, Any], slots: Mapping[str, list[_Slot]]) -> str:
   for name, value in state_dict.items():
     if isinstance(value, Mapping):
       return f"\nThe weights may be inside: pass weights.select(state_dict, {name!r})."

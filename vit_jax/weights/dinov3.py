@@ -1,12 +1,14 @@
-"""Layout "dinov3": the tensor names of the DINOv3 repository, backbones (flat hub files) and projection heads."""
+"""Layout "dinov3": the tensor names of the DINOv3 repository, ViT and ConvNeXt backbones (flat hub files),
+projection heads."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
-from vit_jax.models import ProjectionHead
+from vit_jax.models import ConvNeXt, ProjectionHead, VisionTransformer
 from vit_jax.models.positions import rope_periods
 from vit_jax.weights.layout import CONVOLUTION, FLAT, LINEAR, Buffer, Layout, Row, dense, linear, norm, token
 
@@ -33,6 +35,8 @@ _BACKBONE = (
 
 
 def _rows(model: Any) -> tuple[Row, ...]:
+  if isinstance(model, ConvNeXt):
+    return _convnext(len(model.depths))
   if not isinstance(model, ProjectionHead):
     return _BACKBONE
   names = ["mlp"] if model.num_layers == 1 else [f"mlp.{2 * i}" for i in range(model.num_layers)]  # GELUs in between
@@ -40,8 +44,26 @@ def _rows(model: Any) -> tuple[Row, ...]:
   return *layers, Row("last_layer/kernel", "last_layer.weight", LINEAR)
 
 
+def _convnext(stages: int) -> tuple[Row, ...]:
+  rows = []
+  for i in range(stages):
+    conv, scale = (0, 1) if i == 0 else (1, 0)
+    rows += [
+      *dense(f"downsample{i}/conv", f"downsample_layers.{i}.{conv}", CONVOLUTION),
+      *norm(f"downsample{i}/norm", f"downsample_layers.{i}.{scale}"),
+      *dense(f"stage{i}/layers/dwconv", f"stages.{i}.{{i}}.dwconv", CONVOLUTION),
+      *norm(f"stage{i}/layers/norm", f"stages.{i}.{{i}}.norm"),
+      *dense(f"stage{i}/layers/mlp/fc1", f"stages.{i}.{{i}}.pwconv1"),
+      *dense(f"stage{i}/layers/mlp/fc2", f"stages.{i}.{{i}}.pwconv2"),
+      Row(f"stage{i}/layers/ls/gamma", f"stages.{i}.{{i}}.gamma", FLAT),
+    ]
+  # The repository has the final norm a second time, as that of the last stage.
+  alias = (dataclasses.replace(row, copy=True) for row in norm("final_norm", f"norms.{stages - 1}"))
+  return (*rows, *norm("final_norm", "norm"), *alias)
+
+
 def _buffers(model: Any) -> tuple[Buffer, ...]:
-  if isinstance(model, ProjectionHead):
+  if isinstance(model, ProjectionHead | ConvNeXt):
     return ()
   found = []
   if model.rope is not None:
@@ -54,4 +76,4 @@ def _buffers(model: Any) -> tuple[Buffer, ...]:
   return tuple(found)
 
 
-DINOV3 = Layout(_rows, _buffers)
+DINOV3 = Layout(_rows, (VisionTransformer, ConvNeXt, ProjectionHead), _buffers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vit_jax.models import VisionTransformer
 from vit_jax.weights.layout import CONVOLUTION, FLAT, LINEAR, Layout, Row, dense, linear, norm, token
 
 _HINT = 'the Hugging Face DINOv3 ViT has no such tensor: keep it with layout "dinov3" (format="pth") or format="orbax"'
@@ -42,4 +43,4 @@ def _rows(model: Any) -> tuple[Row, ...]:
   )
 
 
-HF_DINOV3 = Layout(_rows, hint=_HINT)
+HF_DINOV3 = Layout(_rows, (VisionTransformer,), hint=_HINT)

@@ -1,20 +1,23 @@
 """What a layout of published weights is: a table of rows, one per tensor of the file, and how each tensor is stored.
 
-A row maps one tensor name to one parameter (or to one slice of it). Parameters under `blocks/` have a leading layer
-axis; their rows have `{i}` in the name and stand for one tensor per layer.
+A row maps one tensor name to one parameter (or to one slice of it, or a chunk of the tensor to it). Stacked parameters
+(under `blocks/` or `layers/`) have a leading layer axis; their rows have `{i}` in the name and stand for one tensor per
+layer.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import numpy as np
 
 Shape = tuple[int, ...]
-STACKED = "blocks/"
+STACKED = re.compile(r"(^|/)(blocks|layers)/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +38,16 @@ class Row:
     name: the tensor; `{i}` is the layer.
     form: how it is stored.
     part: (axis, index) if the tensor is this slice of the parameter; slices that no row names are zero.
+    chunk: (index, count) if the parameter is this one of so many equal chunks of the tensor's first axis.
+    copy: the tensor repeats what another row of the parameter holds; a file may leave it out.
   """
 
   path: str
   name: str
   form: Form
   part: tuple[int, int] | None = None
+  chunk: tuple[int, int] | None = None
+  copy: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +62,20 @@ class Buffer:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """A family of files: its tables for a model. `hint` is said where a model has what the layout cannot hold."""
+  """A family of files.
+
+  Attributes:
+    rows: its table for a model.
+    modules: the classes of models that it can hold.
+    buffers: what it stores besides parameters.
+    outside: beginnings of the names of tensors that are no part of a backbone, such as a classifier; not loaded.
+    hint: said where a model has what the layout cannot hold.
+  """
 
   rows: Callable[[Any], tuple[Row, ...]]
+  modules: tuple[type[nn.Module], ...]
   buffers: Callable[[Any], tuple[Buffer, ...]] = lambda model: ()
+  outside: tuple[str, ...] = ()
   hint: str = ""
 
 
