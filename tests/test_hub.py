@@ -17,7 +17,7 @@ import pytest
 import vit_jax
 from vit_jax import config, hub, methods, weights
 from vit_jax.checkpoints import Checkpoints, NotSaved
-from vit_jax.models import Rope, VisionTransformer
+from vit_jax.models import ConvNeXt, PositionTable, Rope, VisionTransformer
 from vit_jax.weights import WeightsError
 from vit_jax.weights.files import INDEX, SINGLE, read_safetensors, write_safetensors
 from vit_jax.weights.pth import write_pth
@@ -31,14 +31,33 @@ MODELS = {  # the published kinds, small
   ),
   "free_key_bias": VisionTransformer(**SMALL, proj_bias=False, mlp_bias=False, rope=Rope(base=50.0)),
 }
+PLAIN = dict(patch_size=8, width=32, depth=2, num_heads=2, rope=None)
+OTHERS = {  # the other families, small
+  "convnext": ConvNeXt(depths=(1, 1, 2, 1), widths=(8, 16, 16, 24)),
+  "dinov2": VisionTransformer(**PLAIN, layer_scale=1.0, position_table=PositionTable((3, 3))),
+  "dinov2_swiglu": VisionTransformer(
+    **PLAIN, layer_scale=1.0, position_table=PositionTable((3, 3)), mlp="swiglu", mlp_hidden=88
+  ),
+  "dinov2_reg": VisionTransformer(
+    **PLAIN, layer_scale=1.0, position_table=PositionTable((3, 3), antialias=True), num_registers=2
+  ),
+  "vit": VisionTransformer(**PLAIN, masking=False, position_table=PositionTable((3, 3))),
+}
+FORMATS = {  # besides orbax, which holds everything
+  "convnext": ("safetensors", "pth"),
+  "dinov2": ("safetensors", "pth", "timm"),
+  "dinov2_swiglu": ("safetensors", "pth", "timm"),
+  "dinov2_reg": ("safetensors", "pth", "timm"),
+  "vit": ("safetensors", "timm"),
+}
 ANYTHING = VisionTransformer(
   **(SMALL | {"layer_scale": None}), norm="rmsnorm", separate_cls_norm=True, rope=None, dtype=jnp.bfloat16
 )
 
 
-def random_params(model: VisionTransformer, seed: int = 0) -> dict:
+def random_params(model: VisionTransformer | ConvNeXt, seed: int = 0) -> dict:
   """Parameters of which every one influences the features."""
-  size = 2 * model.patch_size
+  size = 2 * model.stride
   variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))
   rng = np.random.default_rng(seed)
   return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0.3, 0.5, leaf.shape), leaf.dtype), variables["params"])
@@ -76,6 +95,53 @@ def test_what_is_saved_is_loaded_exactly(tmp_path: pathlib.Path, name: str, form
   assert loaded.rope.base == model.rope.base
   if format == "orbax":
     assert loaded == model
+
+
+@pytest.mark.parametrize(
+  ("name", "format"), [(name, format) for name in FORMATS for format in (*FORMATS[name], "orbax")]
+)
+def test_the_other_families_are_loaded_as_they_were_saved(tmp_path: pathlib.Path, name: str, format: str):
+  model, params = OTHERS[name], random_params(OTHERS[name])
+  path = tmp_path / {"timm": "m.safetensors", "pth": "m.pth"}.get(format, "m")
+  vit_jax.save_model(path, model, params, format=format)
+  known = {} if isinstance(model, ConvNeXt) else {"num_heads": 2}  # which leave no trace in some formats
+  loaded, again = vit_jax.load_model(path, **known)
+  kept = dict(params)
+  if format == "timm":
+    kept.pop("mask_token", None)
+  assert_same(again, kept)
+  if format in ("safetensors", "orbax"):
+    assert loaded == model.clone(mlp_hidden=loaded.mlp_hidden) if hasattr(model, "mlp_hidden") else loaded == model
+  if not isinstance(model, ConvNeXt):
+    size = jnp.zeros((1, 24, 24, 3))  # the table's own grid: how it is resized is no matter of tensors
+    np.testing.assert_array_equal(loaded.apply({"params": again}, size).cls, model.apply({"params": params}, size).cls)
+
+
+def test_formats_that_need_a_mask_token_get_one(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture):
+  model = OTHERS["dinov2"].clone(masking=False)
+  params = random_params(model)
+  with caplog.at_level(logging.INFO):
+    vit_jax.save_model(tmp_path / "m.pth", model, params, format="pth")
+    loaded, again = vit_jax.load_model(tmp_path / "m.pth", num_heads=2)
+  assert "a mask token of zeros" in caplog.text
+  assert not np.any(again.pop("mask_token"))
+  assert_same(again, params)
+  assert loaded.masking
+
+
+def test_a_timm_file_is_named_as_one(tmp_path: pathlib.Path):
+  with pytest.raises(hub.UnknownModel, match=r"named …safetensors: m\.safetensors"):
+    vit_jax.save_model(tmp_path / "m", OTHERS["vit"], random_params(OTHERS["vit"]), format="timm")
+
+
+def test_a_model_with_a_classifier_is_opened_without_it(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture):
+  model, params = OTHERS["vit"], random_params(OTHERS["vit"])
+  vit_jax.save_model(tmp_path, model, params)
+  tensors = {f"vit.{name}": value for name, value in read_safetensors(tmp_path).items()}
+  write_safetensors(tmp_path / SINGLE, tensors | {"classifier.weight": np.zeros((3, 32), np.float32)})
+  with caplog.at_level(logging.INFO):
+    assert_same(vit_jax.load_model(tmp_path)[1], params)
+  assert "not loaded: classifier" in caplog.text
 
 
 def test_the_own_format_holds_any_model(tmp_path: pathlib.Path):
@@ -128,7 +194,7 @@ def test_an_interrupted_export_leaves_the_old_one(tmp_path: pathlib.Path, monkey
 
 def test_wrong_requests_are_refused(tmp_path: pathlib.Path):
   model = MODELS["vits"]
-  with pytest.raises(hub.UnknownModel, match="no format 'onnx'; there are safetensors, pth, orbax"):
+  with pytest.raises(hub.UnknownModel, match="no format 'onnx'; there are safetensors, pth, timm, orbax"):
     vit_jax.save_model(tmp_path / "m", model, {}, format="onnx")
   with pytest.raises(hub.UnknownModel, match="mean and std belong together"):
     vit_jax.save_model(tmp_path / "m", model, {}, mean=(0.5,) * 3)
@@ -211,17 +277,22 @@ def test_the_teacher_of_a_run_opens_from_workdir_and_step(tmp_path: pathlib.Path
     vit_jax.load_model(tmp_path / "empty")
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *OTHERS])
 def test_transformers_gives_the_same_features(tmp_path: pathlib.Path, name: str):
   torch = pytest.importorskip("torch")
   transformers = pytest.importorskip("transformers")
-  model, params = MODELS[name], random_params(MODELS[name])
+  model = (MODELS | OTHERS)[name]
+  params = random_params(model)
   vit_jax.save_model(tmp_path / "m", model, params, image_size=32)
   theirs, report = transformers.AutoModel.from_pretrained(tmp_path / "m", output_loading_info=True)
-  assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+  pooler = {"pooler.dense.weight", "pooler.dense.bias"}  # of a ViT; no part of the features
+  assert set(report["missing_keys"]) <= pooler and not report["unexpected_keys"] and not report["mismatched_keys"]
   with torch.no_grad():
-    tokens = theirs.eval()(torch.from_numpy(images().transpose(0, 3, 1, 2).copy())).last_hidden_state.numpy()
-  features = model.apply({"params": params}, images())
+    batch = np.concatenate([images()] * 2, axis=1)  # 64 x 24 pixels, or 64 x 48: not the grid of the position tables
+    batch = np.concatenate([batch] * 2, axis=2) if isinstance(model, ConvNeXt) else batch
+    extra = {"interpolate_pos_encoding": True} if name == "vit" else {}
+    tokens = theirs.eval()(torch.from_numpy(batch.transpose(0, 3, 1, 2).copy()), **extra).last_hidden_state.numpy()
+  features = model.apply({"params": params}, batch)
   ours = np.concatenate([features.cls[:, None], features.registers, features.patches], axis=1)
   assert np.abs(ours - tokens).max() < 1e-4
   theirs.save_pretrained(tmp_path / "again")

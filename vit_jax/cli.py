@@ -20,6 +20,7 @@ if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
 _OVERRIDE = "--config."
+_FORMATS = ("safetensors", "pth", "timm", "orbax")
 _OVERRIDES_HELP = "further flags:\n  --config.KEY=VALUE    override a key of the config, e.g. --config.batch_size=32"
 
 
@@ -126,6 +127,11 @@ def _export(args: argparse.Namespace) -> None:
   seen = hub.load_preprocessing(args.model)
   hub.save_model(args.to, model, params, args.format, mean=seen.mean, std=seen.std, image_size=seen.image_size)
   print(f"wrote {args.to} ({args.format})")
+
+
+def _convert(args: argparse.Namespace) -> None:
+  args.model = args.source
+  _export(args)
 
 
 def _inspect_config(args: argparse.Namespace) -> None:
@@ -246,8 +252,15 @@ def _parser() -> argparse.ArgumentParser:
 
   export = _add(commands, "export", _export, "write a trained model in a format that others read")
   _with_model(export)
-  export.add_argument("--to", required=True, help="folder (safetensors, orbax) or file (pth) to write")
-  export.add_argument("--format", choices=("safetensors", "pth", "orbax"), default="safetensors")
+  export.add_argument("--to", required=True, help="folder (safetensors, orbax) or file (pth, timm) to write")
+  export.add_argument("--format", choices=_FORMATS, default="safetensors")
+
+  convert = _add(commands, "convert", _convert, "write weights of any known kind in another format")
+  convert.add_argument(
+    "--from", dest="source", required=True, help="weights file (.pth, .safetensors), Hugging Face folder, or run"
+  )
+  convert.add_argument("--to", required=True, help="folder (safetensors, orbax) or file (pth, timm) to write")
+  convert.add_argument("--format", choices=_FORMATS, default="safetensors")
 
   inspect = _add(commands, "inspect", None, "look at a config, a model, a batch, or features")
   views = inspect.add_subparsers(title="what", required=True, metavar="WHAT")

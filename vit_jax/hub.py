@@ -1,4 +1,4 @@
-"""Opening and saving models, whatever wrote them: runs, DINOv3 `.pth` files, Hugging Face folders, vit_jax folders."""
+"""Opening and saving models, whatever wrote them: runs, the DINO repositories, Hugging Face, timm, vit_jax."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vit_jax import checkpoints, weights
+from vit_jax import checkpoints, models, weights
 from vit_jax.checkpoints import trees
-from vit_jax.models import Rope, VisionTransformer
+from vit_jax.models import ConvNeXt, PositionTable, Rope, VisionTransformer
 from vit_jax.weights import hf_config, infer
+from vit_jax.weights.families import family_of_config, family_of_model
 from vit_jax.weights.files import INDEX, SINGLE, read_safetensors, write_safetensors
 from vit_jax.weights.pth import read_pth, write_pth
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"  # of a Hugging Face folder
 MODEL, PARAMS = "model.json", "params"  # of a folder of format "orbax"
 TYPES = ("dtype", "param_dtype")  # attributes that are array types
+SETTINGS = {"rope": Rope, "position_table": PositionTable}  # attributes that are dataclasses
+
+Backbone = VisionTransformer | ConvNeXt
 
 _log = logging.getLogger(__name__)
 
@@ -40,13 +44,13 @@ class Preprocessing(NamedTuple):
   image_size: int
 
 
-def load_model(path: str | os.PathLike, **overrides: Any) -> tuple[VisionTransformer, dict[str, Any]]:
+def load_model(path: str | os.PathLike, **overrides: Any) -> tuple[Backbone, dict[str, Any]]:
   """Opens a model: its module and its parameters, on the default device.
 
   Args:
-    path: the workdir of a run (the teacher of its newest step), one of its step folders, a DINOv3 `.pth` file (flat or
-      `{"teacher": …}`; the architecture is inferred), a Hugging Face DINOv3 ViT folder or its safetensors file, or a
-      folder that `save_model` wrote.
+    path: the workdir of a run (the teacher of its newest step), one of its step folders, a DINOv3 or DINOv2 `.pth` file
+      (flat or `{"teacher": …}`; the architecture is inferred), a Hugging Face folder (DINOv3 ViT or ConvNeXt, DINOv2,
+      ViT) or its safetensors file, a timm safetensors file (inferred), or a folder that `save_model` wrote.
     **overrides: attributes of the module that replace what the file says, e.g. `dtype` or `norm_eps`.
 
   Raises:
@@ -82,7 +86,7 @@ def load_preprocessing(path: str | os.PathLike) -> Preprocessing:
 
 def save_model(
   path: str | os.PathLike,
-  model: VisionTransformer,
+  model: Backbone,
   params: Mapping[str, Any],
   format: str = "safetensors",
   *,
@@ -93,11 +97,12 @@ def save_model(
   """Saves a model so that others, and `load_model`, open it. What is there is complete or not there.
 
   Args:
-    path: a folder; for "pth" a file. An earlier export there is replaced, anything else is left alone.
+    path: a folder; for "pth" and "timm" a file. An earlier export there is replaced, anything else is left alone.
     model: the module.
     params: its parameters.
-    format: "safetensors": a folder for `transformers.AutoModel.from_pretrained`; "pth": a flat file as the DINOv3
-      repository loads it; "orbax": a folder that holds any model of vit_jax exactly.
+    format: "safetensors": a folder for `transformers.AutoModel.from_pretrained`; "pth": a flat file as the
+      DINOv3 or DINOv2 repository loads it; "timm": a .safetensors file with timm's names, without classifier;
+      "orbax": a folder that holds any model of vit_jax exactly.
     mean, std: per-channel normalisation of the images; both given: written as preprocessor_config.json ("safetensors").
     image_size: nominal side of the images, written to the configuration.
 
@@ -111,8 +116,10 @@ def save_model(
   if (mean is None) != (std is None):
     raise UnknownModel(f"mean and std belong together, got mean={mean} and std={std}.")
   path = pathlib.Path(path).expanduser()
+  if format == "timm" and path.suffix != ".safetensors":  # by which timm, and load_model, know what is in it
+    raise UnknownModel(f'{path}: a file of format "timm" is named …safetensors: {path.name}.safetensors.')
   preprocessor = None if mean is None else hf_config.to_preprocessor(mean, std, image_size)
-  target = _free_place(path, is_folder=format != "pth")
+  target = _free_place(path, is_folder=format not in _FILES)
   unfinished = path.with_name(f".{path.name}.unfinished.{os.getpid()}")
   try:
     _WRITERS[format](unfinished, model, params, image_size, preprocessor)
@@ -122,7 +129,7 @@ def save_model(
     _remove(unfinished)
 
 
-def _opener(path: pathlib.Path) -> Callable[[pathlib.Path, dict], tuple[VisionTransformer, dict]] | None:
+def _opener(path: pathlib.Path) -> Callable[[pathlib.Path, dict], tuple[Backbone, dict]] | None:
   if (path / checkpoints.FOLDER).is_dir():
     return _open_run
   if path.name.isdecimal() and path.parent.name == checkpoints.FOLDER and path.is_dir():
@@ -136,7 +143,7 @@ def _opener(path: pathlib.Path) -> Callable[[pathlib.Path, dict], tuple[VisionTr
   return None
 
 
-def _open_run(path: pathlib.Path, overrides: dict[str, Any]) -> tuple[VisionTransformer, dict]:
+def _open_run(path: pathlib.Path, overrides: dict[str, Any]) -> tuple[Backbone, dict]:
   from vit_jax import config, methods  # heavy: a model file needs neither
 
   workdir, step = _run_and_step(path)
@@ -150,69 +157,104 @@ def _run_and_step(path: pathlib.Path) -> tuple[pathlib.Path, int | None]:
   return (path, None) if (path / checkpoints.FOLDER).is_dir() else (path.parent.parent, int(path.name))
 
 
-def _open_own(path: pathlib.Path, overrides: dict[str, Any]) -> tuple[VisionTransformer, dict]:
-  saved = json.loads((path / MODEL).read_text())["attributes"]
-  rope = saved["rope"]
-  saved |= {name: jnp.dtype(saved[name]) for name in TYPES} | {"rope": None if rope is None else Rope(**rope)}
-  return VisionTransformer(**(saved | overrides)), trees.read_tree(path / PARAMS)
+def _open_own(path: pathlib.Path, overrides: dict[str, Any]) -> tuple[Backbone, dict]:
+  saved = json.loads((path / MODEL).read_text())
+  attributes = saved["attributes"] | {name: jnp.dtype(saved["attributes"][name]) for name in TYPES}
+  for name, kind in SETTINGS.items():
+    if attributes.get(name) is not None:
+      attributes[name] = kind(**attributes[name])
+  attributes = {name: tuple(value) if isinstance(value, list) else value for name, value in attributes.items()}
+  return getattr(models, saved["module"])(**(attributes | overrides)), trees.read_tree(path / PARAMS)
 
 
-def _open_safetensors(path: pathlib.Path, overrides: dict[str, Any]) -> tuple[VisionTransformer, dict]:
+def _open_safetensors(path: pathlib.Path, overrides: dict[str, Any]) -> tuple[Backbone, dict]:
   beside = (path if path.is_dir() else path.parent) / CONFIG
-  if not beside.exists():
-    return _from_reference(read_safetensors(path), path, overrides)
+  config = json.loads(beside.read_text()) if beside.exists() else {}
+  if "model_type" not in config:  # none of transformers; timm's has other keys
+    return _from_names(read_safetensors(path), path, overrides)
   try:
-    attributes = hf_config.to_attributes(json.loads(beside.read_text()))
+    family = family_of_config(config)
+    model = family.module(**(family.to_attributes(config) | overrides))
   except ValueError as error:
     raise UnknownModel(f"{beside}: {error}") from error
-  model = VisionTransformer(**(attributes | overrides))
-  return model, weights.from_state_dict(read_safetensors(path), model, "hf_dinov3")
+  state_dict, prefix = read_safetensors(path), f"{config['model_type']}."
+  if any(name.startswith(prefix) for name in state_dict):  # a model with a task's head
+    state_dict = _part(state_dict, prefix, path)
+  return model, weights.from_state_dict(state_dict, model, family.layout)
 
 
-def _open_pth(path: pathlib.Path, overrides: dict[str, Any]) -> tuple[VisionTransformer, dict]:
-  return _from_reference(read_pth(path), path, overrides)
+def _open_pth(path: pathlib.Path, overrides: dict[str, Any]) -> tuple[Backbone, dict]:
+  return _from_names(read_pth(path), path, overrides)
 
 
-def _from_reference(state_dict: dict[str, Any], path: pathlib.Path, overrides: dict) -> tuple[VisionTransformer, dict]:
-  """A backbone in the layout of the DINOv3 repository: flat, or in a training export next to its heads."""
+def _from_names(state_dict: dict[str, Any], path: pathlib.Path, overrides: dict) -> tuple[Backbone, dict]:
+  """A backbone in a layout that tells its architecture: flat, or in a training export next to its heads."""
   if "teacher" in state_dict:
     state_dict = weights.select(state_dict, "teacher")
   if any(name.startswith("backbone.") for name in state_dict):
-    rest = sorted({name.split(".")[0] for name in state_dict} - {"backbone"})
-    _log.info("%s: taking the backbone of the teacher; not loaded: %s.", path, ", ".join(rest) or "nothing else")
-    state_dict = weights.select(state_dict, "backbone.")
-  model = VisionTransformer(**(infer.infer_attributes(state_dict) | overrides))
-  assumed = ", ".join(f"{name}={value!r}" for name, value in infer.ASSUMED.items() if name not in overrides)
-  _log.info("%s: inferred %s. Not in the file, assumed: %s.", path, _describe(model), assumed)
-  return model, weights.from_state_dict(state_dict, model)
+    state_dict = _part(state_dict, "backbone.", path)
+  found = infer.recognise(state_dict)
+  model = found.module(**(found.attributes | overrides))
+  assumed = ", ".join(f"{name}={value!r}" for name, value in found.assumed.items() if name not in overrides)
+  _log.info("%s: inferred %s. Not in the file, assumed: %s.", path, _describe(model), assumed or "nothing")
+  return model, weights.from_state_dict(state_dict, model, found.layout)
 
 
-def _describe(model: VisionTransformer) -> str:
-  plain = VisionTransformer()
+def _part(state_dict: dict[str, Any], prefix: str, path: pathlib.Path) -> dict[str, Any]:
+  """The tensors under a prefix; the log names the others."""
+  rest = sorted({name.split(".")[0] for name in state_dict if not name.startswith(prefix)})
+  _log.info("%s: taking the backbone; not loaded: %s.", path, ", ".join(rest) or "nothing else")
+  return weights.select(state_dict, prefix)
+
+
+def _describe(model: Backbone) -> str:
+  plain = type(model)()
+  always = [name for name in ("patch_size", "width", "depth", "num_heads", "mlp") if name in _attributes(plain)]
   fields = [name for name in _attributes(model) if getattr(model, name) != getattr(plain, name)]
-  fields = list(dict.fromkeys(["patch_size", "width", "depth", "num_heads", "mlp", *fields]))
-  return "VisionTransformer(" + ", ".join(f"{name}={getattr(model, name)!r}" for name in fields) + ")"
+  named = (f"{name}={getattr(model, name)!r}" for name in dict.fromkeys([*always, *fields]))
+  return f"{type(model).__name__}({', '.join(named)})"
 
 
-def _attributes(model: VisionTransformer) -> dict[str, Any]:
+def _attributes(model: Backbone) -> dict[str, Any]:
   """The module's attributes as JSON values."""
   names = [field.name for field in dataclasses.fields(model) if field.name not in ("parent", "name")]
   values = {name: getattr(model, name) for name in names}
   values |= {name: str(jnp.dtype(values[name])) for name in TYPES}
-  return values | {"rope": None if model.rope is None else dataclasses.asdict(model.rope)}
+  return values | {
+    name: dataclasses.asdict(values[name]) for name in SETTINGS if name in values and values[name] is not None
+  }
+
+
+def _with_masking(
+  model: Backbone, params: Mapping[str, Any], masking: bool, path: pathlib.Path
+) -> tuple[Backbone, dict[str, Any]]:
+  """The same model with a mask token or without: what a format needs. It has no influence unless there are masks."""
+  params = dict(params)
+  if isinstance(model, ConvNeXt) or model.masking == masking:
+    return model, params
+  if masking:
+    params["mask_token"] = jnp.zeros((model.width,), model.param_dtype)
+    _log.info("Added to %s: a mask token of zeros, which its format always has.", path.parent)
+  else:
+    del params["mask_token"]
+    _log.info("Left out of %s: the mask token, which its format does not have.", path.parent)
+  return model.clone(masking=masking), params
 
 
 def _write_safetensors(
-  path: pathlib.Path, model: VisionTransformer, params: Mapping[str, Any], image_size: int, preprocessor: dict | None
+  path: pathlib.Path, model: Backbone, params: Mapping[str, Any], image_size: int, preprocessor: dict | None
 ) -> None:
-  if model.separate_local_cls_norm:
+  if getattr(model, "separate_local_cls_norm", False):
     _log.info("Left out of %s: local_cls_norm, which only training uses.", path.parent)
     model = model.clone(separate_local_cls_norm=False)
     params = {name: value for name, value in params.items() if name != "local_cls_norm"}
-  if model.rope is not None and model.rope.dtype != "float32":
+  if getattr(model, "rope", None) is not None and model.rope.dtype != "float32":
     _log.info("Rotary tables of %s become float32 in the export, as in the published models.", model.rope.dtype)
-  config = hf_config.to_config(model, image_size)
-  state_dict = weights.to_state_dict(params, model, "hf_dinov3")
+  family = family_of_model(model)
+  if family.masking is not None:
+    model, params = _with_masking(model, params, family.masking, path)
+  config = family.to_config(model, image_size)
+  state_dict = weights.to_state_dict(params, model, family.layout)
   path.mkdir(parents=True)
   write_safetensors(path / SINGLE, state_dict)
   _write_json(path / CONFIG, config)
@@ -220,19 +262,29 @@ def _write_safetensors(
     _write_json(path / PREPROCESSOR, preprocessor)
 
 
-def _write_pth(path: pathlib.Path, model: VisionTransformer, params: Mapping[str, Any], *_: Any) -> None:
-  state_dict = weights.to_state_dict(params, model, "dinov3")
+def _write_pth(path: pathlib.Path, model: Backbone, params: Mapping[str, Any], *_: Any) -> None:
+  layout = "dinov3" if isinstance(model, ConvNeXt) or model.position_table is None else "dinov2"
+  model, params = _with_masking(model, params, True, path)
+  state_dict = weights.to_state_dict(params, model, layout)
   path.parent.mkdir(parents=True, exist_ok=True)
   write_pth(path, state_dict)
 
 
-def _write_orbax(path: pathlib.Path, model: VisionTransformer, params: Mapping[str, Any], *_: Any) -> None:
+def _write_timm(path: pathlib.Path, model: Backbone, params: Mapping[str, Any], *_: Any) -> None:
+  model, params = _with_masking(model, params, False, path)
+  state_dict = weights.to_state_dict(params, model, "timm")
+  path.parent.mkdir(parents=True, exist_ok=True)
+  write_safetensors(path, state_dict)
+
+
+def _write_orbax(path: pathlib.Path, model: Backbone, params: Mapping[str, Any], *_: Any) -> None:
   path.mkdir(parents=True)
-  _write_json(path / MODEL, {"module": "VisionTransformer", "attributes": _attributes(model)})
+  _write_json(path / MODEL, {"module": type(model).__name__, "attributes": _attributes(model)})
   trees.write_tree(path / PARAMS, params)
 
 
-_WRITERS = {"safetensors": _write_safetensors, "pth": _write_pth, "orbax": _write_orbax}
+_WRITERS = {"safetensors": _write_safetensors, "pth": _write_pth, "timm": _write_timm, "orbax": _write_orbax}
+_FILES = ("pth", "timm")  # formats that are one file
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:
@@ -246,7 +298,7 @@ def _free_place(path: pathlib.Path, *, is_folder: bool) -> pathlib.Path:
     known = {SINGLE, CONFIG, PREPROCESSOR, MODEL, PARAMS}
     strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in known)
     if not is_folder:
-      raise UnknownModel(f'{path} is a folder; format "pth" writes a file.')
+      raise UnknownModel(f"{path} is a folder; this format writes a file.")
   elif path.exists() and is_folder:
     raise UnknownModel(f"{path} is a file; this format writes a folder.")
   if strangers:

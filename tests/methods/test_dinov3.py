@@ -148,10 +148,15 @@ def test_the_bfloat16_step_tracks_the_float32_step():
 
 
 def test_every_parameter_of_every_model_fits_exactly_one_rule():
-  from vit_jax.models import MODELS, create_model
+  from vit_jax.models import MODELS, PositionTable, create_model
 
   mesh = parallel.make_mesh(dict(replica=1, data=-1, fsdp=1, tensor=1))
-  variants = [dict(separate_cls_norm=True)]
+  variants = [
+    dict(separate_cls_norm=True),
+    dict(qk_norm=True, pre_norm=True, position_table=PositionTable()),
+    dict(pool="map"),
+    dict(pool="map", mlp="swiglu"),
+  ]
   cases = [(name, {}) for name in MODELS] + [("dinov3_vits16", overrides) for overrides in variants]
   for name, overrides in cases:
     model = create_model(name, **overrides)

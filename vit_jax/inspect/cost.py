@@ -93,9 +93,9 @@ def count(model: VisionTransformer | ConvNeXt, image_size: Size, *, channels: in
 
 
 def _vit_parts(model: VisionTransformer, patches: int, channels: int) -> dict[str, int]:
-  tokens, dim = 1 + model.num_registers + patches, model.width
+  tokens, dim = int(model.class_token) + model.num_registers + patches, model.width
   hidden = model.mlp_hidden or 4 * dim
-  matrices = {"gelu": 2, "swiglu": 3}[model.mlp]
+  matrices = 3 if model.mlp == "swiglu" else 2
   return {
     "patch embedding": 2 * patches * model.patch_size**2 * channels * dim,
     "q, k, v": model.depth * 2 * tokens * dim * 3 * dim,

@@ -29,9 +29,9 @@ def build_backbone(config: Any) -> VisionTransformer | ConvNeXt:
     given["rope"] = dataclasses.replace(named.rope or Rope(), **rope)
   if "width" in given and "mlp_hidden" not in given:
     given["mlp_hidden"] = named.mlp_hidden * given["width"] // named.width
-  model = named.clone(**given)
-  if isinstance(model, ConvNeXt):
-    return model
+  if isinstance(named, ConvNeXt):
+    return named.clone(**given)
+  model = named.clone(**given, masking=True)  # plain ViTs have no mask token by default
   if model.width % model.num_heads or (model.rope and (model.width // model.num_heads) % 4):
     raise ValueError(
       f"model.num_heads={model.num_heads}: it must divide model.width={model.width} into heads whose width is a "

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vit_jax.models.layers import Linear
+from vit_jax.models.layers import Linear, make_norm
 from vit_jax.ops import rope
 from vit_jax.ops.attention import attention
 
@@ -22,12 +22,18 @@ class MaskedKeyBias(Linear):
 
 
 class SelfAttention(nn.Module):
-  """q, k, v from one linear map, rotary positions on the patch tokens of q and k, softmax attention, output map."""
+  """q, k, v from one linear map, rotary positions on the patch tokens of q and k, softmax attention, output map.
+
+  With `qk_norm`, queries and keys are normalised per head first (Dehghani et al. 2023), by a norm of the kind given.
+  """
 
   num_heads: int
   qkv_bias: bool = True
   proj_bias: bool = True
   mask_k_bias: bool = False
+  qk_norm: bool = False
+  norm_kind: str = "layernorm"
+  norm_eps: float = 1e-6
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 
@@ -41,6 +47,9 @@ class SelfAttention(nn.Module):
     shape = (3, self.num_heads, width // self.num_heads)
     qkv = qkv_map(shape, use_bias=self.qkv_bias, name="qkv", **types)(x)  # [B, T, 3, H, d]
     q, k, v = (nn.with_logical_constraint(qkv[:, :, i], ("batch", None, "heads", None)) for i in range(3))
+    if self.qk_norm:
+      norm = {"eps": self.norm_eps, **types}
+      q, k = (make_norm(self.norm_kind, name=name, **norm)(y) for name, y in (("q_norm", q), ("k_norm", k)))
     if tables is not None:
       q, k = rope.rotate(q, *tables), rope.rotate(k, *tables)
     y = attention(q, k, v)  # [B, T, H, d]

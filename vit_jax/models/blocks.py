@@ -52,6 +52,7 @@ class Block(nn.Module):
   proj_bias: bool
   mlp_bias: bool
   mask_k_bias: bool
+  qk_norm: bool
   norm_kind: str
   norm_eps: float
   dtype: Any
@@ -63,7 +64,14 @@ class Block(nn.Module):
       raise ValueError(f"mlp must be one of {sorted(MLPS)}, got {self.mlp_kind!r}.")
     self.norm1 = make_norm(self.norm_kind, eps=self.norm_eps, **types)
     self.attn = SelfAttention(
-      self.num_heads, qkv_bias=self.qkv_bias, proj_bias=self.proj_bias, mask_k_bias=self.mask_k_bias, **types
+      self.num_heads,
+      qkv_bias=self.qkv_bias,
+      proj_bias=self.proj_bias,
+      mask_k_bias=self.mask_k_bias,
+      qk_norm=self.qk_norm,
+      norm_kind=self.norm_kind,
+      norm_eps=self.norm_eps,
+      **types,
     )
     self.norm2 = make_norm(self.norm_kind, eps=self.norm_eps, **types)
     self.mlp = MLPS[self.mlp_kind](self.mlp_hidden, use_bias=self.mlp_bias, **types)

@@ -1,8 +1,8 @@
-"""The feed-forward branch of a block: GELU MLP or SwiGLU."""
+"""The feed-forward branch of a block: MLP with GELU, exact or approximated, or SwiGLU."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,8 @@ from vit_jax.models.layers import Linear
 class GeluMlp(nn.Module):
   """fc2(gelu(fc1(x))) with the exact (erf) GELU."""
 
+  approximate: ClassVar[bool] = False
+
   hidden: int
   use_bias: bool = True
   dtype: Any = jnp.float32
@@ -25,7 +27,13 @@ class GeluMlp(nn.Module):
     types = {"use_bias": self.use_bias, "dtype": self.dtype, "param_dtype": self.param_dtype}
     y = Linear((self.hidden,), name="fc1", **types)(x)  # [B, T, F]
     y = nn.with_logical_constraint(y, ("batch", None, "mlp"))
-    return Linear((x.shape[-1],), name="fc2", **types)(jax.nn.gelu(y, approximate=False))
+    return Linear((x.shape[-1],), name="fc2", **types)(jax.nn.gelu(y, approximate=self.approximate))
+
+
+class GeluTanhMlp(GeluMlp):
+  """The same with the tanh approximation of GELU (SigLIP, the JAX ViTs of Google)."""
+
+  approximate: ClassVar[bool] = True
 
 
 class SwiGlu(nn.Module):
@@ -45,4 +53,4 @@ class SwiGlu(nn.Module):
     return Linear((x.shape[-1],), name="down", **types)(y)
 
 
-MLPS = {"gelu": GeluMlp, "swiglu": SwiGlu}
+MLPS = {"gelu": GeluMlp, "gelu_tanh": GeluTanhMlp, "swiglu": SwiGlu}

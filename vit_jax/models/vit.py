@@ -1,4 +1,4 @@
-"""The Vision Transformer of DINOv3: registers, rotary positions, stacked blocks, several resolutions in one pass."""
+"""The Vision Transformer: stacked blocks, several resolutions in one pass; DINOv3, and by attributes DINOv2 and ViT."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from vit_jax.models.blocks import Block, BlockInputs, draw_kept
 from vit_jax.models.features import Draws, Features
 from vit_jax.models.layers import make_norm
 from vit_jax.models.patches import PatchEmbed
+from vit_jax.models.pooling import POOLS, AttentionPool, average
+from vit_jax.models.position_table import PositionTable, place, sincos_positions
 from vit_jax.models.positions import Rope, draw_rope, rope_tables
 from vit_jax.models.remat import REMAT, check_remat
 
 
 class VisionTransformer(nn.Module):
-  """A ViT with class token, registers and rotary positions.
+  """A ViT; by default with class token, mask token and rotary positions, as DINOv3's.
 
   Parameters of the `depth` blocks are stacked along a leading layer axis under `blocks/` and run by a scan, whatever
   `unroll` is. Random choices come from the rng streams "drop_path" and "rope", and only when `train=True`.
@@ -29,16 +31,24 @@ class VisionTransformer(nn.Module):
     width: D, channels of a token.
     depth: L, number of blocks.
     num_heads: attention heads; each is width / num_heads wide.
-    mlp: "gelu" or "swiglu".
+    mlp: "gelu", "gelu_tanh" (its approximation) or "swiglu".
     mlp_hidden: F, hidden channels of the feed-forward branch; None: 4 x width.
+    class_token: whether there is a class token.
+    masking: whether there is a mask token; without it there can be no masks.
     num_registers: R, learned tokens without a meaning of their own.
     layer_scale: initial factor of the residual branches; None: no layer scale.
     qkv_bias, proj_bias, mlp_bias: whether these maps have a bias.
     mask_k_bias: the key bias has no effect (published models).
+    patch_bias: whether the patch embedding has a bias.
+    qk_norm: normalise queries and keys per head.
+    pre_norm: a norm before the first block.
     norm: "layernorm" or "rmsnorm"; norm_eps: its epsilon.
     separate_cls_norm: a final norm of their own for class token and registers.
     separate_local_cls_norm: one more for class token and registers of the local crops (list entry 1) in training.
     rope: rotary positions; None: none.
+    position_table: absolute positions, added to the tokens; None: none.
+    pool: what `Features.cls` is: "cls" the class token, "avg" the mean of the patches, "map" attention pooling.
+    pool_norm: the final norm is that of the pooled feature alone; tokens stay as the last block leaves them.
     drop_path: share of the samples of a loss group that skip a residual branch in training.
     dtype: compute type of matrix products and tokens; norms and softmax are float32 at least.
     param_dtype: type of the parameters.
@@ -52,17 +62,25 @@ class VisionTransformer(nn.Module):
   num_heads: int = 6
   mlp: str = "gelu"
   mlp_hidden: int | None = None
+  class_token: bool = True
+  masking: bool = True
   num_registers: int = 0
   layer_scale: float | None = None
   qkv_bias: bool = True
   proj_bias: bool = True
   mlp_bias: bool = True
   mask_k_bias: bool = False
+  patch_bias: bool = True
+  qk_norm: bool = False
+  pre_norm: bool = False
   norm: str = "layernorm"
   norm_eps: float = 1e-6
   separate_cls_norm: bool = False
   separate_local_cls_norm: bool = False
   rope: Rope | None = Rope()
+  position_table: PositionTable | None = None
+  pool: str = "cls"
+  pool_norm: bool = False
   drop_path: float = 0.0
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
@@ -77,22 +95,46 @@ class VisionTransformer(nn.Module):
   def setup(self) -> None:
     if self.width % self.num_heads:
       raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}.")
-    check_remat(self.remat)
+    self._check()
     types = {"dtype": jnp.dtype(self.dtype), "param_dtype": jnp.dtype(self.param_dtype)}
     token = nn.initializers.normal(0.02)
-    self.cls_token = self.param("cls_token", token, (self.width,), types["param_dtype"])
+    if self.class_token:
+      self.cls_token = self.param("cls_token", token, (self.width,), types["param_dtype"])
     if self.num_registers:
       self.registers = self.param("registers", token, (self.num_registers, self.width), types["param_dtype"])
-    self.mask_token = self.param("mask_token", nn.initializers.zeros, (self.width,), types["param_dtype"])
-    self.patch_embed = PatchEmbed(self.patch_size, self.width, **types)
+    if self.masking:
+      self.mask_token = self.param("mask_token", nn.initializers.zeros, (self.width,), types["param_dtype"])
+    if self._has_learned_positions:
+      table = self.position_table
+      rows = table.prefix_length(self.class_token, self.num_registers) + table.grid[0] * table.grid[1]
+      self.positions = self.param("positions", token, (rows, self.width), types["param_dtype"])
+    self.patch_embed = PatchEmbed(self.patch_size, self.width, use_bias=self.patch_bias, **types)
     self.blocks = self._stacked_blocks(types)
     norm = {"eps": self.norm_eps, **types}
+    if self.pre_norm:
+      self.norm_pre = make_norm(self.norm, **norm)
     # `self.norm` is the attribute that names the kind, so the modules are named explicitly.
     self.final_norm = make_norm(self.norm, name="final_norm", **norm)
     if self.separate_cls_norm:
       self.cls_norm = make_norm(self.norm, **norm)
     if self.separate_local_cls_norm:
       self.local_cls_norm = make_norm(self.norm, **norm)
+    if self.pool == "map":
+      mlp = (self.mlp, self.mlp_hidden or 4 * self.width)
+      self.attn_pool = AttentionPool(self.num_heads, *mlp, self.norm, self.norm_eps, **types)
+
+  @property
+  def _has_learned_positions(self) -> bool:
+    return self.position_table is not None and self.position_table.kind == "learned"
+
+  def _check(self) -> None:
+    check_remat(self.remat)
+    if self.pool not in POOLS:
+      raise ValueError(f"pool must be one of {', '.join(POOLS)}, got {self.pool!r}.")
+    if self.pool == "cls" and not self.class_token:
+      raise ValueError('pool="cls" needs a class token: set class_token=True, or pool="avg" or "map".')
+    if self.pool_norm and (self.separate_cls_norm or self.separate_local_cls_norm):
+      raise ValueError("pool_norm=True does not go with separate_cls_norm or separate_local_cls_norm.")
 
   def _stacked_blocks(self, types: dict[str, Any]) -> nn.Module:
     block = _ScanStep
@@ -116,6 +158,7 @@ class VisionTransformer(nn.Module):
       proj_bias=self.proj_bias,
       mlp_bias=self.mlp_bias,
       mask_k_bias=self.mask_k_bias,
+      qk_norm=self.qk_norm,
       norm_kind=self.norm,
       norm_eps=self.norm_eps,
       **types,
@@ -140,7 +183,8 @@ class VisionTransformer(nn.Module):
       draws: the random choices per list entry; None: drawn from the rng streams.
 
     Raises:
-      ValueError: if an image is smaller than a patch, or a batch does not divide into `groups`.
+      ValueError: if an image is smaller than a patch, a batch does not divide into `groups`, or there are masks and no
+        mask token.
     """
     if not isinstance(images, Sequence):
       return self([images], masks=[masks], train=train, groups=groups, draws=draws)[0]
@@ -181,15 +225,36 @@ class VisionTransformer(nn.Module):
       raise ValueError(f"images of {size} pixels are smaller than one patch of {self.patch_size}.")
     return height, width
 
+  @property
+  def _prefix(self) -> int:
+    """Tokens before the patches."""
+    return int(self.class_token) + self.num_registers
+
   def _tokens(self, images: Array, mask: Bool[Array, "B N"] | None) -> Float[Array, "B T D"]:
     patches = self.patch_embed(images)  # [B, N, D]
     if mask is not None:
+      if not self.masking:
+        raise ValueError("masks were given to a model without a mask token: set masking=True.")
       patches = jnp.where(mask[..., None], self.mask_token.astype(patches.dtype), patches)
-    batch = images.shape[0]
-    parts = [jnp.broadcast_to(self.cls_token.astype(patches.dtype), (batch, 1, self.width))]
+    batch, parts = images.shape[0], []
+    if self.class_token:
+      parts.append(jnp.broadcast_to(self.cls_token.astype(patches.dtype), (batch, 1, self.width)))
     if self.num_registers:
       parts.append(jnp.broadcast_to(self.registers.astype(patches.dtype), (batch, *self.registers.shape)))
-    return nn.with_logical_constraint(jnp.concatenate([*parts, patches], axis=1), ("batch", None, "width"))
+    tokens = jnp.concatenate([*parts, patches], axis=1)  # [B, T, D]
+    if self.position_table is not None:
+      tokens = tokens + self._absolute_positions(self._grid(images)).astype(tokens.dtype)
+    if self.pre_norm:
+      tokens = self.norm_pre(tokens)
+    return nn.with_logical_constraint(tokens, ("batch", None, "width"))
+
+  def _absolute_positions(self, grid: tuple[int, int]) -> Float[Array, "T D"]:
+    if not self._has_learned_positions:
+      patches = jnp.asarray(sincos_positions(grid, self.width), jnp.promote_types(self.param_dtype, jnp.float32))
+      return place(patches[:0], patches, self._prefix)
+    front = self.position_table.prefix_length(self.class_token, self.num_registers)
+    patches = self.position_table.resize(self.positions[front:], grid)  # [N, D]
+    return place(self.positions[:front], patches, self._prefix)
 
   def _draw(self, entry: int, rows: int, groups: int) -> Draws:
     if rows % groups:
@@ -213,15 +278,22 @@ class VisionTransformer(nn.Module):
     return (tuple(scanned), None), tuple(shared)
 
   def _features(self, x: Float[Array, "B T D"], *, local: bool = False, normalized: bool = True) -> Features:
-    prefix = 1 + self.num_registers
-    y = x
-    if normalized:
+    first, prefix, y = int(self.class_token), self._prefix, x
+    if normalized and not self.pool_norm:
       cls_norm = self.cls_norm if self.separate_cls_norm else self.final_norm
       if self.separate_local_cls_norm and (local or self.is_initializing()):
         local_cls = self.local_cls_norm(x[:, :prefix])
       front = local_cls if self.separate_local_cls_norm and local else cls_norm(x[:, :prefix])
       y = jnp.concatenate([front, self.final_norm(x[:, prefix:])], axis=1)
-    return Features(cls=y[:, 0], registers=y[:, 1:prefix], patches=y[:, prefix:], prenorm=x)
+    pooled = self._pool(y)
+    if normalized and self.pool_norm:
+      pooled = self.final_norm(pooled)
+    return Features(cls=pooled, registers=y[:, first:prefix], patches=y[:, prefix:], prenorm=x)
+
+  def _pool(self, tokens: Float[Array, "B T D"]) -> Float[Array, "B D"]:
+    if self.pool == "map":
+      return self.attn_pool(tokens)
+    return tokens[:, 0] if self.pool == "cls" else average(tokens[:, self._prefix :])
 
 
 class _ScanStep(Block):

@@ -18,12 +18,12 @@ def _linear(distance: np.ndarray, _: float) -> np.ndarray:
   return np.maximum(1 - np.abs(distance), 0.0)
 
 
-def resize_matrix(size_in: int, size_out: int, *, method: str, antialias: bool) -> np.ndarray:
+def resize_matrix(size_in: int, size_out: int, *, method: str, antialias: bool, offset: float = 0.0) -> np.ndarray:
   """Interpolation weights [size_out, size_in], half-pixel centres (PyTorch's align_corners=False).
 
   Without antialiasing the bicubic kernel has a = -0.75 and taps outside are clamped to the edge; with it a = -0.5, the
   kernel widens by the scale when shrinking and weights are renormalised at the border (jax.image's "cubic" is neither
-  of these by default).
+  of these by default). The scale is size_in / (size_out + offset).
 
   Raises:
     ValueError: for a method other than "bicubic" and "bilinear".
@@ -31,7 +31,7 @@ def resize_matrix(size_in: int, size_out: int, *, method: str, antialias: bool) 
   if method not in ("bicubic", "bilinear"):
     raise ValueError(f'method must be "bicubic" or "bilinear", got {method!r}.')
   kernel, support = (_cubic, 2.0) if method == "bicubic" else (_linear, 1.0)
-  scale = size_in / size_out
+  scale = size_in / (size_out + offset)
   centres = (np.arange(size_out) + 0.5) * scale - 0.5  # [out]
   if antialias:
     stretch = max(scale, 1.0)
@@ -48,10 +48,16 @@ def resize_matrix(size_in: int, size_out: int, *, method: str, antialias: bool) 
 
 
 def resize_map(
-  features: Float[Array, "B h w D"], size: tuple[int, int], *, method: str = "bicubic", antialias: bool = False
+  features: Float[Array, "B h w D"],
+  size: tuple[int, int],
+  *,
+  method: str = "bicubic",
+  antialias: bool = False,
+  offset: float = 0.0,
 ) -> Float[Array, "B H W D"]:
   """Resizes a feature map to `size` = (H, W) in float32; the gram teacher's maps use the defaults (DINOv3 3.6)."""
   dtype = jnp.promote_types(features.dtype, jnp.float32)
-  rows = jnp.asarray(resize_matrix(features.shape[1], size[0], method=method, antialias=antialias), dtype)
-  columns = jnp.asarray(resize_matrix(features.shape[2], size[1], method=method, antialias=antialias), dtype)
+  how = {"method": method, "antialias": antialias, "offset": offset}
+  rows = jnp.asarray(resize_matrix(features.shape[1], size[0], **how), dtype)
+  columns = jnp.asarray(resize_matrix(features.shape[2], size[1], **how), dtype)
   return jnp.einsum("Hh,Ww,bhwd->bHWd", rows, columns, features.astype(dtype), optimize="optimal")

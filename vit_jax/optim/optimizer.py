@@ -31,7 +31,7 @@ def path_name(path: tuple) -> str:
 
 
 NO_DECAY = re.compile(r"(^|/)(bias|gamma)$|norm")
-EMBEDDING = re.compile(r"(^|/)(cls_token|registers|mask_token|patch_embed/.*)$")
+EMBEDDING = re.compile(r"(^|/)(cls_token|registers|mask_token|positions|patch_embed/.*)$")
 
 
 def groups(params: Any, *, layerwise_decay: float, patch_embed_lr: float) -> Groups:

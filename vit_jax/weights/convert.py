@@ -14,13 +14,25 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vit_jax.models import ProjectionHead
+from vit_jax.weights.dinov2 import DINOV2
 from vit_jax.weights.dinov3 import DINOV3
 from vit_jax.weights.errors import WeightMismatch, WeightsError
 from vit_jax.weights.hf import HF_DINOV3
 from vit_jax.weights.hf_convnext import HF_DINOV3_CONVNEXT
+from vit_jax.weights.hf_dinov2 import HF_DINOV2
+from vit_jax.weights.hf_vit import HF_VIT
 from vit_jax.weights.layout import STACKED, Buffer, Layout, Row, Shape
+from vit_jax.weights.timm import TIMM
 
-LAYOUTS: dict[str, Layout] = {"dinov3": DINOV3, "hf_dinov3": HF_DINOV3, "hf_dinov3_convnext": HF_DINOV3_CONVNEXT}
+LAYOUTS: dict[str, Layout] = {
+  "dinov3": DINOV3,
+  "dinov2": DINOV2,
+  "hf_dinov3": HF_DINOV3,
+  "hf_dinov3_convnext": HF_DINOV3_CONVNEXT,
+  "hf_dinov2": HF_DINOV2,
+  "hf_vit": HF_VIT,
+  "timm": TIMM,
+}
 
 _log = logging.getLogger(__name__)
 

@@ -10,24 +10,21 @@ import numpy as np
 
 from vit_jax.models import ConvNeXt, ProjectionHead, VisionTransformer
 from vit_jax.models.positions import rope_periods
-from vit_jax.weights.layout import CONVOLUTION, FLAT, LINEAR, Buffer, Layout, Row, dense, linear, norm, token
+from vit_jax.weights.layout import CONVOLUTION, FLAT, LINEAR, Buffer, Layout, Row, dense, norm, token
+from vit_jax.weights.trunk import LAYER_SCALE, QKV_BIAS, TRUNK
+
+_HINT = 'the DINOv3 repository has no such tensor: keep it with format="orbax"'
 
 _BACKBONE = (
   Row("cls_token", "cls_token", token(2)),
   Row("registers", "storage_tokens", token(1)),
   Row("mask_token", "mask_token", token(1)),
-  *dense("patch_embed", "patch_embed.proj", CONVOLUTION),
-  *norm("blocks/norm1", "blocks.{i}.norm1"),
-  *dense("blocks/attn/qkv", "blocks.{i}.attn.qkv"),
-  *dense("blocks/attn/proj", "blocks.{i}.attn.proj", linear(inputs=2)),
-  Row("blocks/ls1/gamma", "blocks.{i}.ls1.gamma", FLAT),
-  *norm("blocks/norm2", "blocks.{i}.norm2"),
-  *dense("blocks/mlp/fc1", "blocks.{i}.mlp.fc1"),
-  *dense("blocks/mlp/fc2", "blocks.{i}.mlp.fc2"),
+  *TRUNK,
+  *QKV_BIAS,
+  *LAYER_SCALE,
   *dense("blocks/mlp/gate", "blocks.{i}.mlp.w1"),
   *dense("blocks/mlp/up", "blocks.{i}.mlp.w2"),
   *dense("blocks/mlp/down", "blocks.{i}.mlp.w3"),
-  Row("blocks/ls2/gamma", "blocks.{i}.ls2.gamma", FLAT),
   *norm("final_norm", "norm"),
   *norm("cls_norm", "cls_norm"),
   *norm("local_cls_norm", "local_cls_norm"),
@@ -76,4 +73,4 @@ def _buffers(model: Any) -> tuple[Buffer, ...]:
   return tuple(found)
 
 
-DINOV3 = Layout(_rows, (VisionTransformer, ConvNeXt, ProjectionHead), _buffers)
+DINOV3 = Layout(_rows, (VisionTransformer, ConvNeXt, ProjectionHead), _buffers, hint=_HINT)

@@ -5,19 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from vit_jax.models import VisionTransformer
-from vit_jax.weights.layout import CONVOLUTION, FLAT, LINEAR, Layout, Row, dense, linear, norm, token
+from vit_jax.weights.layout import CONVOLUTION, FLAT, Layout, Row, dense, linear, norm, separate_qkv, token
 
 _HINT = 'the Hugging Face DINOv3 ViT has no such tensor: keep it with layout "dinov3" (format="pth") or format="orbax"'
 
 
 def _projections(mask_k_bias: bool) -> tuple[Row, ...]:
-  rows = []
-  for index, letter in enumerate("qkv"):
-    name = f"layer.{{i}}.attention.{letter}_proj"
-    rows.append(Row("blocks/attn/qkv/kernel", f"{name}.weight", LINEAR, part=(1, index)))
-    if not (letter == "k" and mask_k_bias):  # a key bias without effect is not stored
-      rows.append(Row("blocks/attn/qkv/bias", f"{name}.bias", FLAT, part=(0, index)))
-  return tuple(rows)
+  rows = separate_qkv(f"layer.{{i}}.attention.{letter}_proj" for letter in "qkv")
+  # A key bias without effect is not stored.
+  return tuple(row for row in rows if not (mask_k_bias and row.name.endswith("k_proj.bias")))
 
 
 def _rows(model: Any) -> tuple[Row, ...]:

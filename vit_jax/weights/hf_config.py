@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vit_jax.models import Rope, VisionTransformer
+from vit_jax.weights import family
 from vit_jax.weights.errors import WeightsError
 
 MODEL_TYPE = "dinov3_vit"
@@ -57,12 +58,7 @@ def to_config(model: VisionTransformer, image_size: int) -> dict[str, Any]:
   Raises:
     WeightsError: if Hugging Face's DINOv3 ViT cannot express the model; names every attribute that is in the way.
   """
-  problems = _inexpressible(model)
-  if problems:
-    raise WeightsError(
-      "a Hugging Face DINOv3 ViT cannot express this model: " + "; ".join(problems) + '. Save it with format="pth" '
-      '(the DINOv3 repository\'s layout) or format="orbax".'
-    )
+  family.refuse("DINOv3 ViT", _inexpressible(model))
   gated = model.mlp == "swiglu"
   return dict(
     architectures=["DINOv3ViTModel"],
@@ -85,10 +81,8 @@ def to_attributes(config: Mapping[str, Any]) -> dict[str, Any]:
   """The attributes of the `VisionTransformer` that a config.json describes.
 
   Raises:
-    WeightsError: for another model type, or settings that no `VisionTransformer` has; names them.
+    WeightsError: for settings that no `VisionTransformer` has; names them.
   """
-  if config.get("model_type") != MODEL_TYPE:
-    raise WeightsError(f'model_type {config.get("model_type")!r} is not known; "{MODEL_TYPE}" is.')
   c = _DEFAULTS | dict(config)
   problems = []
   if c["query_bias"] != c["value_bias"]:
@@ -129,19 +123,17 @@ def to_preprocessor(mean: Sequence[float], std: Sequence[float], image_size: int
 
 def from_preprocessor(values: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...], int]:
   """Mean, standard deviation and image side of a preprocessor_config.json."""
-  return tuple(values["image_mean"]), tuple(values["image_std"]), values["size"]["height"]
+  size = values["crop_size"] if values.get("do_center_crop") else values["size"]
+  side = size if isinstance(size, int) else size.get("height") or size["shortest_edge"]
+  return tuple(values["image_mean"]), tuple(values["image_std"]), side
 
 
 def _inexpressible(model: VisionTransformer) -> list[str]:
-  plain, found = Rope(), []
-  if model.norm != "layernorm":
-    found.append(f'norm={model.norm!r} (only "layernorm")')
-  if model.separate_cls_norm:
-    found.append("separate_cls_norm=True")
-  if model.separate_local_cls_norm:
-    found.append("separate_local_cls_norm=True")
+  plain, found = Rope(), family.deviations(model, family.PLAIN | {"position_table": None})
   if model.layer_scale is None:
     found.append("layer_scale=None (its blocks always have one)")
+  if model.mlp not in ("gelu", "swiglu"):
+    found.append(f"mlp={model.mlp!r}")
   if model.rope is None:
     return [*found, "rope=None"]
   if model.rope.base is None:

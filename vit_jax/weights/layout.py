@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -116,3 +116,12 @@ def norm(path: str, name: str) -> tuple[Row, ...]:
 def dense(path: str, name: str, form: Form = LINEAR) -> tuple[Row, ...]:
   """The rows of a linear map or convolution with bias."""
   return Row(f"{path}/kernel", f"{name}.weight", form), Row(f"{path}/bias", f"{name}.bias", FLAT)
+
+
+def separate_qkv(names: Iterable[str]) -> tuple[Row, ...]:
+  """The rows of query, key and value maps that are three tensors in the file."""
+  rows = []
+  for index, name in enumerate(names):
+    rows.append(Row("blocks/attn/qkv/kernel", f"{name}.weight", LINEAR, part=(1, index)))
+    rows.append(Row("blocks/attn/qkv/bias", f"{name}.bias", FLAT, part=(0, index)))
+  return tuple(rows)

@@ -1,0 +1,99 @@
+"""Hugging Face's ViT (model_type "vit"): tensor names and config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vit_jax.models import PositionTable, VisionTransformer
+from vit_jax.weights import family
+from vit_jax.weights.layout import CONVOLUTION, Layout, Row, dense, linear, norm, separate_qkv, token
+
+MODEL_TYPE = "vit"
+
+_ROWS = (
+  Row("cls_token", "embeddings.cls_token", token(2)),
+  Row("positions", "embeddings.position_embeddings", token(1)),
+  *dense("patch_embed", "embeddings.patch_embeddings.projection", CONVOLUTION),
+  *norm("blocks/norm1", "encoder.layer.{i}.layernorm_before"),
+  *separate_qkv(f"encoder.layer.{{i}}.attention.attention.{name}" for name in ("query", "key", "value")),
+  *dense("blocks/attn/proj", "encoder.layer.{i}.attention.output.dense", linear(inputs=2)),
+  *norm("blocks/norm2", "encoder.layer.{i}.layernorm_after"),
+  *dense("blocks/mlp/fc1", "encoder.layer.{i}.intermediate.dense"),
+  *dense("blocks/mlp/fc2", "encoder.layer.{i}.output.dense"),
+  *norm("final_norm", "layernorm"),
+)
+
+HF_VIT = Layout(
+  lambda model: _ROWS,
+  (VisionTransformer,),
+  outside=("classifier.", "pooler."),
+  hint='the Hugging Face ViT has no such tensor: keep it with format="timm" or format="orbax"',
+)
+
+_FIXED = family.PLAIN | dict(
+  rope=None, num_registers=0, masking=False, layer_scale=None, mask_k_bias=False, proj_bias=True, mlp_bias=True
+)
+_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}  # ours: theirs
+_SAME = {  # ours: theirs
+  "patch_size": "patch_size",
+  "width": "hidden_size",
+  "depth": "num_hidden_layers",
+  "num_heads": "num_attention_heads",
+  "mlp_hidden": "intermediate_size",
+  "qkv_bias": "qkv_bias",
+  "norm_eps": "layer_norm_eps",
+}
+_DEFAULTS = {  # of transformers, for keys that a config.json may leave out
+  "patch_size": 16,
+  "hidden_size": 768,
+  "num_hidden_layers": 12,
+  "num_attention_heads": 12,
+  "intermediate_size": 3072,
+  "hidden_act": "gelu",
+  "layer_norm_eps": 1e-12,
+  "image_size": 224,
+  "qkv_bias": True,
+}
+
+
+def to_config(model: VisionTransformer, image_size: int) -> dict[str, Any]:
+  """The config.json of a model; its image size is that of the position table.
+
+  Raises:
+    WeightsError: if Hugging Face's ViT cannot express the model; names every attribute that is in the way.
+  """
+  problems = family.deviations(model, _FIXED) + family.table_deviations(model.position_table)
+  if model.mlp not in _ACTIVATIONS:
+    problems.append(f"mlp={model.mlp!r}")
+  family.refuse("ViT", problems)
+  same = {theirs: getattr(model, ours) for ours, theirs in _SAME.items()}
+  return same | dict(
+    architectures=["ViTModel"],
+    model_type=MODEL_TYPE,
+    intermediate_size=model.mlp_hidden or 4 * model.width,
+    image_size=family.image_size_of(model),
+    hidden_act=_ACTIVATIONS[model.mlp],
+    num_channels=3,
+    dtype="float32",
+  )
+
+
+def to_attributes(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The attributes of the `VisionTransformer` that a config.json describes.
+
+  Raises:
+    WeightsError: for settings that no `VisionTransformer` has; names them.
+  """
+  c = _DEFAULTS | dict(config)
+  names = {theirs: ours for ours, theirs in _ACTIVATIONS.items()} | {"gelu_new": "gelu_tanh"}
+  if c["hidden_act"] not in names:
+    family.unknown_settings(c, {"hidden_act": "gelu"})
+  family.unknown_settings(c, {})
+  return dict(
+    **{ours: c[theirs] for ours, theirs in _SAME.items()},
+    mlp=names[c["hidden_act"]],
+    masking=False,
+    rope=None,
+    position_table=PositionTable(family.grid_of(c)),
+  )
