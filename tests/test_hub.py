@@ -66,7 +66,7 @@ def random_params(model: VisionTransformer | ConvNeXt, seed: int = 0) -> dict:
 def without_unused(model: VisionTransformer, params: dict) -> dict:
   """The parameters as a Hugging Face file holds them: without what has no influence on features."""
   params = {name: value for name, value in params.items() if name != "local_cls_norm"}
-  if model.mask_k_bias and model.qkv_bias:
+  if not isinstance(model, ConvNeXt) and model.mask_k_bias and model.qkv_bias:
     params["blocks"]["attn"]["qkv"]["bias"] = params["blocks"]["attn"]["qkv"]["bias"].at[:, 1].set(0)
   return params
 
