@@ -90,6 +90,21 @@ def test_export_keeps_the_features_in_every_format(in_runs, capsys):
     np.testing.assert_allclose(features(path), expected, rtol=1e-6, atol=1e-6)
 
 
+def test_convert_goes_from_any_format_to_any(in_runs, capsys):
+  image = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
+
+  def features(path: str) -> np.ndarray:
+    model, params = vit_jax.load_model(path)
+    return np.asarray(model.apply({"params": params}, image).cls)
+
+  expected, source = features("tiny"), "tiny"
+  for format, path in {"safetensors": "1", "pth": "2.pth", "orbax": "3"}.items():
+    out = run(capsys, "convert", f"--from={source}", f"--to={path}", f"--format={format}")
+    assert out == f"wrote {path} ({format})\n"
+    np.testing.assert_allclose(features(path), expected, rtol=1e-6, atol=1e-6)
+    source = path
+
+
 def test_export_says_how_images_were_prepared(in_runs, capsys):
   run(capsys, "export", "--model=tiny/checkpoints/2", "--to=two")
   assert vit_jax.hub.load_preprocessing("two") == vit_jax.hub.load_preprocessing("tiny")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -275,6 +276,35 @@ def test_the_teacher_of_a_run_opens_from_workdir_and_step(tmp_path: pathlib.Path
   (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
   with pytest.raises(NotSaved, match="no saved step"):
     vit_jax.load_model(tmp_path / "empty")
+
+
+PUBLISHED = [
+  *(f"dinov3_{size}" for size in ("vits16", "vits16plus", "vitb16", "vitl16", "vith16plus", "vit7b16")),
+  *(f"dinov3_convnext_{size}" for size in ("tiny", "small", "base", "large")),
+  *(f"dinov2_vit{size}14{registers}" for size in "sblg" for registers in ("", "_reg")),
+  *("vit_ti16", "vit_b16", "vit_l16", "vit_h14"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_transformers_gives_the_same_features_at_full_width(tmp_path: pathlib.Path, name: str):
+  """At the published width and one block (per stage): what depends on sizes is head widths, grids and hidden widths."""
+  torch = pytest.importorskip("torch")
+  transformers = pytest.importorskip("transformers")
+  short = {"depths": (1, 1, 1, 1)} if "convnext" in name else {"depth": 1, "norm_eps": 1e-5}
+  model = vit_jax.create_model(name, **short)
+  if "dinov2" in name:  # Hugging Face resizes positions in another way than the repository
+    model = model.clone(position_table=dataclasses.replace(model.position_table, offset=0.0))
+  batch = np.random.default_rng(0).normal(size=(1, 224, 224, 3)).astype(np.float32)
+  params = jax.tree.map(lambda x: x + 0.05, jax.jit(model.init)(jax.random.key(0), batch)["params"])
+  vit_jax.save_model(tmp_path / "m", model, params)
+  theirs = transformers.AutoModel.from_pretrained(tmp_path / "m").eval()
+  with torch.no_grad():
+    tokens = theirs(torch.from_numpy(batch.transpose(0, 3, 1, 2).copy())).last_hidden_state.numpy()
+  features = jax.jit(model.apply)({"params": params}, batch)
+  ours = np.concatenate([features.cls[:, None], features.registers, features.patches], axis=1)
+  assert np.abs(ours - tokens).max() < 1e-4
 
 
 @pytest.mark.parametrize("name", [*MODELS, *OTHERS])
