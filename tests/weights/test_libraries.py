@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from tests.golden import Golden
 from vit_jax import weights
-from vit_jax.models import PositionTable, Rope, VisionTransformer
+from vit_jax.models import PositionTable, Rope, VisionTransformer, create_model
 from vit_jax.weights import WeightMismatch, WeightsError
 from vit_jax.weights.families import FAMILIES
+from vit_jax.weights.infer import recognise
 
 RELATIVE = 2e-6  # of the largest element; float32 against float32
 
@@ -172,3 +175,28 @@ def test_models_that_hugging_face_cannot_express_are_refused_by_attribute():
     assert words in str(caught.value)
   with pytest.raises(WeightsError, match=r"ViT cannot express .*num_registers=4 \(only 0\).*layer_scale=1e-05"):
     FAMILIES["vit"].to_config(model, 32)
+
+
+@pytest.mark.parametrize(
+  ("name", "layout"),
+  [
+    ("dinov2_vits14", "dinov2"),
+    ("dinov2_vits14_reg", "dinov2"),
+    ("vit_ti16", "timm"),
+    ("vit_h14", "timm"),
+    ("dinov3_vits16plus", "timm"),
+    ("dinov3_convnext_tiny", "dinov3"),
+  ],
+)
+def test_published_models_are_recognised_by_their_tensors(name: str, layout: str):
+  model = create_model(name)
+  if layout == "timm":
+    table = model.position_table and dataclasses.replace(model.position_table, antialias=True)
+    model = model.clone(depth=1, masking=False, position_table=table)
+  elif layout == "dinov2":
+    model = model.clone(depth=1)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))["params"]
+  params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float16), shapes)
+  found = recognise(weights.to_state_dict(params, model, layout))
+  assert found.layout == layout
+  assert found.module(**found.attributes) == model

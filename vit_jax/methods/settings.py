@@ -40,18 +40,25 @@ def build_backbone(config: Any) -> VisionTransformer | ConvNeXt:
   return model
 
 
-def build_views(config: Any, patch_size: int) -> Views:
+def build_views(config: Any, stride: int) -> Views:
   """What the data must make for a method with global and local crops and masks.
+
+  Args:
+    config: the resolved config.
+    stride: pixels between neighbouring patch tokens of the backbone.
 
   Raises:
     ValueError: naming the key, if a crop is not a whole number of patches.
   """
   for key in ("global_size", "local_size"):
     size = config.crops[key]
-    if size % patch_size:
-      near = max(round(size / patch_size), 1) * patch_size
-      raise ValueError(f"crops.{key}={size}: must be a multiple of model.patch_size={patch_size}, for example {near}.")
-  side = config.crops.global_size // patch_size
+    if size % stride:
+      near = max(round(size / stride), 1) * stride
+      raise ValueError(
+        f"crops.{key}={size}: must be a multiple of {stride}, the pixels between two patch tokens of "
+        f"{config.model.name} (a ViT's model.patch_size), for example {near}."
+      )
+  side = config.crops.global_size // stride
   photometric = {key: value for key, value in config.augment.items() if key not in ("mean", "std")}
   return Views(
     **config.crops,
