@@ -15,7 +15,7 @@ from vit_jax.config import default
 
 def get_config():
   c = default()
-  c.duration = "700 steps"
+  c.duration = "500 steps"
   c.batch_size = 64
 
   c.model.name = "vit_small"
@@ -34,6 +34,7 @@ def get_config():
   c.schedules.lr.peak = 2e-3
   c.schedules.weight_decay.end = 0.04
   c.schedules.momentum.start = c.schedules.momentum.peak = 0.98
+  c.schedules.momentum.end = 0.995
   for part in ("start", "peak", "end"):
     c.schedules.teacher_temperature[part] = 0.03
   c.optim.layerwise_decay = 1.0
