@@ -2,7 +2,8 @@
 
     vit-jax train --config=configs/quickstart.py --workdir=runs/quickstart
 
-Hardware: 2 CPU cores. Wall time and k-NN top-1: see the results in README.md.
+Hardware: 2 CPU cores. Wall time: 4 min 52 s of training. Expected: k-NN top-1 24.3 % (colour histogram 8.6 %,
+untrained network 7.6 %, pixels 5.9 %).
 
 What differs from a run at scale, and why: targets are sharper (teacher_temperature) and the teacher follows faster
 (momentum), because a run of minutes has to leave the uniform assignment quickly; the layer scale starts at 1, since
