@@ -15,7 +15,7 @@ from vit_jax.models import ConvNeXt, ProjectionHead, Rope, VisionTransformer
 from vit_jax.weights import WeightMismatch, WeightsError
 from vit_jax.weights.families import family_of_config
 from vit_jax.weights.hf_config import to_attributes, to_config
-from vit_jax.weights.infer import infer_attributes
+from vit_jax.weights.infer import infer_attributes, recognise
 
 REFERENCE = [
   "vit_both_untied_rope_augmented",
@@ -135,7 +135,7 @@ def test_a_second_copy_of_a_tensor_may_be_absent_but_not_different():
   state_dict = golden.under("sd")
   model = ConvNeXt(depths=tuple(golden.settings["depths"]), widths=tuple(golden.settings["dims"]))
   weights.from_state_dict({k: v for k, v in state_dict.items() if not k.startswith("norms.")}, model)
-  with pytest.raises(WeightMismatch, match=r"norms\.3\.bias should repeat .* final_norm/bias, but differs"):
+  with pytest.raises(WeightMismatch, match=r"norms\.3\.bias should repeat another tensor, norm\.bias, but differs"):
     weights.from_state_dict(state_dict | {"norms.3.bias": state_dict["norms.3.bias"] + 1}, model)
 
 
@@ -255,5 +255,5 @@ def test_unknown_hugging_face_models_are_refused(kind: str | None):
 
 
 def test_other_names_are_not_taken_for_a_backbone():
-  with pytest.raises(WeightsError, match=r"lacks cls_token, .*; it has fc\.weight"):
-    infer_attributes({"fc.weight": np.zeros((2, 2))})
+  with pytest.raises(WeightsError, match=r"not a backbone of DINOv3, DINOv2 or timm: .*; it has fc\.weight"):
+    recognise({"fc.weight": np.zeros((2, 2))})

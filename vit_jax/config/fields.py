@@ -14,6 +14,9 @@ from ml_collections import ConfigDict
 from vit_jax.config.errors import ConfigError
 from vit_jax.config.schema import default
 
+# Tuples that are not as long as their default, or have none, by the type of their elements.
+_ANY_LENGTH = {"augment.mean": float, "augment.std": float, "model.depths": int, "model.widths": int}
+
 _NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -28,6 +31,8 @@ class Field(NamedTuple):
   def __str__(self) -> str:
     if self.kind is not tuple:
       text = _NAMES[self.kind]
+    elif self.length is None and self.element is not str:
+      text = f"numbers such as ({'0.5' if self.element is float else '2'},)"
     elif self.length is None:
       text = 'names such as "(knn,linear)"'
     else:
@@ -54,7 +59,9 @@ def fields() -> dict[str, Field]:
   result = {}
   for key, value in flatten(schema).items():
     section, name = _locate(schema, key)
-    if isinstance(value, tuple):
+    if key in _ANY_LENGTH:
+      result[key] = Field(tuple, value is None, _ANY_LENGTH[key])
+    elif isinstance(value, tuple):
       element = type(value[0])
       result[key] = Field(tuple, False, element, None if element is str else len(value))
     else:

@@ -66,6 +66,7 @@ def prepare(config: ConfigDict) -> Run:
     mesh = parallel.make_mesh(resolved.mesh)
     parallel.check_batch(mesh, batch_size=resolved.batch_size, loss_group_size=resolved.loss_group_size)
     _check_koleo(resolved)
+    _check_channels(resolved)
     sources = _evaluation_sources(resolved)
   except (ValueError, ImportError, FileNotFoundError) as error:
     if isinstance(error, ConfigError):
@@ -80,6 +81,14 @@ def _check_koleo(config: ConfigDict) -> None:
     raise ConfigError(
       f"koleo.group_size={group}: must be larger than koleo.topk={topk}; raise batch_size or loss_group_size, or set "
       "koleo.loss_weight=0"
+    )
+
+
+def _check_channels(config: ConfigDict) -> None:
+  if config.model.in_channels not in (1, 3):
+    raise ConfigError(
+      f"model.in_channels={config.model.in_channels}: data.source={config.data.source} has RGB images, which serve a "
+      "model of 3 channels, or of 1 by their grey values"
     )
 
 
