@@ -118,9 +118,12 @@ def to_preprocessor(mean: Sequence[float], std: Sequence[float], image_size: int
 
 def from_preprocessor(values: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...], int]:
   """Mean, standard deviation and image side of a preprocessor_config.json."""
-  size = values["crop_size"] if values.get("do_center_crop") else values["size"]
-  side = size if isinstance(size, int) else size.get("height") or size["shortest_edge"]
-  return tuple(values["image_mean"]), tuple(values["image_std"]), side
+  try:
+    size = values["crop_size"] if values.get("do_center_crop") else values["size"]
+    side = size if isinstance(size, int) else size.get("height") or size["shortest_edge"]
+    return tuple(values["image_mean"]), tuple(values["image_std"]), side
+  except KeyError as error:
+    raise WeightsError(f"the preprocessor_config.json lacks {error}.") from error
 
 
 def _inexpressible(model: VisionTransformer) -> list[str]:
