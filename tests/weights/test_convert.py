@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.golden import Golden
+from tests.models.reference import reference_vit
 from vit_jax import weights
 from vit_jax.models import ConvNeXt, ProjectionHead, Rope, VisionTransformer
 from vit_jax.weights import WeightMismatch, WeightsError
@@ -26,28 +27,6 @@ REFERENCE = [
 ]
 
 
-def reference_model(settings: dict) -> VisionTransformer:
-  s, rope = settings, settings["rope"]
-  return VisionTransformer(
-    patch_size=s["patch_size"],
-    width=s["width"],
-    depth=s["depth"],
-    num_heads=s["heads"],
-    mlp="gelu" if s["ffn"] == "mlp" else "swiglu",
-    num_registers=s["storage_tokens"],
-    layer_scale=1e-5 if s["layer_scale"] else None,
-    qkv_bias=s["qkv_bias"],
-    proj_bias=s["proj_bias"],
-    mlp_bias=s["ffn_bias"],
-    mask_k_bias=s["mask_k_bias"],
-    norm="rmsnorm" if s["norm"] == "rmsnorm" else "layernorm",
-    norm_eps=s["norm_eps"],
-    separate_cls_norm=s["untie_cls_and_patch_norms"],
-    separate_local_cls_norm=s["untie_global_and_local_cls_norm"],
-    rope=Rope(base=rope["base"], min_period=rope["min_period"], max_period=rope["max_period"]),
-  )
-
-
 def small() -> tuple[VisionTransformer, dict[str, np.ndarray]]:
   golden = Golden("vit_mlp_reg4_ls_kmask_nonsquare")
   state_dict = golden.under("sd")
@@ -59,9 +38,9 @@ def test_reference_backbones_round_trip_and_are_recognised(name: str):
   golden = Golden(name)
   state_dict = golden.under("sd")
   inferred = infer_attributes(state_dict)
-  told = reference_model(golden.settings)
+  told = reference_vit(golden)
   for field in dataclasses.fields(told):
-    if field.name in inferred and field.name not in ("norm_eps", "mlp_hidden", "rope"):
+    if field.name in inferred and field.name not in ("norm_eps", "rope"):
       expected = getattr(told, field.name)
       assert inferred[field.name] == (expected and told.qkv_bias if field.name == "mask_k_bias" else expected), (
         field.name

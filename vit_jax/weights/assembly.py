@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -59,7 +60,7 @@ class Parameter(NamedTuple):
     """The values of a part of it (None: of all); besides them, one tensor is in memory at a time."""
     index = (slice(None),) * len(self.shape) if index is None else index
     ranges = [range(*part.indices(size)) for part, size in zip(index, self.shape, strict=True)]
-    out = np.zeros([len(r) for r in ranges], self.dtype)  # slices that no tensor holds are zero
+    out = np.zeros([len(r) for r in ranges], self.dtype)  # what no tensor holds is zero
     for tensor, slot in self.sources:
       place = slot.place
       if all(number in ranges[axis] for axis, number in place.items()):
@@ -68,13 +69,15 @@ class Parameter(NamedTuple):
     return out
 
   def put(self, sharding: jax.sharding.Sharding) -> jax.Array:
-    """It on devices, one shard in the memory of the host at a time."""
-    shards, last, values = [], None, np.empty(0)
-    placed = sharding.addressable_devices_indices_map(self.shape).items()
-    for device, index in sorted(placed, key=lambda item: str(item[1])):  # the devices of one shard after each other
-      if index != last:
-        last, values = index, self.read(index)
-      shards.append(jax.device_put(values, device, may_alias=False).block_until_ready())
+    """It on devices, one shard after the other: the host has one in memory, and what JAX has not let go of yet."""
+    placed = [(str(index), index, d) for d, index in sharding.addressable_devices_indices_map(self.shape).items()]
+    placed.sort(key=lambda entry: entry[0])
+    shards = []
+    for _, same in itertools.groupby(placed, key=lambda entry: entry[0]):  # the devices that hold one shard
+      _, indices, devices = zip(*same, strict=True)
+      values = self.read(indices[0])
+      shards += [jax.device_put(values, device).block_until_ready() for device in devices]
+      del values  # before the next is read
     return jax.make_array_from_single_device_arrays(self.shape, sharding, shards)
 
 

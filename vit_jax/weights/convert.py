@@ -88,16 +88,20 @@ def from_state_dict(
     original = next(other for other in required if slots[other][0].row.path == slot.row.path)
     if not np.array_equal(state_dict[name], state_dict[original]):
       raise WeightMismatch(f"{name} should repeat another tensor, {original}, but differs from it.")
+  least = jnp.dtype(model.param_dtype)
   sources: dict[str, list[tuple[Any, Slot]]] = {}
   for name in required:
     for slot in slots[name]:
       sources.setdefault(slot.row.path, []).append((state_dict[name], slot))
-  params = {}
-  for path, found in sources.items():
-    dtype = jax.dtypes.canonicalize_dtype(jnp.promote_types(found[0][0].dtype, model.param_dtype))
-    parameter = Parameter(shapes[path], dtype, found)
-    params[path] = jnp.asarray(parameter.read()) if sharding is None else parameter.put(sharding(path, shapes[path]))
-  return unflatten_dict(params, sep="/")
+  parameters = {
+    path: Parameter(shapes[path], jax.dtypes.canonicalize_dtype(jnp.promote_types(found[0][0].dtype, least)), found)
+    for path, found in sources.items()
+  }
+  loaded = {
+    path: jnp.asarray(parameter.read()) if sharding is None else parameter.put(sharding(path, parameter.shape))
+    for path, parameter in parameters.items()
+  }
+  return unflatten_dict(loaded, sep="/")
 
 
 def to_state_dict(params: Mapping[str, Any], model: nn.Module, layout: str = "dinov3") -> dict[str, np.ndarray]:

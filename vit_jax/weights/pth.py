@@ -33,7 +33,7 @@ _STORAGES = {
   "ByteStorage": np.dtype(np.uint8),
   "BoolStorage": np.dtype(np.bool_),
 }
-_PIECE = 1 << 20  # bytes that are checked at a time
+_PIECE = 1 << 17  # bytes that are checked at a time
 
 
 def open_pth(path: pathlib.Path | str) -> dict[str, Any]:
