@@ -32,7 +32,7 @@ def default() -> ConfigDict:
     c.model[key] = placeholder(int)
   for key in ("mlp", "norm"):  # mlp: "gelu" | "swiglu"; norm: "layernorm" | "rmsnorm"
     c.model[key] = placeholder(str)
-  for key in ("layer_scale", "norm_eps"):
+  for key in ("layer_scale", "norm_eps", "init_std"):
     c.model[key] = placeholder(float)
   for key in ("qkv_bias", "proj_bias", "mlp_bias", "mask_k_bias", "separate_cls_norm", "separate_local_cls_norm"):
     c.model[key] = placeholder(bool)
