@@ -127,10 +127,16 @@ def remember(config: ConfigDict, workdir: Path, *, accept_change: bool) -> None:
 
 def describe(run: Run) -> dict[str, Any]:
   """What will happen, in a few facts for people."""
+  sizes = run.views.resolutions
+  crops = [f"{v.name} pixels" for v in run.views.variants()]
+  if sizes:
+    total = sum(size.probability for size in sizes)
+    crops = [f"{crop} ({size.probability / total:.1%})" for crop, size in zip(crops, sizes, strict=True)]
   return {
     "images": len(run.source),
     "steps": run.steps("duration"),
     "batch": run.config.batch_size,
+    "crops": f"{'global/local/gram' if run.views.variants()[0].gram_size else 'global/local'} of {', '.join(crops)}",
     "loss groups": f"{run.config.batch_size // run.config.loss_group_size} of {run.config.loss_group_size} images",
     "devices": f"{run.mesh.size} {jax.devices()[0].device_kind} as "
     + " x ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items() if size > 1 or run.mesh.size == 1),
