@@ -18,6 +18,8 @@ from PIL import Image
 import vit_jax
 from vit_jax import config as configs
 from vit_jax.checkpoints import restore_params, steps
+from vit_jax.train import setup
+from vit_jax.train.evaluations import Evaluations
 from vit_jax.train.loop import train
 from vit_jax.train.writers import read_lines
 
@@ -208,6 +210,28 @@ def test_scores_baselines_pictures_and_summary_are_written(tmp_path, one_device)
   names = {path.name.split("_")[0] for path in (tmp_path / "pictures").glob("*.png")}
   assert {"batch", "pca"} <= names
   assert (tmp_path / "summary.md").exists() and (tmp_path / "summary.png").exists()
+
+
+def test_a_labelled_folder_without_a_test_split_is_scored_on_held_out_images(tmp_path, one_device, caplog):
+  for name in ("cats", "dogs"):
+    (tmp_path / "photos" / name).mkdir(parents=True)
+    for i in range(12):
+      pixels = np.random.default_rng([i, len(name), ord(name[0])]).integers(0, 256, (36, 36, 3), np.uint8)
+      Image.fromarray(pixels).save(tmp_path / f"photos/{name}/{i}.png")
+  spec = f"folder:{tmp_path / 'photos'}"
+  with caplog.at_level("INFO"):
+    run = setup.prepare(tiny(**{"data.source": spec}))
+    evaluations = Evaluations(run)
+  assert run.evaluation_sources == (spec, None)
+  assert f"tested on 2 held-out images of {spec}" in caplog.text
+  names = [[part.describe(i) for i in range(len(part))] for part in evaluations._sources]
+  assert [len(part) for part in names] == [22, 2] and len({*names[0], *names[1]}) == 24
+
+
+def test_few_labelled_images_are_not_scored(photos, one_device, caplog):
+  with caplog.at_level("INFO"):
+    assert setup.prepare(tiny(**{"data.source": f"folder:{photos}"})).evaluation_sources is None
+  assert "No evaluation during training" in caplog.text and "evaluation.test_source" in caplog.text
 
 
 @pytest.mark.parametrize(
