@@ -153,10 +153,10 @@ def _inspect_batch(args: argparse.Namespace) -> None:
   from vit_jax.train import setup
 
   run = setup.prepare(config)
-  sheets = []
-  for views in run.views.variants():
+  sheets, variants = [], run.views.variants()
+  for views in variants:
     with make_pipeline(run.source, views, batch_size=config.batch_size, seed=config.seed, workers=0) as batches:
-      sheets.append(pictures.contact_sheet(next(batches)))
+      sheets.append(pictures.contact_sheet(next(batches), images=max(3, 8 // len(variants))))
   print(f"wrote {pictures.save(pictures.stacked(sheets), args.output)}")
 
 
