@@ -71,6 +71,7 @@ def default() -> ConfigDict:
   c.dino.hidden = 2048
   c.dino.bottleneck = 256
   c.dino.num_layers = 3
+  c.dino.init_std = 0.02  # of the head's initial weights
   c.dino.ignore_diagonal = True  # leave out the pairs of one global crop with itself
 
   c.ibot = ConfigDict()
@@ -79,6 +80,7 @@ def default() -> ConfigDict:
   c.ibot.hidden = 2048
   c.ibot.bottleneck = 256
   c.ibot.num_layers = 3
+  c.ibot.init_std = 0.02
   c.ibot.mask_probability = 0.5  # share of the global crops that are masked
   c.ibot.mask_ratio = (0.1, 0.5)  # masked share of the patches of a masked crop: evenly spread over this range
   c.ibot.mask_shift = False  # roll every mask by a random offset

@@ -64,6 +64,7 @@ def modules(config: Any) -> Modules:
       bottleneck=values.bottleneck,
       prototypes=values.prototypes,
       num_layers=values.num_layers,
+      init_std=values.init_std,
       dtype=config.model.dtype,
     )
 
