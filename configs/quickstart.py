@@ -8,9 +8,9 @@ untrained network 7.6 %, pixels 5.9 %).
 What differs from a run at scale, and why: a run of minutes has to leave the uniform assignment quickly. So weights
 start at a size that suits narrow layers (init_std) and the layer scale at 1, where 1e-5 takes thousands of steps to
 grow; the prototypes start at a length of about 1 and stay (freeze_last_layer), or the first, unpredictable targets
-would teach the student to shrink them; the teacher follows fast at first (momentum). Hue and saturation are jittered more,
-because colours would otherwise be the easiest thing to match; nothing is blurred, as a blur of these sizes erases a
-texture of 64 pixels.
+would teach the student to shrink them; the teacher follows fast at first (momentum). Hue and saturation are jittered
+more, because colours would otherwise be the easiest thing to match; nothing is blurred, as a blur of these sizes erases
+a texture of 64 pixels.
 """
 
 from vit_jax.config import default
