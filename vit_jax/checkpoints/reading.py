@@ -7,6 +7,7 @@ carry their own checksum, so damage anywhere in a step is seen before its conten
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -84,6 +85,28 @@ def restore_params(
   return first_readable(workdir, step, read)[1]
 
 
+def restore_leaves(
+  workdir: str | epath.PathLike, path: tuple[str, ...], abstract: Mapping[str, Any], step: int
+) -> dict[str, jax.Array]:
+  """Reads some leaves of a saved state straight onto their devices.
+
+  Args:
+    workdir: the run.
+    path: names that lead to the subtree in the state.
+    abstract: leaf of the subtree, names joined by slashes -> `jax.ShapeDtypeStruct` with its type and sharding.
+    step: the step.
+
+  Raises:
+    NotSaved: if there is no such step.
+    Damaged: if it cannot be read.
+  """
+  leaves = {(*path, *name.split("/")): leaf for name, leaf in abstract.items()}
+  arguments = {names: restore_arguments(leaf) for names, leaf in leaves.items()}
+  read = functools.partial(read_arrays, abstract=leaves, arguments=arguments, partial=True)
+  found = first_readable(workdir, step, read)[1]
+  return {"/".join(names[len(path) :]): array for names, array in found.items()}
+
+
 def first_readable(
   workdir: str | epath.PathLike, step: int | None, read: Callable[[epath.Path], T]
 ) -> tuple[int, T, tuple[int, ...]]:
@@ -157,6 +180,14 @@ def read_arrays(
   if absent:  # a partial restore leaves what it did not find as it was asked for
     raise OSError(f"these arrays are missing: {', '.join(absent)}")
   return restored
+
+
+def restore_arguments(leaf: Any) -> ocp.ArrayRestoreArgs:
+  """How Orbax reads an array like this (abstract) one; without a sharding: onto the first local device."""
+  sharding = getattr(leaf, "sharding", None)
+  if not isinstance(sharding, jax.sharding.Sharding):
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return ocp.ArrayRestoreArgs(dtype=leaf.dtype, sharding=sharding, global_shape=np.shape(leaf))
 
 
 def _digest(value: Any) -> str:

@@ -17,6 +17,7 @@ from vit_jax import losses
 from vit_jax.data.views import Views
 from vit_jax.methods import gram, health
 from vit_jax.methods.settings import build_backbone, build_schedules, build_views, num_steps
+from vit_jax.methods.starting import Start
 from vit_jax.methods.state import State
 from vit_jax.models import ProjectionHead, VisionTransformer
 from vit_jax.ops.images import normalize_images
@@ -94,6 +95,20 @@ def init(config: Any, key: jax.Array) -> State:
     counters={"nonfinite": jnp.zeros((), jnp.int32)} | gram_counters,
     model=net.backbone,
   )
+
+
+def starts(config: Any) -> tuple[Start, ...]:
+  """What a fresh state takes from elsewhere: the gram teacher of `gram.source`, all else of `init_from`."""
+  places = {name: [("student", name), ("teacher", name)] for name in Modules._fields}
+  found = []
+  if gram.has_own_teacher(config):
+    if config.gram.source in (None, "init"):
+      places["backbone"].append(("gram_teacher",))
+    else:
+      found.append(Start("gram.source", config.gram.source, {"backbone": (("gram_teacher",),)}))
+  if config.init_from is not None:
+    found.insert(0, Start("init_from", config.init_from, {name: tuple(where) for name, where in places.items()}))
+  return tuple(found)
 
 
 def export(state: State) -> tuple[VisionTransformer, Params]:

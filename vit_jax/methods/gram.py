@@ -32,6 +32,21 @@ def has_own_teacher(config: Any) -> bool:
   return enabled(config) and config.gram.source != "ema"
 
 
+def describe(config: Any) -> str | None:
+  """Where the gram teacher comes from, for people; None: there is no Gram anchoring."""
+  if not enabled(config):
+    return None
+  words = {None: "none", "ema": "the EMA teacher itself", "init": "the backbone that the run starts from"}
+  text, refresh = words.get(config.gram.source, config.gram.source), config.gram.refresh
+  if config.gram.load_at is not None:
+    text += f", then the EMA teacher after {config.gram.load_at}"
+  if refresh.every is not None:
+    text += f"; refreshed with the EMA teacher every {refresh.every}"
+    text += f" from {refresh.first}" if refresh.first is not None else ""
+    text += f", {refresh.max} times at most" if refresh.max is not None else ""
+  return text
+
+
 def init(config: Any, backbone: Any) -> tuple[Any, dict[str, jax.Array]]:
   """The gram teacher of a fresh state, a copy of the teacher's backbone (or None), and its counters.
 

@@ -1,0 +1,77 @@
+"""What an architecture is, beyond the shapes of its parameters: comparing two, and the config keys that give one."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+
+from vit_jax.models import MODELS, create_model
+
+# Attributes without a part in what the parameters mean; that of the last one shows in their shapes.
+_FREE = ("parent", "name", "drop_path", "dtype", "param_dtype", "remat", "unroll", "masking", "separate_local_cls_norm")
+_ROPE = ("base", "min_period", "max_period", "normalize")  # attributes of the rotary positions that have one
+
+
+def attributes(model: nn.Module) -> dict[str, Any]:
+  """What gives the parameters of a model their meaning, by dotted name."""
+  names = [field.name for field in dataclasses.fields(model) if field.name not in _FREE]
+  values = {name: getattr(model, name) for name in names}
+  if "mlp_hidden" in values:
+    values["mlp_hidden"] = model.mlp_hidden or 4 * model.width
+  values["layer_scale"] = values["layer_scale"] is not None  # its value is only where training starts
+  if "rope" in values:
+    rope = values.pop("rope")
+    values |= {f"rope.{name}": getattr(rope, name, None) for name in _ROPE}
+  return values
+
+
+def differences(there: nn.Module, here: nn.Module) -> tuple[list[str], list[str]]:
+  """The attributes by which two models make different functions of the same parameters, and those that hardly do."""
+  if type(there) is not type(here):
+    return [f"a {type(there).__name__} there, a {type(here).__name__} here"], []
+  a, b = attributes(there), attributes(here)
+  lines = {name: f"{name}: {a[name]!r} there, {b[name]!r} here" for name in a if a[name] != b[name]}
+  minor = [lines.pop("norm_eps")] if "norm_eps" in lines else []
+  return list(lines.values()), minor
+
+
+def config_keys(model: nn.Module, config: Any) -> tuple[dict[str, Any], list[str]]:
+  """The keys of `config.model` to change for the architecture of `model`, and its attributes that no key reaches."""
+  wanted = attributes(model)
+  named = {name: attributes(create_model(name)) for name, (kind, _) in MODELS.items() if isinstance(model, kind)}
+  own = config.model.name
+
+  def distance(name: str) -> tuple[int, bool]:
+    return sum(wanted[attribute] != value for attribute, value in named[name].items()), name != own
+
+  best = min(named, key=distance)
+  keys, beyond = ({} if best == own else {"model.name": best}), []
+  for attribute, value in wanted.items():
+    key, (known, given) = f"model.{attribute}", _setting(config.model, attribute)
+    differs, overridden = value != named[best][attribute], given not in (None, value)
+    if attribute == "layer_scale":
+      value = model.layer_scale
+      overridden = given is not None and value is None
+    if differs and known and value is not None:
+      keys[key] = value
+    elif differs and attribute != "rope.base":  # which gives way to the periods
+      beyond.append(f"{attribute}={value!r}")
+    elif overridden:
+      keys[key] = value
+  if "model.width" in keys and "mlp_hidden" in wanted:  # which would be scaled with it
+    keys["model.mlp_hidden"] = wanted["mlp_hidden"]
+  if getattr(model, "separate_local_cls_norm", False) and not create_model(best).separate_local_cls_norm:
+    keys["model.separate_local_cls_norm"] = True
+  return keys, beyond
+
+
+def _setting(section: Any, attribute: str) -> tuple[bool, Any]:
+  """Whether `config.model` has a key for an attribute, and its value."""
+  *path, name = attribute.split(".")
+  for part in path:
+    if part not in section:
+      return False, None
+    section = section[part]
+  return name in section, section.get(name)
