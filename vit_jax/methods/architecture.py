@@ -39,39 +39,35 @@ def differences(there: nn.Module, here: nn.Module) -> tuple[list[str], list[str]
 
 def config_keys(model: nn.Module, config: Any) -> tuple[dict[str, Any], list[str]]:
   """The keys of `config.model` to change for the architecture of `model`, and its attributes that no key reaches."""
-  wanted = attributes(model)
+  wanted, given = attributes(model), _flat(config.model)
   named = {name: attributes(create_model(name)) for name, (kind, _) in MODELS.items() if isinstance(model, kind)}
-  own = config.model.name
 
   def distance(name: str) -> tuple[int, bool]:
-    return sum(wanted[attribute] != value for attribute, value in named[name].items()), name != own
+    return sum(wanted[attribute] != value for attribute, value in named[name].items()), name != given["name"]
 
   best = min(named, key=distance)
-  keys, beyond = ({} if best == own else {"model.name": best}), []
+  needed: dict[str, Any] = {"name": best}
+  beyond = []
   for attribute, value in wanted.items():
-    key, (known, given) = f"model.{attribute}", _setting(config.model, attribute)
-    differs, overridden = value != named[best][attribute], given not in (None, value)
-    if attribute == "layer_scale":
-      value = model.layer_scale
-      overridden = given is not None and value is None
-    if differs and known and value is not None:
-      keys[key] = value
-    elif differs and attribute != "rope.base":  # which gives way to the periods
+    same = value == named[best][attribute]
+    if attribute == "layer_scale":  # any value will do where there is one
+      value = given["layer_scale"] or model.layer_scale if value else None
+    if same:
+      needed[attribute] = value if given.get(attribute) is not None else None  # None: that of the named model
+    elif attribute in given and value is not None:
+      needed[attribute] = value
+    elif attribute != "rope.base":  # which gives way to the periods
       beyond.append(f"{attribute}={value!r}")
-    elif overridden:
-      keys[key] = value
-  if "model.width" in keys and "mlp_hidden" in wanted:  # which would be scaled with it
-    keys["model.mlp_hidden"] = wanted["mlp_hidden"]
+  if needed.get("width") is not None and "mlp_hidden" in wanted:  # which would be scaled with it
+    needed["mlp_hidden"] = wanted["mlp_hidden"]
   if getattr(model, "separate_local_cls_norm", False) and not create_model(best).separate_local_cls_norm:
-    keys["model.separate_local_cls_norm"] = True
-  return keys, beyond
+    needed["separate_local_cls_norm"] = True
+  fields = type(model).__dataclass_fields__
+  needed |= {name: None for name in given if name.partition(".")[0] not in fields and name != "name"}
+  return {f"model.{name}": value for name, value in needed.items() if given.get(name) != value}, beyond
 
 
-def _setting(section: Any, attribute: str) -> tuple[bool, Any]:
-  """Whether `config.model` has a key for an attribute, and its value."""
-  *path, name = attribute.split(".")
-  for part in path:
-    if part not in section:
-      return False, None
-    section = section[part]
-  return name in section, section.get(name)
+def _flat(section: Any) -> dict[str, Any]:
+  """The values of `config.model` by dotted name."""
+  rope = {f"rope.{name}": value for name, value in section.rope.items()}
+  return {name: value for name, value in section.items() if name != "rope"} | rope
