@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.methods.test_dinov3 import batches, tiny
+from tests.methods.test_dinov3 import run as run_on_mesh
 from vit_jax import losses
 from vit_jax.methods import dinov3, gram
 from vit_jax.methods.state import State
@@ -143,6 +144,18 @@ def run():
     states.append(state)
     metrics.append(jax.device_get(values))
   return SimpleNamespace(config=config, states=states, metrics=metrics, step=step)
+
+
+def test_eight_devices_give_one_devices_metrics():
+  config = run().config.copy_and_resolve_references()
+  config.mesh.update(data=2, fsdp=2, tensor=2)
+  states, metrics = run_on_mesh(config, 8)
+  for ours, expected in zip(metrics, run().metrics, strict=False):
+    for name in ("loss", "gram", "gram_masked", "gram_unmasked", "grad_norm/backbone"):
+      np.testing.assert_allclose(ours[name], expected[name], rtol=2e-4, atol=1e-6, err_msg=name)
+  kernel = states[-1].gram_teacher["blocks"]["mlp"]["fc1"]["kernel"]
+  assert kernel.sharding == states[-1].teacher["backbone"]["blocks"]["mlp"]["fc1"]["kernel"].sharding
+  assert not kernel.sharding.is_fully_replicated
 
 
 def assert_same(a, b):
