@@ -31,9 +31,19 @@ IMPOSSIBLE = {  # for every key whose values can be impossible by themselves: su
   "epoch_steps": [0],
   "batch_size": [0, -8],
   "loss_group_size": [0],
+  "model.in_channels": [0],
+  "model.depths": [(3, 0, 9, 3)],
+  "model.widths": [(0,)],
+  "model.pool": ["max"],
+  "model.positions": ["absolute"],
+  "model.position_table.image_size": [0],
+  "model.position_table.prefix": ["patches"],
   "model.mlp": ["relu"],
   "model.norm": ["batchnorm"],
   "model.norm_eps": [0.0],
+  "model.init_std": [0.0],
+  "dino.init_std": [-0.02],
+  "ibot.init_std": [0.0],
   "model.rope.base": [0.0],
   "model.rope.min_period": [-1.0],
   "model.rope.max_period": [0.0],
@@ -75,6 +85,16 @@ IMPOSSIBLE = {  # for every key whose values can be impossible by themselves: su
   "crops.global_scale": [(0.0, 1.0), (1.0, 0.3), (0.3, 1.1)],
   "crops.local_scale": [(0.5, 0.1)],
   "crops.flip": [1.5],
+  "crops.gram_size": [0],
+  "crops.resolutions": [
+    ((224, 96, 0, 0.0),),
+    ((224, -96, 0, 1.0),),
+    ((0, 96, 0, 1.0),),
+    ((224, 96, -1, 1.0),),
+    ((224, 96, 0, 0.5), (224, 96, 0, 0.5)),
+    ((224, 96, 0, 0.5), (448, 96, 448, 0.5)),
+    ((224, 96, 0, 0.5), (448, 96, 0, 0.4)),
+  ],
   "augment.jitter": [-0.5],
   "augment.brightness": [-0.1],
   "augment.contrast": [-0.1],
@@ -111,8 +131,15 @@ for name, values in {"lr": [-1.0], "weight_decay": [-1.0], "momentum": [-0.1, 1.
   IMPOSSIBLE |= {f"schedules.{name}.{end}": values for end in ("start", "peak", "end")}
   IMPOSSIBLE |= {f"schedules.{name}.{part}": ["long", "-1 steps", "101 %"] for part in ("warmup", "cosine")}
 
-# Or judged where the model, or the file, is known.
-ANY_VALUE = {"model.name", "model.layer_scale", "augment.mean", "data.cache_dir", "init_from", "gram.source"}
+ANY_VALUE = {  # or judged where the model, or the file, is known
+  "model.name",
+  "model.layer_scale",
+  "model.position_table.offset",
+  "augment.mean",
+  "data.cache_dir",
+  "init_from",
+  "gram.source",
+}
 
 
 def test_default_is_valid():
@@ -156,12 +183,22 @@ COMBINATIONS = {
   "koleo.group_size=12": dict(batch_size=24, loss_group_size=8, koleo__group_size=12),
   "koleo.topk=1": dict(batch_size=1, ibot__mask_probability=1.0),
   "koleo.topk=4": dict(koleo__topk=4, koleo__group_size=4),
+  "crops.local_number=7": dict(crops__local_number=7, crops__local_inside_global=True),
+  "crops.local_size=240": dict(crops__local_size=240, crops__local_inside_global=True),
+  "crops.resolutions=((64, 96, 0, 1.0),)": dict(
+    crops__resolutions=((64, 96, 0, 1.0),), crops__local_inside_global=True
+  ),
+  "crops.gram_size=448": dict(crops__gram_size=448, crops__resolutions=((224, 96, 448, 1.0),)),
   "ibot.mask_probability=0.1": dict(batch_size=4, ibot__mask_probability=0.1),
   "ibot.mask_ratio=(0.0, 0.0)": dict(ibot__mask_ratio=(0.0, 0.0)),
   "dino.loss_weight=0.0": dict(dino__loss_weight=0.0, ibot__loss_weight=0.0),
   "mesh={": dict(mesh__fsdp=-1),
   "batch_size=64": dict(mesh__data=3),
   "model.width=100": dict(model__width=100, model__num_heads=3),
+  "augment.mean=(0.485, 0.456, 0.406)": dict(model__in_channels=1, augment__std=(0.25,)),
+  "augment.std=(0.2, 0.2)": dict(augment__std=(0.2, 0.2)),
+  "model.rope.base=50.0": dict(model__rope__base=50.0, model__positions="learned"),
+  "model.position_table.antialias=True": dict(model__position_table__antialias=True, model__positions="rope"),
   "model.rope.base=100.0": dict(model__rope__base=100.0, model__rope__min_period=1.0),
   "model.rope.min_period=2.0": dict(model__rope__min_period=2.0, model__rope__max_period=1.0),
   "gram.tokens='masked'": dict(gram__source="init", gram__tokens="masked"),
@@ -201,11 +238,15 @@ def test_impossible_combination_is_named_in_one_line(start):
     dict(ibot__loss_weight=0.0, ibot__mask_probability=0.0),
     dict(mesh__data=8, mesh__fsdp=-1),
     dict(mesh__data=1, mesh__fsdp=1),
+    dict(model__in_channels=2, augment__mean=(0.5, 0.5), augment__std=(0.2, 0.2)),
+    dict(model__width=36, model__num_heads=6, model__positions="learned", model__position_table__offset=0.1),
     dict(model__rope__min_period=1.0, model__rope__max_period=2.0),
     dict(duration="100 steps", schedules__lr__warmup="100 steps", schedules__lr__cosine="0 steps"),
     dict(duration="100 steps", schedules__lr__warmup="6400 examples"),
     dict(duration="10 steps", schedules__lr__warmup="5 epochs"),  # depends on the number of images
     dict(schedules__lr__warmup="10 %", schedules__lr__cosine="90 %"),
+    dict(crops__resolutions=((512, 112, 768, 0.667), (768, 112, 1152, 0.333))),
+    dict(crops__resolutions=((64, 48, 64, 1 / 3), (64, 32, 64, 1 / 3), (64, 48, 96, 1 / 3)), crops__local_size=240),
     dict(optim__clip=0.0, evaluation__every="0 steps", evaluation__tasks=()),
     dict(data__source="embedded:textures/train?size=64&count=6000", evaluation__test_source="folder:/a"),
     dict(data__source="tfds:imagenet2012/train"),

@@ -8,7 +8,6 @@ from vit_jax.checkpoints.reading import (
   NotSaved,
   latest,
   read_meta,
-  restore_leaves,
   restore_params,
   steps,
 )
@@ -26,7 +25,6 @@ __all__ = [
   "find",
   "latest",
   "read_meta",
-  "restore_leaves",
   "restore_params",
   "steps",
 ]

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
@@ -127,7 +128,7 @@ class Checkpoints:
       meta, data_state = reading.read_json(folder, "meta"), reading.read_json(folder, "data")
       tree.check(meta["manifest"], tree.manifest(leaves), str(folder))
       plain = {path: tree.plain(leaf) for path, leaf in leaves.items()}
-      arguments = {path: reading.restore_arguments(leaf) for path, leaf in plain.items()}
+      arguments = {path: _restore_arguments(leaf) for path, leaf in plain.items()}
       return meta, data_state, reading.read_arrays(folder, plain, arguments, partial=False)
 
     found, (meta, data_state, arrays), damaged = reading.first_readable(self._workdir, step, read)
@@ -172,6 +173,13 @@ class Checkpoints:
       target, number = aside / f"{step.name}.{number}", number + 1
     step.rename(target)
     _log.warning("Moved the damaged checkpoint %s to %s.", step, target)
+
+
+def _restore_arguments(leaf: Any) -> ocp.ArrayRestoreArgs:
+  sharding = getattr(leaf, "sharding", None)
+  if not isinstance(sharding, jax.sharding.Sharding):
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return ocp.ArrayRestoreArgs(dtype=leaf.dtype, sharding=sharding, global_shape=np.shape(leaf))
 
 
 def _versions() -> dict[str, str]:

@@ -7,7 +7,6 @@ carry their own checksum, so damage anywhere in a step is seen before its conten
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import logging
@@ -57,7 +56,10 @@ def read_meta(workdir: str | epath.PathLike, step: int | None = None) -> dict[st
 
 
 def restore_params(
-  workdir: str | epath.PathLike, path: tuple[str, ...] = ("teacher", "backbone"), step: int | None = None
+  workdir: str | epath.PathLike,
+  path: tuple[str, ...] = ("teacher", "backbone"),
+  step: int | None = None,
+  sharding: tree.Placement | None = None,
 ) -> dict[str, Any]:
   """Reads one subtree of a saved state as numpy arrays, on any machine, whatever devices wrote it.
 
@@ -65,6 +67,8 @@ def restore_params(
     workdir: the run.
     path: names that lead to the subtree in the state.
     step: the step; None: the newest that can be read.
+    sharding: how an array of the subtree, by its path and shape, is spread over devices: it is then read shard by
+      shard, as a jax array.
 
   Raises:
     NotSaved: if nothing was saved (or not that step).
@@ -78,33 +82,13 @@ def restore_params(
     inside = [tuple(name.split("/")) for name in manifest if name.startswith(prefix)]
     if not inside:
       raise tree.Mismatch(_no_subtree(manifest, path, folder))
-    wanted = {names: ocp.RestoreArgs(restore_type=np.ndarray) for names in inside}
+    wanted = {
+      names: tree.restore_argument(names[len(path) :], manifest["/".join(names)]["shape"], sharding) for names in inside
+    }
     arrays = read_arrays(folder, wanted, wanted, partial=True)
     return tree.nest({names[len(path) :]: array for names, array in arrays.items()})
 
   return first_readable(workdir, step, read)[1]
-
-
-def restore_leaves(
-  workdir: str | epath.PathLike, path: tuple[str, ...], abstract: Mapping[str, Any], step: int
-) -> dict[str, jax.Array]:
-  """Reads some leaves of a saved state straight onto their devices.
-
-  Args:
-    workdir: the run.
-    path: names that lead to the subtree in the state.
-    abstract: leaf of the subtree, names joined by slashes -> `jax.ShapeDtypeStruct` with its type and sharding.
-    step: the step.
-
-  Raises:
-    NotSaved: if there is no such step.
-    Damaged: if it cannot be read.
-  """
-  leaves = {(*path, *name.split("/")): leaf for name, leaf in abstract.items()}
-  arguments = {names: restore_arguments(leaf) for names, leaf in leaves.items()}
-  read = functools.partial(read_arrays, abstract=leaves, arguments=arguments, partial=True)
-  found = first_readable(workdir, step, read)[1]
-  return {"/".join(names[len(path) :]): array for names, array in found.items()}
 
 
 def first_readable(
@@ -180,14 +164,6 @@ def read_arrays(
   if absent:  # a partial restore leaves what it did not find as it was asked for
     raise OSError(f"these arrays are missing: {', '.join(absent)}")
   return restored
-
-
-def restore_arguments(leaf: Any) -> ocp.ArrayRestoreArgs:
-  """How Orbax reads an array like this (abstract) one; without a sharding: onto the first local device."""
-  sharding = getattr(leaf, "sharding", None)
-  if not isinstance(sharding, jax.sharding.Sharding):
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  return ocp.ArrayRestoreArgs(dtype=leaf.dtype, sharding=sharding, global_shape=np.shape(leaf))
 
 
 def _digest(value: Any) -> str:

@@ -31,8 +31,11 @@ EMBEDDED = {
 
 _CHOICES = {
   "method": ("dinov3",),
-  "model.mlp": ("gelu", "swiglu"),
+  "model.mlp": ("gelu", "gelu_tanh", "swiglu"),
   "model.norm": ("layernorm", "rmsnorm"),
+  "model.pool": ("cls", "avg", "map", "distilled"),
+  "model.positions": ("rope", "learned", "sincos", "none"),
+  "model.position_table.prefix": ("none", "cls", "all"),
   "model.rope.normalize": ("separate", "min", "max"),
   "model.rope.dtype": ("float32", "bfloat16"),
   "model.dtype": ("float32", "bfloat16"),
@@ -45,23 +48,27 @@ _CHOICES = {
   "evaluation.tasks": ("knn", "linear"),
 }
 
+_ROUNDED = 1e-3  # what probabilities may lack to 1, as in (0.333, 0.333, 0.333); they are normalised
+
 _Rule = tuple[str, Callable[[Any], bool], str]
 _RANGES: tuple[_Rule, ...] = (  # what is right, its test, the keys (of tuples: every element); None passes
   (
     "must be at least 1",
     lambda v: v >= 1,
     "epoch_steps batch_size loss_group_size model.patch_size model.width model.depth model.num_heads model.mlp_hidden "
+    "model.in_channels model.depths model.widths model.position_table.image_size "
     "model.rope.jitter model.rope.rescale model.unroll dino.hidden dino.bottleneck dino.num_layers ibot.hidden "
     "ibot.bottleneck ibot.num_layers koleo.topk koleo.group_size crops.global_size crops.local_size crops.local_number "
-    "data.prefetch evaluation.image_size evaluation.batch_size evaluation.max_examples checkpoint.keep log.every "
-    "gram.refresh.max",
+    "crops.gram_size data.prefetch evaluation.image_size evaluation.batch_size evaluation.max_examples checkpoint.keep "
+    "log.every gram.refresh.max",
   ),
   ("must be at least 2", lambda v: v >= 2, "dino.prototypes ibot.prototypes"),
   (
     "must be more than 0",
     lambda v: v > 0,
-    "model.norm_eps model.rope.base model.rope.min_period model.rope.max_period optim.eps augment.std "
-    "schedules.teacher_temperature.start schedules.teacher_temperature.peak schedules.teacher_temperature.end",
+    "model.norm_eps model.init_std dino.init_std ibot.init_std model.rope.base model.rope.min_period "
+    "model.rope.max_period optim.eps augment.std schedules.teacher_temperature.start "
+    "schedules.teacher_temperature.peak schedules.teacher_temperature.end",
   ),
   (
     "must not be negative",
@@ -122,6 +129,7 @@ def validate(config: ConfigDict) -> None:
     problems = [
       *_groups(config),
       *_mesh(config),
+      *_crops(config),
       *_model(config),
       *_losses(config),
       *_gram(config),
@@ -215,6 +223,45 @@ def _groups(config: ConfigDict) -> Iterator[str]:
     )
 
 
+def _crops(config: ConfigDict) -> Iterator[str]:
+  crops = config.crops
+  if crops.local_inside_global and crops.local_number % 2:
+    yield (
+      f"crops.local_number={crops.local_number}: must be even with crops.local_inside_global=True: half of the local "
+      "crops lie inside each global crop"
+    )
+  sizes = crops.resolutions or ((crops.global_size, crops.local_size, 0, 1.0),)
+  for whole, part, *_ in sizes:
+    if crops.local_inside_global and part > whole:
+      key = "resolutions" if crops.resolutions else "local_size"
+      yield (
+        f"crops.{key}={crops[key]}: with crops.local_inside_global=True a local crop of {part} pixels must lie inside "
+        f"a global crop of {whole}: make it smaller"
+      )
+  if crops.resolutions:
+    yield from _resolutions(config)
+
+
+def _resolutions(config: ConfigDict) -> Iterator[str]:
+  key, rows = f"crops.resolutions={config.crops.resolutions}", config.crops.resolutions
+  for *sizes, probability in rows:
+    if min(sizes[:2]) < 1 or sizes[2] < 0 or probability <= 0:
+      yield f"{key}: {(*sizes, probability)} must be (global, local, gram or 0, probability), positive numbers"
+      return
+  if len({row[:3] for row in rows}) < len(rows):
+    yield f"{key}: gives the same sizes twice: add up their probabilities"
+  if len({row[2] == 0 for row in rows}) > 1:
+    yield f"{key}: must give a size of gram crops (the third number) in all rows or in none"
+  if config.crops.gram_size is not None:
+    yield (
+      f"crops.gram_size={config.crops.gram_size}: with crops.resolutions the size of the gram crops is the third "
+      "number of its rows: set it there, and leave this None"
+    )
+  total = sum(row[3] for row in rows)
+  if abs(total - 1) > _ROUNDED:
+    yield f"{key}: the probabilities must add up to 1, not {total:.4g}: divide them by that"
+
+
 def _mesh(config: ConfigDict) -> Iterator[str]:
   axes = dict(config.mesh)
   if list(axes.values()).count(-1) > 1:
@@ -230,7 +277,19 @@ def _mesh(config: ConfigDict) -> Iterator[str]:
 
 def _model(config: ConfigDict) -> Iterator[str]:
   model, rope = config.model, config.model.rope
-  if model.width is not None and model.num_heads is not None and model.width % (4 * model.num_heads):
+  for key in ("mean", "std"):
+    values = config.augment[key]
+    if len(values) != model.in_channels:
+      yield (
+        f"augment.{key}={values}: must have {model.in_channels} entries, one for each of the channels that "
+        f"model.in_channels={model.in_channels} says"
+      )
+  yield from _positions(model)
+  if (
+    model.positions in (None, "rope")
+    and None not in (model.width, model.num_heads)
+    and (model.width % (4 * model.num_heads))
+  ):
     yield (
       f"model.width={model.width}: must be a multiple of 4 x model.num_heads = {4 * model.num_heads} (rotary positions "
       "take a quarter of a head each)"
@@ -239,6 +298,17 @@ def _model(config: ConfigDict) -> Iterator[str]:
     yield f"model.rope.base={rope.base}: give either base, or min_period and max_period"
   if rope.min_period is not None and rope.max_period is not None and rope.min_period >= rope.max_period:
     yield f"model.rope.min_period={rope.min_period}: must be less than model.rope.max_period={rope.max_period}"
+
+
+def _positions(model: ConfigDict) -> Iterator[str]:
+  """Settings of positions of a kind that the model does not get."""
+  for section, kind in (("rope", "rope"), ("position_table", "learned")):
+    given = [key for key, value in model[section].items() if value is not None]
+    if given and model.positions not in (None, kind):
+      yield (
+        f"model.{section}.{given[0]}={model[section][given[0]]!r}: has no meaning with "
+        f"model.positions={model.positions!r}"
+      )
 
 
 def _losses(config: ConfigDict) -> Iterator[str]:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from vit_jax.inspect.pca import foreground_mask, principal_colours
 from vit_jax.models import ConvNeXt, VisionTransformer
+from vit_jax.models.inputs import prepare_images
 
 Picture = UInt8[np.ndarray, "height width 3"]
 
@@ -37,10 +37,13 @@ def contact_sheet(
   std: Sequence[float] | None = None,
   min_side: int = 112,
 ) -> Picture:
-  """Some images of a batch, one a row: both global crops with their masked patches greyed, then the local crops.
+  """Some images of a batch, one a row: both global crops with their masked patches greyed, gram crops, local crops.
+
+  The name above a column says how many pixels the crops have; they may be shown enlarged.
 
   Args:
-    batch: global_crops [B, 2, H, W, 3]; local_crops [B, L, h, w, 3] and masks [B, 2, N] where there are any.
+    batch: global_crops [B, 2, H, W, 3]; gram_crops [B, 2, Hg, Wg, 3], local_crops [B, L, h, w, 3] and masks [B, 2, N]
+      where there are any.
     images: rows of the sheet, at most.
     mean, std: of the normalisation, to undo it when the crops are floating-point.
     min_side: small crops are enlarged, all by the same whole factor, until a global crop has this height.
@@ -51,14 +54,28 @@ def contact_sheet(
   factor = max(1, math.ceil(min_side / crops.shape[2]))
   crops = _enlarge(crops, factor)
   rows = [list(row) for row in crops]
-  names = [f"global {i + 1}" for i in range(crops.shape[1])]
+  names = [f"global {i + 1}, {batch['global_crops'].shape[-2]}" for i in range(crops.shape[1])]
+  if "gram_crops" in batch:
+    gram = _enlarge(to_uint8(np.asarray(batch["gram_crops"][:images]), mean, std), factor)  # [b, 2, Hg, Wg, 3]
+    for row, mine in zip(rows, gram, strict=True):
+      row += list(mine)
+    names += [f"gram {i + 1}, {batch['gram_crops'].shape[-2]}" for i in range(gram.shape[1])]
   if "local_crops" in batch and batch["local_crops"].shape[1]:
     local = _enlarge(to_uint8(np.asarray(batch["local_crops"][:images]), mean, std), factor)  # [b, L, h, w, 3]
-    stack = max(1, (crops.shape[2] + _GAP) // (local.shape[2] + _GAP))  # local crops above each other
+    highest = max(picture.shape[0] for picture in rows[0])
+    stack = max(1, (highest + _GAP) // (local.shape[2] + _GAP))  # local crops above each other
     for row, mine in zip(rows, local, strict=True):
       row += [_column(mine[i : i + stack]) for i in range(0, len(mine), stack)]
-    names += [f"local crops ({local.shape[1]})"]
+    names += [f"local crops ({local.shape[1]}), {batch['local_crops'].shape[-2]}"]
   return _sheet(rows, names)
+
+
+def stacked(sheets: Sequence[Picture]) -> Picture:
+  """Sheets above each other."""
+  width = max(sheet.shape[1] for sheet in sheets)
+  return np.concatenate(
+    [np.pad(sheet, ((0, 0), (0, width - sheet.shape[1]), (0, 0)), constant_values=_PAPER) for sheet in sheets]
+  )
 
 
 def overlay_masks(crops: UInt8[np.ndarray, "B G H W 3"], masks: Bool[np.ndarray, "B G N"]) -> np.ndarray:
@@ -134,7 +151,7 @@ def feature_sheet(
   """
   images = np.asarray(images)
   grid = images.shape[1] // model.stride, images.shape[2] // model.stride
-  patches = _patches(model, params, images, jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32))
+  patches = _patches(model, tuple(mean), tuple(std), params, images)
   return pca_sheet(images, np.asarray(patches, np.float32), grid, foreground=foreground)
 
 
@@ -160,11 +177,11 @@ def to_uint8(crops: np.ndarray, mean: Sequence[float] | None, std: Sequence[floa
   return pixels.round().clip(0, 255).astype(np.uint8)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _patches(
-  model: VisionTransformer | ConvNeXt, params: Any, images: Array, mean: Array, std: Array
+  model: VisionTransformer | ConvNeXt, mean: tuple[float, ...], std: tuple[float, ...], params: Any, images: Array
 ) -> Float[Array, "B N D"]:
-  return model.apply({"params": params}, (images.astype(jnp.float32) / 255 - mean) / std).patches
+  return model.apply({"params": params}, prepare_images(model, images, mean, std)).patches
 
 
 def _enlarge(crops: np.ndarray, factor: int) -> np.ndarray:

@@ -10,8 +10,10 @@ import flax.linen as nn
 from vit_jax.models import MODELS, create_model
 
 # Attributes without a part in what the parameters mean; that of the last one shows in their shapes.
-_FREE = ("parent", "name", "drop_path", "dtype", "param_dtype", "remat", "unroll", "masking", "separate_local_cls_norm")
+_FREE = ("parent", "name", "init_std", "drop_path", "dtype", "param_dtype", "remat", "unroll", "masking")
+_FREE += ("separate_local_cls_norm",)
 _ROPE = ("base", "min_period", "max_period", "normalize")  # attributes of the rotary positions that have one
+_TABLE = ("prefix", "antialias", "offset")  # the same of learned positions
 
 
 def attributes(model: nn.Module) -> dict[str, Any]:
@@ -22,9 +24,20 @@ def attributes(model: nn.Module) -> dict[str, Any]:
     values["mlp_hidden"] = model.mlp_hidden or 4 * model.width
   values["layer_scale"] = values["layer_scale"] is not None  # its value is only where training starts
   if "rope" in values:
-    rope = values.pop("rope")
-    values |= {f"rope.{name}": getattr(rope, name, None) for name in _ROPE}
+    values |= _positions(model, values.pop("rope"), values.pop("position_table"))
   return values
+
+
+def _positions(model: Any, rope: Any, table: Any) -> dict[str, Any]:
+  """Rotary and absolute positions in the terms of `config.model`."""
+  kinds = (["rope"] if rope is not None else []) + ([table.kind] if table is not None else [])
+  found = {"positions": " and ".join(kinds) or "none"}
+  found |= {f"rope.{name}": getattr(rope, name, None) for name in _ROPE}
+  learned = table if table is not None and table.kind == "learned" else None
+  found |= {f"position_table.{name}": getattr(learned, name, None) for name in _TABLE}
+  rows, columns = (None, None) if learned is None else learned.grid
+  found["position_table.image_size"] = rows * model.patch_size if learned is not None and rows == columns else None
+  return found | {"position_table_grid": (rows, columns) if rows != columns else None}  # which no config has
 
 
 def differences(there: nn.Module, here: nn.Module) -> tuple[list[str], list[str]]:
@@ -56,18 +69,22 @@ def config_keys(model: nn.Module, config: Any) -> tuple[dict[str, Any], list[str
       needed[attribute] = value if given.get(attribute) is not None else None  # None: that of the named model
     elif attribute in given and value is not None:
       needed[attribute] = value
-    elif attribute != "rope.base":  # which gives way to the periods
+    elif attribute.startswith(("rope.", "position_table.")):  # they go with the kind of positions
+      needed[attribute] = None
+    else:
       beyond.append(f"{attribute}={value!r}")
   if needed.get("width") is not None and "mlp_hidden" in wanted:  # which would be scaled with it
     needed["mlp_hidden"] = wanted["mlp_hidden"]
   if getattr(model, "separate_local_cls_norm", False) and not create_model(best).separate_local_cls_norm:
     needed["separate_local_cls_norm"] = True
-  fields = type(model).__dataclass_fields__
+  fields = {*type(model).__dataclass_fields__, *wanted}
   needed |= {name: None for name in given if name.partition(".")[0] not in fields and name != "name"}
   return {f"model.{name}": value for name, value in needed.items() if given.get(name) != value}, beyond
 
 
 def _flat(section: Any) -> dict[str, Any]:
   """The values of `config.model` by dotted name."""
-  rope = {f"rope.{name}": value for name, value in section.rope.items()}
-  return {name: value for name, value in section.items() if name != "rope"} | rope
+  flat = {}
+  for name, value in section.items():
+    flat |= {f"{name}.{key}": inner for key, inner in value.items()} if hasattr(value, "items") else {name: value}
+  return flat

@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import numpy as np
-from flax.traverse_util import flatten_dict
 
 from vit_jax import weights
 from vit_jax.methods.architecture import config_keys, differences
@@ -50,15 +48,17 @@ class Source(NamedTuple):
     name: for people.
     model: its backbone.
     parts: the shapes of its parameters by path, by sub-module ("backbone", "dino_head", …).
-    read: (sub-module, abstract arrays with shardings by path) -> those parameters by path.
+    read: (sub-module, (path, shape) -> sharding) -> its parameters as a tree.
     unfit: why a sub-module that it holds is not among the parts.
+    normalization: mean and standard deviation of the images it was trained with; None: unknown.
   """
 
   name: str
   model: nn.Module
   parts: dict[str, dict[str, Shape]]
-  read: Callable[[str, Mapping[str, jax.ShapeDtypeStruct]], dict[str, jax.Array]]
+  read: Callable[[str, Callable[[str, Shape], jax.sharding.Sharding]], dict[str, Any]]
   unfit: dict[str, str]
+  normalization: tuple[tuple[float, ...], tuple[float, ...]] | None
 
 
 class Taken(NamedTuple):
@@ -90,27 +90,23 @@ def open_file(path: pathlib.Path, wanted: Mapping[str, nn.Module]) -> Source:
     WeightsError, WeightMismatch: if it cannot be read or is not complete in itself.
   """
   opened = open_weights(path)
-  model = _assume(opened, wanted["backbone"])
-  unfit: dict[str, str] = {}
-  params: dict[str, dict[str, Any]] = {}
-  with jax.default_device(jax.local_devices(backend="cpu")[0]):  # it may be larger than one accelerator
-    tree = weights.from_state_dict(opened.tensors["backbone"], model, opened.backbone.layout)
-    params["backbone"] = flatten_dict(tree, sep="/")
-    for name in opened.tensors.keys() & wanted.keys() - {"backbone"}:
-      try:
-        params[name] = flatten_dict(weights.from_state_dict(opened.tensors[name], wanted[name]), sep="/")
-      except weights.WeightMismatch as error:
-        unfit[name] = "; ".join(line.strip() for line in str(error).splitlines()[1:])
+  modules = {name: module for name, module in wanted.items() if name in opened.tensors}
+  modules["backbone"] = _assume(opened, wanted["backbone"])
+  layouts = {"backbone": opened.backbone.layout}
+  parts, unfit = {}, {}
+  for name, module in modules.items():
+    try:
+      parts[name] = weights.parameter_shapes(opened.tensors[name], module, layouts.get(name, "dinov3"))
+    except weights.WeightMismatch as error:
+      if name == "backbone":
+        raise
+      unfit[name] = "; ".join(line.strip() for line in str(error).splitlines()[1:])
 
-  def read(name: str, leaves: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    arrays = {path: np.asarray(params[name][path], leaf.dtype) for path, leaf in leaves.items()}
-    return {
-      path: jax.make_array_from_callback(leaf.shape, leaf.sharding, arrays[path].__getitem__)
-      for path, leaf in leaves.items()
-    }
+  def read(name: str, sharding: Callable[[str, Shape], jax.sharding.Sharding]) -> dict[str, Any]:
+    tensors, layout = opened.tensors[name], layouts.get(name, "dinov3")
+    return weights.from_state_dict(tensors, modules[name], layout, sharding=sharding)
 
-  shapes = {name: {path: np.shape(leaf) for path, leaf in flat.items()} for name, flat in params.items()}
-  return Source(str(path), model, shapes, read, unfit)
+  return Source(str(path), modules["backbone"], parts, read, unfit, opened.normalization)
 
 
 def _assume(opened: Opened, wanted: nn.Module) -> nn.Module:
@@ -166,7 +162,9 @@ def match(
       attributes, minor = differences(source.model, build_backbone(config))
       if attributes or different:
         raise ValueError(_misfit(start, source, config, [*attributes, *different]))
-      notes += [f"{start.key}={start.path}: {line}; as in config.model" for line in minor]
+      notes += [
+        f"{start.key}={start.path}: {line}, and here it stays" for line in minor + _normalization(source, config)
+      ]
     elif different:
       taken.append(Taken(name, (), why=f"the {name} of {source.name} is another: {'; '.join(different)}"))
       continue
@@ -175,6 +173,14 @@ def match(
   if any(not part.paths for part in taken) and not num_steps(config.init.freeze_backbone_steps):
     notes.append("Heads start at random under a trained backbone: init.freeze_backbone_steps lets them learn first.")
   return taken, notes
+
+
+def _normalization(source: Source, config: Any) -> list[str]:
+  here = tuple(config.augment.mean), tuple(config.augment.std)
+  if source.normalization in (None, here):
+    return []
+  there = tuple(tuple(values) for values in source.normalization)
+  return [f"augment.mean and augment.std: {there} there, {here} here"] if there != here else []
 
 
 def _shape_differences(there: Mapping[str, Shape], here: Mapping[str, Shape]) -> list[str]:

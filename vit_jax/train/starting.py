@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vit_jax import checkpoints, methods
 from vit_jax import config as configs
+from vit_jax.checkpoints.tree import Placement
 from vit_jax.config import ConfigError
 from vit_jax.inspect import tables
 from vit_jax.methods import State
@@ -109,10 +110,11 @@ def _open_run(address: checkpoints.Address) -> Source:
       part, _, path = name.removeprefix(root).partition("/")
       parts.setdefault(part, {})[path] = tuple(entry["shape"])
 
-  def read(part: str, leaves: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    return checkpoints.restore_leaves(address.workdir, ("teacher", part), leaves, step)
+  def read(part: str, sharding: Placement) -> dict[str, Any]:
+    return checkpoints.restore_params(address.workdir, ("teacher", part), step, sharding)
 
-  return Source(f"{address.workdir}, step {step}", methods.backbone(config), parts, read, {})
+  normalization = tuple(config.augment.mean), tuple(config.augment.std)
+  return Source(f"{address.workdir}, step {step}", methods.backbone(config), parts, read, {}, normalization)
 
 
 def _leaves(state: State, place: Place) -> dict[str, Any]:
@@ -122,9 +124,8 @@ def _leaves(state: State, place: Place) -> dict[str, Any]:
 
 def _fill(state: State, places: tuple[Place, ...], source: Source, part: Taken) -> State:
   leaves = _leaves(state, places[0])
-  wanted = {path: jax.ShapeDtypeStruct(leaves[path].shape, leaves[path].dtype, sharding=leaves[path].sharding)
-            for path in part.paths}  # fmt: skip
-  found = unflatten_dict(leaves | source.read(part.name, wanted), sep="/")
+  read = flatten_dict(source.read(part.name, lambda path, _: leaves[path].sharding), sep="/")
+  found = unflatten_dict(leaves | {path: read[path].astype(leaves[path].dtype) for path in part.paths}, sep="/")
   for i, place in enumerate(places):
     copy = found if i == 0 else jax.jit(functools.partial(jax.tree.map, jax.numpy.copy))(found)
     state = _replaced(state, place, copy)

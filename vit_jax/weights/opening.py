@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 from vit_jax.weights.convert import select
 from vit_jax.weights.errors import WeightsError
 from vit_jax.weights.families import family_of_config
-from vit_jax.weights.files import INDEX, SINGLE, read_safetensors
+from vit_jax.weights.files import INDEX, SINGLE, open_safetensors
+from vit_jax.weights.hf_config import from_preprocessor
 from vit_jax.weights.infer import Recognised, recognise
-from vit_jax.weights.pth import read_pth
+from vit_jax.weights.pth import open_pth
 
-CONFIG = "config.json"  # of a Hugging Face folder, or beside a safetensors file
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"  # of a Hugging Face folder
 HEADS = ("dino_head", "ibot_head")
 
 
@@ -23,11 +24,14 @@ class Opened(NamedTuple):
 
   Attributes:
     backbone: its layout and architecture.
-    tensors: by sub-module: "backbone", and of a training export "dino_head" and "ibot_head" (layout "dinov3").
+    tensors: by sub-module, not read yet: "backbone", and of a training export "dino_head" and "ibot_head" (layout
+      "dinov3").
+    normalization: mean and standard deviation of the images it was trained with; None: the file does not say.
   """
 
   backbone: Recognised
   tensors: dict[str, Mapping[str, Any]]
+  normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
 
 def open_weights(path: pathlib.Path) -> Opened:
@@ -41,19 +45,22 @@ def open_weights(path: pathlib.Path) -> Opened:
     if path.is_dir() and not any((path / name).exists() for name in (SINGLE, INDEX)):
       raise WeightsError(f"{path} is no model: a folder of weights has {SINGLE} (or its sharded form) and {CONFIG}.")
     return _open_safetensors(path)
-  return _from_names(read_pth(path))
+  return _from_names(open_pth(path))
 
 
 def _open_safetensors(path: pathlib.Path) -> Opened:
   beside = (path if path.is_dir() else path.parent) / CONFIG
   config = json.loads(beside.read_text()) if beside.exists() else {}
-  tensors = read_safetensors(path)
+  tensors = open_safetensors(path)
   if "model_type" not in config:  # none of transformers; timm's has other keys
     return _from_names(tensors)
   family, prefix = family_of_config(config), f"{config['model_type']}."
   if any(name.startswith(prefix) for name in tensors):  # a model with a task's head
     tensors = select(tensors, prefix)
-  return Opened(Recognised(family.layout, family.module, family.to_attributes(config), {}), {"backbone": tensors})
+  recognised = Recognised(family.layout, family.module, family.to_attributes(config), {})
+  said = beside.with_name(PREPROCESSOR)
+  normalization = from_preprocessor(json.loads(said.read_text()))[:2] if said.exists() else None
+  return Opened(recognised, {"backbone": tensors}, normalization)
 
 
 def _from_names(tensors: Mapping[str, Any]) -> Opened:
