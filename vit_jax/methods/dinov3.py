@@ -1,7 +1,7 @@
-"""DINOv3 pretraining, stage 1: DINO on class tokens, iBOT on masked patches, KoLeo, with an EMA teacher.
+"""DINOv3 training: DINO on class tokens, iBOT on masked patches, KoLeo, Gram anchoring, with an EMA teacher.
 
-Siméoni et al. 2025 (arXiv 2508.10104); the objective is DINOv2's (Oquab et al. 2023). One step, in order: teacher
-targets, student on all crops, losses, gradients, clipping per sub-module, AdamW, EMA.
+Siméoni et al. 2025 (arXiv 2508.10104); without Gram anchoring the objective is DINOv2's (Oquab et al. 2023). One step,
+in order: teacher targets, student on all crops, losses, gradients, clipping per sub-module, AdamW, EMA.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from jaxtyping import Array, Float
 
 from vit_jax import losses
 from vit_jax.data.views import Views
-from vit_jax.methods import health
+from vit_jax.methods import gram, health
 from vit_jax.methods.settings import build_backbone, build_schedules, build_views, num_steps
+from vit_jax.methods.starting import Start
 from vit_jax.methods.state import State
 from vit_jax.models import ProjectionHead, VisionTransformer
 from vit_jax.ops.images import normalize_images
@@ -43,11 +44,13 @@ class Targets(NamedTuple):
     cls: [2, B, K] assignment of the class tokens of the global crops.
     patches: [groups * M, K] assignment of the masked patches.
     features: [2B, D] the teacher's class tokens, for the health metrics.
+    anchor: [2B, N, D] patch features whose similarities the student's keep; None: no Gram anchoring.
   """
 
   cls: Array
   patches: Array
   features: Array
+  anchor: Array | None = None
 
 
 def views(config: Any) -> Views:
@@ -82,16 +85,31 @@ def init(config: Any, key: jax.Array) -> State:
     "dino_head": net.dino_head.init(keys[1], token)["params"],
     "ibot_head": net.ibot_head.init(keys[2], token)["params"],
   }
+  gram_teacher, gram_counters = gram.init(config, student["backbone"])
   return State(
     step=jnp.zeros((), jnp.int32),
     student=student,
     teacher=jax.tree.map(jnp.copy, student),
-    gram_teacher=None,
+    gram_teacher=gram_teacher,
     opt_state=optimizer.adam(config.optim.b1, config.optim.b2, config.optim.eps).init(student),
     key=keys[3],
-    counters={"nonfinite": jnp.zeros((), jnp.int32)},
+    counters={"nonfinite": jnp.zeros((), jnp.int32)} | gram_counters,
     model=net.backbone,
   )
+
+
+def starts(config: Any) -> tuple[Start, ...]:
+  """What a fresh state takes from elsewhere: the gram teacher of `gram.source`, all else of `init_from`."""
+  places = {name: [("student", name), ("teacher", name)] for name in Modules._fields}
+  found = []
+  if gram.has_own_teacher(config):
+    if config.gram.source in (None, "init"):
+      places["backbone"].append(("gram_teacher",))
+    else:
+      found.append(Start("gram.source", config.gram.source, {"backbone": (("gram_teacher",),)}))
+  if config.init_from is not None:
+    found.insert(0, Start("init_from", config.init_from, {name: tuple(where) for name, where in places.items()}))
+  return tuple(found)
 
 
 def export(state: State) -> tuple[VisionTransformer, Params]:
@@ -104,16 +122,25 @@ def make_step(config: Any) -> Callable[[State, Batch], tuple[State, dict[str, ja
   net = modules(config)
   schedules = build_schedules(config, scale_lr(config.batch_size, config.optim.lr_scaling))
   frozen_steps = num_steps(config.optim.freeze_last_layer)
+  warmup_steps = num_steps(config.init.freeze_backbone_steps)
+  if not gram.enabled(config):
+    del schedules["gram_loss_weight"]
 
   def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
     now = {name: schedule(state.step) for name, schedule in schedules.items()}
     batch = normalized(config, batch)
     key = jax.random.fold_in(state.key, state.step)
+    state = gram.load(config, state)
+    if gram.enabled(config):
+      now["gram_loss_weight"] *= gram.loaded(config, state)
 
     targets = teacher_targets(net, state.teacher, batch, now["teacher_temperature"])
+    targets = targets._replace(anchor=gram.features(config, net.backbone, state, batch, targets.anchor))
 
     def objective(student: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
-      return student_loss(config, net, student, targets, batch, key, now["local_loss_weight"])
+      return student_loss(
+        config, net, student, targets, batch, key, now["local_loss_weight"], now.get("gram_loss_weight")
+      )
 
     (loss, terms), grads = jax.value_and_grad(objective, has_aux=True)(state.student)
     grads, norms = optimizer.clip(grads, config.optim.clip)
@@ -131,7 +158,11 @@ def make_step(config: Any) -> Callable[[State, Batch], tuple[State, dict[str, ja
       b2=config.optim.b2,
       eps=config.optim.eps,
     )
+    if warmup_steps:
+      student = hold_backbone(state.step < warmup_steps, student, state.student)
     teacher = ema.update(state.teacher, student, now["momentum"])
+    if warmup_steps:
+      teacher = hold_backbone(state.step < warmup_steps, teacher, state.teacher)
 
     finite = jnp.isfinite(loss) & jnp.all(jnp.isfinite(jnp.stack(list(norms.values()))))
     nonfinite = jnp.where(finite, 0, state.counters["nonfinite"] + 1)
@@ -147,8 +178,14 @@ def make_step(config: Any) -> Callable[[State, Batch], tuple[State, dict[str, ja
       opt_state=opt_state,
       counters=state.counters | {"nonfinite": nonfinite},
     )
+    state = gram.refresh(config, state)
 
-    metrics = {"loss": loss, **terms, **now, **{f"grad_norm/{name}": norm for name, norm in norms.items()}}
+    metrics = {
+      "loss": loss,
+      **gram.logged(config, state, terms),
+      **now,
+      **{f"grad_norm/{name}": norm for name, norm in norms.items()},
+    }
     return state, metrics | health.metrics(targets.cls, targets.features) | {"nonfinite": nonfinite}
 
   return step
@@ -157,20 +194,33 @@ def make_step(config: Any) -> Callable[[State, Batch], tuple[State, dict[str, ja
 def normalized(config: Any, batch: Batch) -> Batch:
   """The batch with its crops normalised once, wherever they came from as uint8."""
   mean, std = config.augment.mean, config.augment.std
-  crops = {name: normalize_images(batch[name], mean, std) for name in ("global_crops", "local_crops")}
-  return batch | crops
+  kinds = ("global_crops", "local_crops", "gram_crops")
+  return batch | {name: normalize_images(batch[name], mean, std) for name in kinds if name in batch}
+
+
+def hold_backbone(frozen: jax.Array, new: Params, old: Params) -> Params:
+  """`new`, with the backbone of `old` while it is `frozen`: a head warm-up.
+
+  Nothing else is held: Adam's moments of the backbone go on, as they do for frozen prototypes, so that its first own
+  step is as well scaled as any other.
+  """
+  backbone = jax.tree.map(lambda n, o: jnp.where(frozen, o, n), new["backbone"], old["backbone"])
+  return new | {"backbone": backbone}
 
 
 def teacher_targets(net: Modules, teacher: Params, batch: Batch, temperature: jax.Array) -> Targets:
-  """Sinkhorn-Knopp assignments of the teacher's class tokens and masked patches, over the whole batch."""
+  """Sinkhorn-Knopp assignments of the teacher's class tokens and masked patches, over the whole batch.
+
+  The anchor is the teacher's own patches, until `gram.features` puts those of the gram teacher in their place.
+  """
   crops = flatten_crops(batch["global_crops"])  # [2B, H, W, 3]
   features = net.backbone.apply({"params": teacher["backbone"]}, crops)
   cls_logits = net.dino_head.apply({"params": teacher["dino_head"]}, features.cls)  # [2B, K]
   masked = gather_masked(features.patches, batch["mask_indices"])  # [groups * M, D]
   patch_logits = net.ibot_head.apply({"params": teacher["ibot_head"]}, masked)  # [groups * M, K]
   cls = split_crops(losses.sinkhorn_knopp(cls_logits, temperature), NUM_GLOBAL)  # [2, B, K]
-  targets = Targets(cls=cls, patches=losses.sinkhorn_knopp(patch_logits, temperature), features=features.cls)
-  return jax.lax.stop_gradient(targets)
+  patches = losses.sinkhorn_knopp(patch_logits, temperature)
+  return jax.lax.stop_gradient(Targets(cls=cls, patches=patches, features=features.cls, anchor=features.patches))
 
 
 def student_loss(
@@ -181,6 +231,7 @@ def student_loss(
   batch: Batch,
   key: jax.Array,
   local_loss_weight: jax.Array,
+  gram_loss_weight: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The weighted sum of the losses, and the unweighted terms by name (reference section 3.7)."""
   num_local, groups = batch["local_crops"].shape[1], batch["mask_indices"].shape[0]
@@ -215,6 +266,9 @@ def student_loss(
   if config.koleo.loss_weight:
     terms["koleo"] = grouped_koleo(global_features.cls, config.koleo.group_size, config.koleo.topk)
     total += config.koleo.loss_weight * NUM_GLOBAL * terms["koleo"]
+  if gram.enabled(config):
+    terms |= gram.terms(config, global_features.patches, targets.anchor, batch)
+    total += gram_loss_weight * terms["gram"]
   return total, terms
 
 

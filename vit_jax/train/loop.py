@@ -21,14 +21,14 @@ from ml_collections import ConfigDict
 
 from vit_jax import config as configs
 from vit_jax import parallel
-from vit_jax.checkpoints import Checkpoints
+from vit_jax.checkpoints import Checkpoints, latest
 from vit_jax.config import UserError
 from vit_jax.data.groups import batch_shapes
 from vit_jax.data.pipeline import make_pipeline
 from vit_jax.data.views import Views
 from vit_jax.inspect import pictures, tables
 from vit_jax.methods import State
-from vit_jax.train import setup
+from vit_jax.train import setup, starting
 from vit_jax.train.compiling import CompiledSteps
 from vit_jax.train.evaluations import Evaluations
 from vit_jax.train.health import Health
@@ -48,8 +48,13 @@ MAX_NONFINITE = 3  # logged steps in a row with a NaN or an infinity before the 
 def describe(config: ConfigDict, workdir: str) -> str:
   """What `train` would do, without compiling or writing anything."""
   run = setup.prepare(config)
-  facts = "\n".join(f"{name:<12}{value}" for name, value in setup.describe(run).items())
-  return f"{tables.config_table(run.config, configs.default())}\n\n{facts}\nworkdir     {workdir}"
+  facts = "\n".join(f"{name:<14}{value}" for name, value in (setup.describe(run) | {"workdir": workdir}).items())
+  step = latest(Path(workdir).expanduser())
+  if step is not None:
+    start = f"goes on from step {step} of the workdir, whatever init_from and gram.source say"
+  else:
+    start = starting.report(starting.open_sources(run, abstract_state(run)))
+  return f"{tables.config_table(run.config, configs.default())}\n\n{facts}\n\n{start}"
 
 
 def train(config: ConfigDict, workdir: str, *, accept_config_change: bool = False) -> State:
@@ -62,15 +67,16 @@ def train(config: ConfigDict, workdir: str, *, accept_config_change: bool = Fals
   """
   run = setup.prepare(config)
   folder = Path(workdir).expanduser().absolute()
+  sources = [] if latest(folder) is not None else starting.open_sources(run, abstract_state(run))
   setup.remember(run.config, folder, accept_change=accept_config_change)
   for name, value in setup.describe(run).items():
-    log.info("%-12s %s", name, value)
+    log.info("%-13s %s", name, value)
   keep_every = run.config.checkpoint.keep_every
   checkpoints = Checkpoints(
     folder, keep=run.config.checkpoint.keep, keep_every=keep_every and run.steps("checkpoint.keep_every")
   )
   with checkpoints:
-    return _Loop(run, folder, checkpoints, accept_config_change=accept_config_change).run_to_end()
+    return _Loop(run, folder, checkpoints, sources, accept_config_change=accept_config_change).run_to_end()
 
 
 @contextlib.contextmanager
@@ -100,7 +106,15 @@ def fresh_state(run: setup.Run) -> State:
 class _Loop:
   """One process's part of a run: the state and everything that is written."""
 
-  def __init__(self, run: setup.Run, workdir: Path, checkpoints: Checkpoints, *, accept_config_change: bool):
+  def __init__(
+    self,
+    run: setup.Run,
+    workdir: Path,
+    checkpoints: Checkpoints,
+    sources: list[starting.Opened],
+    *,
+    accept_config_change: bool,
+  ):
     self.run, self.workdir, self.checkpoints = run, workdir, checkpoints
     self.total = run.steps("duration")
     self.pipeline = make_pipeline(
@@ -114,7 +128,7 @@ class _Loop:
       bad_records=workdir / "bad_records.jsonl",
       max_bad_fraction=run.config.data.max_bad_fraction,
     )
-    self.step_number, self.state = self._start(accept_config_change)
+    self.step_number, self.state = self._start(sources, accept_config_change)
     self.health = self._watch()
     self.evaluations = Evaluations(run)
     self.last_metrics: dict[str, float] = {}
@@ -133,10 +147,12 @@ class _Loop:
         health.check(int(line["step"]), {name: value for name, value in line.items() if name != "step"})
     return health
 
-  def _start(self, accept_config_change: bool) -> tuple[int, State]:
+  def _start(self, sources: list[starting.Opened], accept_config_change: bool) -> tuple[int, State]:
     if self.checkpoints.latest_step() is None:
-      log.info("Starting from scratch.")
-      return 0, fresh_state(self.run)
+      log.info("%s", starting.report(sources))
+      state = starting.begin(fresh_state(self.run), sources)
+      sources.clear()  # they may hold whole files
+      return 0, state
     restored = self.checkpoints.restore(abstract_state(self.run))
     self.pipeline.set_state(restored.data_state, exact=not accept_config_change)
     log.info("Going on from step %d of %d.", restored.step, self.total)

@@ -17,6 +17,7 @@ from vit_jax import methods, parallel
 from vit_jax.config import ConfigError
 from vit_jax.data.sources import Source, open_source, split_specs
 from vit_jax.data.views import Views
+from vit_jax.methods import gram
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +148,7 @@ def remember(config: ConfigDict, workdir: Path, *, accept_change: bool) -> None:
 
 def describe(run: Run) -> dict[str, Any]:
   """What will happen, in a few facts for people."""
+  starts = {"init from": run.config.init_from, "gram teacher": gram.describe(run.config)}
   sizes = run.views.resolutions
   crops = [f"{v.name} pixels" for v in run.views.variants()]
   if sizes:
@@ -160,4 +162,5 @@ def describe(run: Run) -> dict[str, Any]:
     "loss groups": f"{run.config.batch_size // run.config.loss_group_size} of {run.config.loss_group_size} images",
     "devices": f"{run.mesh.size} {jax.devices()[0].device_kind} as "
     + " x ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items() if size > 1 or run.mesh.size == 1),
+    **{name: value for name, value in starts.items() if value is not None},
   }
