@@ -20,7 +20,7 @@ from vit_jax.weights import WeightMismatch, WeightsError
 from vit_jax.weights.files import INDEX, SINGLE, read_safetensors, write_safetensors
 from vit_jax.weights.pth import read_pth, write_pth
 
-SIZES = dict(patch_size=8, width=32, depth=2, num_heads=2)
+SIZES = dict(patch_size=8, width=32, depth=3, num_heads=2)
 DINOV3 = VisionTransformer(
   **SIZES, num_registers=2, layer_scale=1.0, mask_k_bias=True, norm_eps=1e-5, rope=Rope(rescale=2.0)
 )
@@ -106,8 +106,8 @@ def test_integers_are_no_weights(name: str, tmp_path: pathlib.Path):
 def test_another_architecture_is_an_error_that_names_its_tensors(name: str, tmp_path: pathlib.Path):
   model = LAYOUTS[name][0]
   path, *_ = saved(tmp_path, name)
-  other = {"widths": (8, 16, 16, 32)} if isinstance(model, ConvNeXt) else {"depth": 3}
-  with pytest.raises(WeightMismatch, match=r"shape: .* expected|missing: .*2\.") as caught:
+  other = {"widths": (8, 16, 16, 32)} if isinstance(model, ConvNeXt) else {"depth": 4}
+  with pytest.raises(WeightMismatch, match=r"shape: .* expected|missing: .*3\.") as caught:
     vit_jax.load_model(path, **other)
   assert len(str(caught.value).splitlines()) > 5
 
