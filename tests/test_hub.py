@@ -394,6 +394,12 @@ def test_channels_and_their_mean_and_std_go_with_the_weights(tmp_path: pathlib.P
     vit_jax.save_model(path, model, params, format, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
+def test_published_satellite_files_are_known_by_their_names(tmp_path: pathlib.Path):
+  for name, mean in (("vitl16_pretrain_sat493m-eadcf0ff.pth", 0.43), ("vitl16_pretrain_lvd1689m-8aa4cbdd.pth", 0.485)):
+    vit_jax.save_model(tmp_path / name, MODELS["vits"], random_params(MODELS["vits"]), format="pth")
+    assert hub.load_preprocessing(tmp_path / name).mean[0] == mean
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_families_keep_their_channels(tmp_path: pathlib.Path, name: str):
   model = OTHERS[name].clone(in_channels=5)

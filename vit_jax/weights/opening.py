@@ -17,6 +17,8 @@ from vit_jax.weights.pth import open_pth, read_extra
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"  # of a Hugging Face folder
 HEADS = ("dino_head", "ibot_head")
+# Of the published satellite models, whose files say it by their names: mean, standard deviation, side.
+SATELLITE = ("sat493m", ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143), 224))
 
 
 class Opened(NamedTuple):
@@ -70,7 +72,7 @@ def read_preprocessor(path: pathlib.Path) -> tuple[tuple[float, ...], tuple[floa
   if text is not None:
     return from_preprocessor(json.loads(text))
   if path.suffix == ".pth" or not beside.exists():
-    return None
+    return SATELLITE[1] if SATELLITE[0] in path.name else None
   return from_preprocessor(read_json(beside))
 
 
