@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from vit_jax.ops.normalize import l2_normalize, upcast
 
 
-def metrics(targets: Float[Array, "C B K"], features: Float[Array, "R D"]) -> dict[str, jax.Array]:
+def metrics(targets: Float[Array, "R K"], features: Float[Array, "R D"]) -> dict[str, jax.Array]:
   """Health of a batch, in float32.
 
   teacher_entropy: mean entropy of the targets, nats. teacher_marginal_entropy: entropy of the mean target, at most
@@ -21,7 +21,7 @@ def metrics(targets: Float[Array, "C B K"], features: Float[Array, "R D"]) -> di
     targets: assignments of the class tokens; rows sum to 1.
     features: the teacher's class tokens.
   """
-  marginal = jnp.mean(targets, axis=(0, 1))  # [K]
+  marginal = jnp.mean(targets, axis=0)  # [K]
   marginal_entropy = _entropy(marginal)
   unit = l2_normalize(upcast(features))  # [R, D]
   centred = unit - jnp.mean(unit, axis=0)  # [R, D]

@@ -60,11 +60,13 @@ def prepare(config: ConfigDict) -> Run:
   configs.validate(config)
   try:
     method = methods.get(config.method)
-    views = method.views(config)
+    method.views(config)  # what is wrong with the crops is said before the data are opened
     source = open_source(config.data.source, cache_dir=config.data.cache_dir)
     resolved = configs.resolve(config, len(source))
     mesh = parallel.make_mesh(resolved.mesh)
-    parallel.check_batch(mesh, batch_size=resolved.batch_size, loss_group_size=resolved.loss_group_size)
+    views = method.views(resolved)
+    sizes = {key: resolved[key] for key in ("batch_size", "loss_group_size", "micro_batches")}
+    parallel.check_batch(mesh, **sizes)
     _check_koleo(resolved)
     sources = _evaluation_sources(resolved)
   except (ValueError, ImportError, FileNotFoundError) as error:
@@ -127,10 +129,11 @@ def remember(config: ConfigDict, workdir: Path, *, accept_change: bool) -> None:
 
 def describe(run: Run) -> dict[str, Any]:
   """What will happen, in a few facts for people."""
+  num = run.config.micro_batches
   return {
     "images": len(run.source),
     "steps": run.steps("duration"),
-    "batch": run.config.batch_size,
+    "batch": f"{run.config.batch_size}" + (f" in {num} micro-batches" if num > 1 else ""),
     "loss groups": f"{run.config.batch_size // run.config.loss_group_size} of {run.config.loss_group_size} images",
     "devices": f"{run.mesh.size} {jax.devices()[0].device_kind} as "
     + " x ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items() if size > 1 or run.mesh.size == 1),
