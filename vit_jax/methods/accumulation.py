@@ -19,7 +19,7 @@ from vit_jax.models.features import Draws
 from vit_jax.ops.normalize import upcast
 
 Params = Any
-Part = Any  # a tree of arrays: one micro-batch
+Part = tuple[Any, ...]  # (…, draws): of one micro-batch or of the whole batch
 Terms = dict[str, jax.Array]
 
 
@@ -75,70 +75,73 @@ class MicroBatches:
 
     return [Draws(kept=jax.tree.map(kept, draw.kept), rope=jax.tree.map(shared, draw.rope)) for draw in draws]
 
-  def map(self, function: Callable[[Part], Any], parts: Any) -> Any:
-    """`function` of one micro-batch after the other, the results stacked along a leading axis."""
+  def map(self, function: Callable[[Any], Any], batch: Any) -> Any:
+    """`function(batch)` of a function that treats rows alike, one micro-batch after the other."""
     if self.num == 1:
-      return jax.tree.map(lambda x: x[None], function(_only(parts)))
-    return jax.lax.map(function, parts)
+      return function(batch)
+    return self.merge(jax.lax.map(function, self.split(batch)))
 
   def value_and_grad(
     self,
     local: Callable[[Params, Part], tuple[jax.Array, Terms, Any]],
     across: Callable[[Any], tuple[jax.Array, Terms]],
     params: Params,
-    parts: Any,
+    inputs: Part,
     *,
     first_pass: Callable[[Params, Part], Any] | None,
-  ) -> tuple[jax.Array, Terms, Params]:
-    """Loss, terms and gradient of mean(local) + across(features of the batch), as if there were one micro-batch.
+  ) -> tuple[jax.Array, Terms, Any, Params]:
+    """Loss, terms, features and gradient of local + across(features), of the batch as a whole.
 
     Gradients are accumulated in float32; the memory is that of the activations of one micro-batch.
 
     Args:
-      local: (params, part) -> (loss, terms, features); loss and terms are means over the rows of the part, the features
-        are a tree of arrays [rows, ...].
+      local: (params, inputs) -> (loss, terms, features); loss and terms are means over the rows of the inputs, the
+        features are a tree of arrays [rows, ...].
       across: features of all rows, in the order of the batch -> (loss, terms).
       params: what the gradient is taken of.
-      parts: what `split` made; the leading axis counts micro-batches.
-      first_pass: (params, part) -> the features that `local` returns, computed without the rest. None: `across` is a
+      inputs: (targets, batch, draws): trees of arrays [rows, ...], and the random choices.
+      first_pass: (params, inputs) -> the features that `local` returns, computed without the rest. None: `across` is a
         mean over loss groups, so that it may be taken within each micro-batch, and one pass is enough.
     """
 
-    def whole(params: Params, part: Part) -> tuple[jax.Array, Terms]:
+    def whole(params: Params, part: Part) -> tuple[jax.Array, tuple[Terms, Any]]:
       loss, terms, features = local(params, part)
       more, more_terms = across(features)
-      return loss + more, terms | more_terms
+      return loss + more, (terms | more_terms, features)
 
     if self.num == 1:
-      (loss, terms), grads = jax.value_and_grad(whole, has_aux=True)(params, _only(parts))
-      return loss, terms, grads
+      (loss, (terms, features)), grads = jax.value_and_grad(whole, has_aux=True)(params, inputs)
+      return loss, terms, features, grads
+    *rows, draws = inputs
+    parts = (*self.split(rows), self.split_draws(draws))
     if first_pass is None:
       return self._mean(whole, params, parts)
 
-    features = jax.lax.map(lambda part: first_pass(params, part), parts)  # [num, rows, ...]
+    with jax.named_scope("first_pass"):
+      features = jax.lax.map(lambda part: first_pass(params, part), parts)  # [num, rows, ...]
     (loss, terms), pull = jax.value_and_grad(lambda f: across(self.merge(f)), has_aux=True)(features)
 
-    def injected(params: Params, scanned: tuple[Part, Any]) -> tuple[jax.Array, Terms]:
+    def injected(params: Params, scanned: tuple[Part, Any]) -> tuple[jax.Array, tuple[Terms, Any]]:
       part, pull = scanned
       value, terms, features = local(params, part)
-      return value + self.num * _pulled(features, pull), terms  # _mean divides by num
+      return value + self.num * _pulled(features, pull), (terms, features)  # _mean divides by num
 
-    mean, mean_terms, grads = self._mean(injected, params, (parts, pull))
-    return mean + loss, mean_terms | terms, grads
+    mean, mean_terms, features, grads = self._mean(injected, params, (parts, pull))
+    return mean + loss, mean_terms | terms, features, grads
 
   def _mean(
-    self, function: Callable[[Params, Part], tuple[jax.Array, Terms]], params: Params, parts: Any
-  ) -> tuple[jax.Array, Terms, Params]:
-    """Value, terms and gradient of the mean of `function` over the micro-batches."""
+    self, function: Callable[[Params, Part], tuple[jax.Array, tuple[Terms, Any]]], params: Params, parts: Any
+  ) -> tuple[jax.Array, Terms, Any, Params]:
+    """Value, terms and gradient of the mean of `function` over the micro-batches, and the features of all rows."""
     value_and_grad = jax.value_and_grad(function, has_aux=True)
 
-    def add(total: Params, part: Part) -> tuple[Params, tuple[jax.Array, Terms]]:
+    def add(total: Params, part: Part) -> tuple[Params, Any]:
       value, grads = value_and_grad(params, part)
       return jax.tree.map(lambda t, g: t + g.astype(t.dtype) / self.num, total, grads), value
 
     zeros = jax.tree.map(lambda p: jnp.zeros_like(upcast(p)), params)
-    grads, (losses, terms) = jax.lax.scan(add, zeros, parts)
-    return jnp.mean(losses), jax.tree.map(lambda x: jnp.mean(x, axis=0), terms), grads
+    grads, (losses, (terms, features)) = jax.lax.scan(add, zeros, parts)
+    return jnp.mean(losses), jax.tree.map(lambda x: jnp.mean(x, axis=0), terms), self.merge(features), grads
 
 
 def _pulled(features: Any, pull: Any) -> jax.Array:
@@ -148,7 +151,3 @@ def _pulled(features: Any, pull: Any) -> jax.Array:
     return jnp.sum(upcast(p) * (upcast(f) - upcast(jax.lax.stop_gradient(f))))
 
   return sum(jax.tree.leaves(jax.tree.map(one, features, pull)))
-
-
-def _only(parts: Any) -> Part:
-  return jax.tree.map(lambda x: x[0], parts)

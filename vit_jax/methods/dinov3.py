@@ -6,7 +6,6 @@ targets, student on all crops, losses, gradients, clipping per sub-module, AdamW
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -28,6 +27,7 @@ from vit_jax.optim.schedules import scale_lr
 
 Batch = dict[str, jax.Array]
 Params = dict[str, Any]
+Metrics = dict[str, jax.Array]
 NUM_GLOBAL = 2
 
 
@@ -45,12 +45,14 @@ class TeacherOutputs(NamedTuple):
   Attributes:
     cls: [2B, K] logits of the class tokens of the global crops.
     patches: [groups * M, K] logits of the masked patches.
-    features: [2B, D] class tokens, for the health metrics.
+    features: [2B, D] class tokens.
+    similarity: [2B] of patches by name: see `health.similarity`.
   """
 
   cls: Array
   patches: Array
   features: Array
+  similarity: dict[str, Array]
 
 
 class Targets(NamedTuple):
@@ -113,47 +115,60 @@ def export(state: State) -> tuple[VisionTransformer, Params]:
   return state.model, state.teacher["backbone"]
 
 
-def make_step(config: Any) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
+def make_step(config: Any) -> Callable[[State, Batch], tuple[State, Metrics]]:
   """The training step of a resolved config: (state, batch) -> (state, metrics), pure, for `jax.jit`."""
+  net, learn = modules(config), make_learner(config)
+  temperature = build_schedules(config, 1.0)["teacher_temperature"]
+
+  def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+    with jax.named_scope("teacher"):
+      outputs = micro_batches(config, batch).map(lambda part: teacher_outputs(config, net, state.teacher, part), batch)
+      targets = assign(outputs, temperature(state.step))
+    state, metrics, _ = learn(state, batch, targets)
+    with jax.named_scope("health"):
+      metrics |= health.targets(targets.cls) | health.features(outputs.features) | health.means(outputs.similarity)
+    return state, metrics
+
+  return step
+
+
+def make_learner(config: Any) -> Callable[[State, Batch, Targets], tuple[State, Metrics, Array]]:
+  """The part of a step that the targets are given to: losses, gradients, clipping, AdamW, EMA.
+
+  Returns:
+    (state, batch, targets) -> (state, metrics, the student's class tokens of the global crops [2B, D]).
+  """
   net = modules(config)
   schedules = build_schedules(config, scale_lr(config.batch_size, config.optim.lr_scaling))
   frozen_steps = num_steps(config.optim.freeze_last_layer)
 
-  def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+  def learn(state: State, batch: Batch, targets: Targets) -> tuple[State, Metrics, Array]:
     now = {name: schedule(state.step) for name, schedule in schedules.items()}
-    micro = MicroBatches(config.micro_batches, groups=batch["mask_indices"].shape[0])
-    parts = micro.split(batch)
-
-    outputs = micro.merge(micro.map(lambda part: teacher_outputs(config, net, state.teacher, part), parts))
-    targets = assign(outputs, now["teacher_temperature"])
     draws = draw(net, state.student, batch, jax.random.fold_in(state.key, state.step))
-
-    def local(student: Params, part: Any) -> tuple[jax.Array, dict[str, jax.Array], Array]:
-      return student_loss(config, net, student, *part, now["local_loss_weight"])
-
-    loss, terms, grads = micro.value_and_grad(
-      local,
-      functools.partial(spread_loss, config),
+    loss, terms, cls, grads = micro_batches(config, batch).value_and_grad(
+      lambda student, part: student_loss(config, net, student, *part, now["local_loss_weight"]),
+      lambda cls: spread_loss(config, cls),
       state.student,
-      (micro.split(targets), parts, micro.split_draws(draws)),
-      first_pass=functools.partial(global_cls, config, net) if couples_groups(config) else None,
+      (targets, batch, draws),
+      first_pass=(lambda student, part: global_cls(config, net, student, *part)) if couples_groups(config) else None,
     )
-    grads, norms = optimizer.clip(grads, config.optim.clip)
-    student, opt_state = optimizer.adamw_update(
-      state.student,
-      grads,
-      state.opt_state,
-      optimizer.groups(
-        state.student, layerwise_decay=config.optim.layerwise_decay, patch_embed_lr=config.optim.patch_embed_lr
-      ),
-      lr=now["lr"],
-      last_layer_lr=jnp.where(state.step < frozen_steps, 0.0, now["lr"]),
-      weight_decay=now["weight_decay"],
-      b1=config.optim.b1,
-      b2=config.optim.b2,
-      eps=config.optim.eps,
-    )
-    teacher = ema.update(state.teacher, student, now["momentum"])
+    with jax.named_scope("optimizer"):
+      grads, norms = optimizer.clip(grads, config.optim.clip)
+      student, opt_state = optimizer.adamw_update(
+        state.student,
+        grads,
+        state.opt_state,
+        optimizer.groups(
+          state.student, layerwise_decay=config.optim.layerwise_decay, patch_embed_lr=config.optim.patch_embed_lr
+        ),
+        lr=now["lr"],
+        last_layer_lr=jnp.where(state.step < frozen_steps, 0.0, now["lr"]),
+        weight_decay=now["weight_decay"],
+        b1=config.optim.b1,
+        b2=config.optim.b2,
+        eps=config.optim.eps,
+      )
+      teacher = ema.update(state.teacher, student, now["momentum"])
 
     finite = jnp.isfinite(loss) & jnp.all(jnp.isfinite(jnp.stack(list(norms.values()))))
     nonfinite = jnp.where(finite, 0, state.counters["nonfinite"] + 1)
@@ -169,11 +184,15 @@ def make_step(config: Any) -> Callable[[State, Batch], tuple[State, dict[str, ja
       opt_state=opt_state,
       counters=state.counters | {"nonfinite": nonfinite},
     )
+    grad_norms = {f"grad_norm/{name}": norm for name, norm in norms.items()}
+    return state, {"loss": loss, **terms, **now, **grad_norms, "nonfinite": nonfinite}, cls
 
-    metrics = {"loss": loss, **terms, **now, **{f"grad_norm/{name}": norm for name, norm in norms.items()}}
-    return state, metrics | health.metrics(targets.cls, outputs.features) | {"nonfinite": nonfinite}
+  return learn
 
-  return step
+
+def micro_batches(config: Any, batch: Batch) -> MicroBatches:
+  """How a batch is cut for gradient accumulation."""
+  return MicroBatches(config.micro_batches, groups=batch["mask_indices"].shape[0])
 
 
 def normalized(config: Any, batch: Batch) -> Batch:
@@ -190,7 +209,8 @@ def teacher_outputs(config: Any, net: Modules, teacher: Params, batch: Batch) ->
   cls = net.dino_head.apply({"params": teacher["dino_head"]}, features.cls)  # [2B, K]
   masked = gather_masked(features.patches, batch["mask_indices"])  # [groups * M, D]
   patches = net.ibot_head.apply({"params": teacher["ibot_head"]}, masked)  # [groups * M, K]
-  return TeacherOutputs(cls=cls, patches=patches, features=features.cls)
+  similarity = health.similarity(features.cls, features.patches)
+  return TeacherOutputs(cls=cls, patches=patches, features=features.cls, similarity=similarity)
 
 
 def assign(outputs: TeacherOutputs, temperature: jax.Array) -> Targets:
@@ -215,7 +235,12 @@ def draw(net: Modules, student: Params, batch: Batch, key: jax.Array) -> list[Dr
 def student_features(
   net: Modules, student: Params, batch: Batch, draws: list[Draws], names: tuple[str, ...]
 ) -> list[Features]:
-  """Features of the crops with these names, in one pass; global crops carry the iBOT masks."""
+  """Features of the crops with these names, in one pass; global crops carry the iBOT masks.
+
+  Args:
+    batch: normalised.
+    draws: for global and local crops.
+  """
   masks = batch["masks"].reshape(-1, batch["masks"].shape[-1])  # [2B, N]
   return net.backbone.apply(
     {"params": student["backbone"]},
@@ -238,8 +263,11 @@ def student_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array], Array]:
   """The weighted sum of the losses that are means over images, and these unweighted by name (reference section 3.7).
 
+  Args:
+    batch: one micro-batch, or the whole batch; `targets` and `draws` are those of its images.
+
   Returns:
-    The sum, the terms, and the class tokens of the global crops [2B, D], for `spread_loss`.
+    The sum, the terms (and `student_entropy`), and the class tokens of the global crops [2B, D], for `spread_loss`.
   """
   batch = normalized(config, batch)
   global_features, local_features = student_features(net, student, batch, draws, ("global_crops", "local_crops"))
@@ -266,7 +294,7 @@ def student_loss(
     local_share * local_loss_weight * terms["dino_local"] + (1 - local_share) * terms["dino_global"]
   )
   total += config.ibot.loss_weight * terms["ibot"]
-  return total, terms, global_features.cls
+  return total, terms | health.student(global_logits), global_features.cls
 
 
 def spread_loss(config: Any, cls: Float[Array, "R D"]) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -282,9 +310,10 @@ def couples_groups(config: Any) -> bool:
   return bool(config.koleo.loss_weight) and config.koleo.group_size > config.loss_group_size
 
 
-def global_cls(config: Any, net: Modules, student: Params, part: Any) -> Float[Array, "R D"]:
-  """The class tokens that `student_loss` returns, without the rest of it."""
-  _, batch, draws = part
+def global_cls(
+  config: Any, net: Modules, student: Params, targets: Targets, batch: Batch, draws: list[Draws]
+) -> Float[Array, "R D"]:
+  """The class tokens that `student_loss` returns for the same arguments, without the rest of it."""
   return student_features(net, student, normalized(config, batch), draws, ("global_crops",))[0].cls
 
 
