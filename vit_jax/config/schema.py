@@ -69,6 +69,17 @@ def default() -> ConfigDict:
   c.koleo.topk = 1
   c.koleo.group_size = placeholder(int)  # images among which neighbours are searched; None: loss_group_size
 
+  c.distillation = ConfigDict()  # of method="distillation": a frozen teacher in place of the student's average
+  # The teacher, with both heads: a run, one of its steps or students, or a .pth training export {"teacher": …}. A run
+  # means its newest step, at the start of this run.
+  c.distillation.teacher = placeholder(str)
+  # Of the teacher's parameters, which no checkpoint repeats. None: taken when the run starts, checked when it resumes.
+  c.distillation.fingerprint = placeholder(str)
+  # "name=file.py[:arg]" for each of several students (a file's model, heads, losses, schedules and optimizer count;
+  # the rest is common, see students.py); (): one student, described by this config itself.
+  c.distillation.students = ()
+  c.students = ConfigDict()  # their own keys by name, as read from their files: students.NAME.model.width, …
+
   c.schedules = ConfigDict()
   # 2: warm-up without its end point, cosine with both (the 7B recipes); 1: warm-up with its end point, cosine without
   # (the ViT-L recipe). Each schedule rises linearly start -> peak over `warmup`, then follows a cosine peak -> end over

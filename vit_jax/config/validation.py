@@ -16,6 +16,7 @@ from vit_jax.config.durations import parse_duration
 from vit_jax.config.errors import ConfigError
 from vit_jax.config.fields import did_you_mean, flatten
 from vit_jax.config.schema import loss_group_size
+from vit_jax.config.students import SECTION, split_entry, split_key, student_config, student_names
 
 SOURCES = {  # by prefix: how it is written, what it reads
   "folder": ("folder:/path", "a folder of JPEG, PNG or WebP images; names of sub-folders are labels"),
@@ -30,7 +31,7 @@ EMBEDDED = {
 }
 
 _CHOICES = {
-  "method": ("dinov3",),
+  "method": ("dinov3", "distillation"),
   "model.mlp": ("gelu", "swiglu"),
   "model.norm": ("layernorm", "rmsnorm"),
   "model.rope.normalize": ("separate", "min", "max"),
@@ -107,12 +108,20 @@ def validate(config: ConfigDict) -> None:
   Raises:
     ConfigError: every problem found, one a line: the key, its value, what would be right.
   """
-  values = flatten(config)
+  problems = [*_problems(config), *_distillation(config)]
+  if not problems:  # what is common is right: what is left to say is of the students themselves
+    for name in student_names(config):
+      problems += [f"{SECTION}.{name}.{problem}" for problem in _problems(student_config(config, name))]
+  if problems:
+    raise ConfigError("\n".join(problems))
+
+
+def _problems(config: ConfigDict) -> list[str]:
+  values = {key: value for key, value in flatten(config).items() if split_key(key)[0] is None}
   problems = [*_single_values(values), *_durations(values)]
   if not problems:  # combinations are checked among values that make sense by themselves
     problems = [*_groups(config), *_mesh(config), *_model(config), *_losses(config), *_schedules(config)]
-  if problems:
-    raise ConfigError("\n".join(problems))
+  return problems
 
 
 def _wrong(values: dict[str, Any] | ConfigDict, key: str, right: str) -> str:
@@ -230,6 +239,30 @@ def _losses(config: ConfigDict) -> Iterator[str]:
     yield "dino.loss_weight=0.0: with ibot.loss_weight=0.0 nothing ties the student to the teacher: raise one of them"
   if config.ibot.loss_weight and config.ibot.mask_ratio[1] == 0:
     yield f"ibot.mask_ratio={config.ibot.mask_ratio}: masks no patch: raise it, or set ibot.loss_weight=0"
+
+
+def _distillation(config: ConfigDict) -> Iterator[str]:
+  values = flatten(config.distillation)
+  if config.method != "distillation":
+    for key, value in values.items():
+      if value:
+        yield f"distillation.{key}={value!r}: has a meaning for method='distillation' only, this is {config.method!r}"
+    return
+  if not config.distillation.teacher:
+    yield (
+      "distillation.teacher=None: must be the frozen teacher: a run, one of its steps, or a .pth training export with "
+      "both heads"
+    )
+  seen: set[str] = set()
+  for entry in config.distillation.students:
+    found = split_entry(entry)
+    if found is None:
+      yield f"distillation.students={entry!r}: must be name=file.py[:argument], the name of letters, digits, _ and -"
+    elif found[0] in seen:
+      yield f"distillation.students={entry!r}: there is already a student {found[0]!r}"
+    elif found[0] not in config.students:
+      yield f"distillation.students={entry!r}: its run file has not been read: load the config with vit_jax.config.load"
+    seen.add(found[0] if found else "")
 
 
 def _schedules(config: ConfigDict) -> Iterator[str]:
