@@ -208,7 +208,11 @@ def _model_table(config: ConfigDict) -> str:
   method = methods.get(config.method)
   views, group = method.views(config), loss_group_size(config)
   masked = masked_patches(group, views.mask_grid, views.mask_probability, views.mask_ratio) / group
-  return tables.training_table(method.modules(config), views, masked=masked)
+  parts = []
+  for name, alone in methods.each_student(config).items():
+    table = tables.training_table(method.modules(alone), views, masked=masked)
+    parts.append(f"student {name}\n\n{table}" if name else table)
+  return "\n\n".join(parts)
 
 
 def _log_to_terminal() -> None:
@@ -304,4 +308,6 @@ def _with_config(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def _with_model(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--model", required=True, help="weights file, exported folder, run folder or one of its steps")
+  parser.add_argument(
+    "--model", required=True, help="weights file, exported folder, run folder or one of its steps (or RUN/students/NAME)"
+  )

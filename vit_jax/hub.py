@@ -48,7 +48,8 @@ def load_model(path: str | os.PathLike, **overrides: Any) -> tuple[Backbone, dic
   """Opens a model: its module and its parameters, on the default device.
 
   Args:
-    path: the workdir of a run (the teacher of its newest step), one of its step folders, a DINOv3 or DINOv2 `.pth` file
+    path: the workdir of a run (the teacher of its newest step), one of its step folders, `students/NAME` in either
+      where a run has several students, a DINOv3 or DINOv2 `.pth` file
       (flat or `{"teacher": …}`; the architecture is inferred), a Hugging Face folder (DINOv3 ViT or ConvNeXt, DINOv2,
       ViT) or its safetensors file, a timm safetensors file (inferred), or a folder that `save_model` wrote.
     **overrides: attributes of the module that replace what the file says, e.g. `dtype` or `norm_eps`.
@@ -74,7 +75,7 @@ def load_preprocessing(path: str | os.PathLike) -> Preprocessing:
 
   path = pathlib.Path(path).expanduser()
   if _opener(path) is _open_run:
-    workdir, step = _run_and_step(path)
+    workdir, step, _ = checkpoints.find(path)
     c = config.from_dict(checkpoints.read_meta(workdir, step=step)["config"])
     return Preprocessing(c.augment.mean, c.augment.std, c.evaluation.image_size or c.crops.global_size)
   beside = (path if path.is_dir() else path.parent) / PREPROCESSOR
@@ -130,9 +131,7 @@ def save_model(
 
 
 def _opener(path: pathlib.Path) -> Callable[[pathlib.Path, dict], tuple[Backbone, dict]] | None:
-  if (path / checkpoints.FOLDER).is_dir():
-    return _open_run
-  if path.name.isdecimal() and path.parent.name == checkpoints.FOLDER and path.is_dir():
+  if checkpoints.find(path) is not None:
     return _open_run
   if (path / MODEL).exists():
     return _open_own
@@ -146,15 +145,15 @@ def _opener(path: pathlib.Path) -> Callable[[pathlib.Path, dict], tuple[Backbone
 def _open_run(path: pathlib.Path, overrides: dict[str, Any]) -> tuple[Backbone, dict]:
   from vit_jax import config, methods  # heavy: a model file needs neither
 
-  workdir, step = _run_and_step(path)
-  tree = checkpoints.restore_params(workdir, step=step)
-  saved = checkpoints.read_meta(workdir, step=step)["config"]
-  return methods.backbone(config.from_dict(saved)).clone(**overrides), tree
-
-
-def _run_and_step(path: pathlib.Path) -> tuple[pathlib.Path, int | None]:
-  """The workdir that a path to it or to one of its steps means, and the step; None: the newest."""
-  return (path, None) if (path / checkpoints.FOLDER).is_dir() else (path.parent.parent, int(path.name))
+  workdir, step, student = address = checkpoints.find(path)
+  saved = config.from_dict(checkpoints.read_meta(workdir, step=step)["config"])
+  students = methods.each_student(saved)
+  if (student or "") not in students:
+    there = ", ".join(str(address._replace(student=name or None)) for name in students)
+    raise UnknownModel(f"{path}: that run trained {'several students' if saved.students else 'one model'}: {there}.")
+  where = ("teacher", student, "backbone") if student else ("teacher", "backbone")
+  tree = checkpoints.restore_params(workdir, path=where, step=step)
+  return methods.backbone(saved, student or "").clone(**overrides), tree
 
 
 def _open_own(path: pathlib.Path, overrides: dict[str, Any]) -> tuple[Backbone, dict]:

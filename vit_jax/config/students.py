@@ -60,3 +60,9 @@ def student_config(config: ConfigDict, name: str) -> ConfigDict:
     alone[SECTION] = ConfigDict()
     alone.update(own)
   return alone
+
+
+def each_student(config: ConfigDict) -> dict[str, ConfigDict]:
+  """The config of every model that a run trains by its name; a run that trains a single one calls it ""."""
+  names = student_names(config)
+  return {name: student_config(config, name) for name in names} if names else {"": config}

@@ -100,21 +100,42 @@ def export(state: State) -> tuple[VisionTransformer, Params]:
 
 def make_step(config: Any) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
   """The training step of a resolved config: (state, batch) -> (state, metrics), pure, for `jax.jit`."""
+  net, learn = modules(config), make_learner(config)
+  temperature = build_schedules(config, 1.0)["teacher_temperature"]
+
+  def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+    batch = normalized(config, batch)
+    targets = teacher_targets(net, state.teacher, batch, temperature(state.step))
+    state, metrics, _ = learn(state, batch, targets)
+    return state, metrics | health.targets(targets.cls) | health.features(targets.features)
+
+  return step
+
+
+def make_learner(
+  config: Any, *, masked: bool = True
+) -> Callable[[State, Batch, Targets], tuple[State, dict[str, jax.Array], Array]]:
+  """The part of a step that the targets are given to: losses, gradients, clipping, AdamW, EMA.
+
+  Args:
+    config: resolved.
+    masked: whether the student sees masked global crops; iBOT is at the masked positions either way.
+
+  Returns:
+    (state, normalised batch, targets) -> (state, metrics, the student's class tokens of the global crops [2B, D]).
+  """
   net = modules(config)
   schedules = build_schedules(config, scale_lr(config.batch_size, config.optim.lr_scaling))
   frozen_steps = num_steps(config.optim.freeze_last_layer)
 
-  def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+  def learn(state: State, batch: Batch, targets: Targets) -> tuple[State, dict[str, jax.Array], Array]:
     now = {name: schedule(state.step) for name, schedule in schedules.items()}
-    batch = normalized(config, batch)
     key = jax.random.fold_in(state.key, state.step)
 
-    targets = teacher_targets(net, state.teacher, batch, now["teacher_temperature"])
+    def objective(student: Params) -> tuple[jax.Array, tuple[dict[str, jax.Array], Array]]:
+      return student_loss(config, net, student, targets, batch, key, now["local_loss_weight"], masked=masked)
 
-    def objective(student: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
-      return student_loss(config, net, student, targets, batch, key, now["local_loss_weight"])
-
-    (loss, terms), grads = jax.value_and_grad(objective, has_aux=True)(state.student)
+    (loss, (terms, cls)), grads = jax.value_and_grad(objective, has_aux=True)(state.student)
     grads, norms = optimizer.clip(grads, config.optim.clip)
     student, opt_state = optimizer.adamw_update(
       state.student,
@@ -146,11 +167,10 @@ def make_step(config: Any) -> Callable[[State, Batch], tuple[State, dict[str, ja
       opt_state=opt_state,
       counters=state.counters | {"nonfinite": nonfinite},
     )
+    grad_norms = {f"grad_norm/{name}": norm for name, norm in norms.items()}
+    return state, {"loss": loss, **terms, **now, **grad_norms, "nonfinite": nonfinite}, cls
 
-    metrics = {"loss": loss, **terms, **now, **{f"grad_norm/{name}": norm for name, norm in norms.items()}}
-    return state, metrics | health.metrics(targets.cls, targets.features) | {"nonfinite": nonfinite}
-
-  return step
+  return learn
 
 
 def normalized(config: Any, batch: Batch) -> Batch:
@@ -180,11 +200,13 @@ def student_loss(
   batch: Batch,
   key: jax.Array,
   local_loss_weight: jax.Array,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """The weighted sum of the losses, and the unweighted terms by name (reference section 3.7)."""
+  *,
+  masked: bool = True,
+) -> tuple[jax.Array, tuple[dict[str, jax.Array], Array]]:
+  """The weighted sum of the losses; the unweighted terms by name (reference section 3.7) and the class tokens."""
   num_local, groups = batch["local_crops"].shape[1], batch["mask_indices"].shape[0]
   drop_path_key, rope_key = jax.random.split(key)
-  masks = batch["masks"].reshape(-1, batch["masks"].shape[-1])  # [2B, N]
+  masks = batch["masks"].reshape(-1, batch["masks"].shape[-1]) if masked else None  # [2B, N]
   global_features, local_features = net.backbone.apply(
     {"params": student["backbone"]},
     [flatten_crops(batch["global_crops"]), flatten_crops(batch["local_crops"])],
@@ -196,14 +218,14 @@ def student_loss(
   tokens = jnp.concatenate([global_features.cls, local_features.cls])  # [(2 + L) B, D]
   logits = net.dino_head.apply({"params": student["dino_head"]}, tokens)
   global_logits, local_logits = jnp.split(logits, [global_features.cls.shape[0]])
-  masked = gather_masked(global_features.patches, batch["mask_indices"])  # [groups * M, D]
-  patch_logits = net.ibot_head.apply({"params": student["ibot_head"]}, masked)  # [groups * M, K]
+  hidden = gather_masked(global_features.patches, batch["mask_indices"])  # [groups * M, D]
+  patch_logits = net.ibot_head.apply({"params": student["ibot_head"]}, hidden)  # [groups * M, K]
 
-  ignore = config.dino.ignore_diagonal
+  ignore, num_crops = config.dino.ignore_diagonal, global_features.cls.shape[0]
   terms = {
     "dino_local": losses.dino(split_crops(local_logits, num_local), targets.cls),
     "dino_global": losses.dino(split_crops(global_logits, NUM_GLOBAL), targets.cls, ignore_diagonal=ignore),
-    "ibot": losses.ibot(patch_logits, targets.patches, batch["mask_weights"].reshape(-1), num_crops=masks.shape[0]),
+    "ibot": losses.ibot(patch_logits, targets.patches, batch["mask_weights"].reshape(-1), num_crops=num_crops),
   }
   global_pairs = NUM_GLOBAL * (NUM_GLOBAL - 1 if ignore else NUM_GLOBAL)
   local_share = NUM_GLOBAL * num_local / (global_pairs + NUM_GLOBAL * num_local)
@@ -214,7 +236,7 @@ def student_loss(
   if config.koleo.loss_weight:
     terms["koleo"] = grouped_koleo(global_features.cls, config.koleo.group_size, config.koleo.topk)
     total += config.koleo.loss_weight * NUM_GLOBAL * terms["koleo"]
-  return total, terms
+  return total, (terms, global_features.cls)
 
 
 def flatten_crops(crops: Float[Array, "B C H W 3"]) -> Float[Array, "BC H W 3"]:

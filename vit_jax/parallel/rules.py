@@ -97,7 +97,7 @@ def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
 
 
 # Subtrees of a state that have the structure of the parameters.
-_LIKE_PARAMETERS = re.compile(r"^(student|teacher|gram_teacher|opt_state/(mu|nu))/")
+_LIKE_PARAMETERS = re.compile(r"^(student|teacher|gram_teacher|frozen|opt_state/([^/]+/)?(mu|nu))/")
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:

@@ -96,8 +96,9 @@ class Progress:
   def line(self) -> str:
     """The progress line: step, loss, learning rate, images/s, waiting for data, time left."""
     parts = [f"step {self._last_step}/{self.total_steps} ({self._last_step / max(1, self.total_steps):.0%})"]
-    if "loss" in self._metrics:
-      parts.append(f"loss {float(self._metrics['loss']):.4f}")
+    for name, value in self._metrics.items():
+      if name == "loss" or name.endswith("/loss"):  # of several students, each its own
+        parts.append(f"{name.replace('/', ' ')} {float(value):.4f}")
     if "lr" in self._metrics:
       parts.append(f"lr {float(self._metrics['lr']):.2e}")
     if self.timing:

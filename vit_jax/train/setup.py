@@ -65,7 +65,8 @@ def prepare(config: ConfigDict) -> Run:
     resolved = configs.resolve(config, len(source))
     mesh = parallel.make_mesh(resolved.mesh)
     parallel.check_batch(mesh, batch_size=resolved.batch_size, loss_group_size=resolved.loss_group_size)
-    _check_koleo(resolved)
+    for alone in methods.each_student(resolved).values():
+      _check_koleo(alone)
     sources = _evaluation_sources(resolved)
   except (ValueError, ImportError, FileNotFoundError) as error:
     if isinstance(error, ConfigError):
