@@ -136,10 +136,10 @@ def _convert(args: argparse.Namespace) -> None:
 
 def _inspect_config(args: argparse.Namespace) -> None:
   config = _load(args)
-  from vit_jax.config import default
+  from vit_jax.config import defaults_of
   from vit_jax.inspect import tables
 
-  _show(tables.config_table(config, default()), args.output)
+  _show(tables.config_table(config, defaults_of(config)), args.output)
 
 
 def _inspect_model(args: argparse.Namespace) -> None:
@@ -208,10 +208,15 @@ def _model_table(config: ConfigDict) -> str:
   method = methods.get(config.method)
   views, group = method.views(config), loss_group_size(config)
   masked = masked_patches(group, views.mask_grid, views.mask_probability, views.mask_ratio) / group
-  parts = []
+  frozen, parts = methods.frozen_teacher(config), []
   for name, alone in methods.each_student(config).items():
-    table = tables.training_table(method.modules(alone), views, masked=masked)
+    table = tables.training_table(method.modules(alone), views, masked=masked, own_teacher=frozen is None)
     parts.append(f"student {name}\n\n{table}" if name else table)
+  if frozen is not None:
+    size = views.mask_grid[0] * frozen.modules.backbone.stride
+    heads = {"dino_head": frozen.modules.dino_head, "ibot_head": frozen.modules.ibot_head}
+    table = tables.model_table(frozen.modules.backbone, image_sizes={"global crop": size}, heads=heads)
+    parts.append(f"frozen teacher {frozen.address}\n\n{table}")
   return "\n\n".join(parts)
 
 
@@ -309,5 +314,7 @@ def _with_config(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def _with_model(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
-    "--model", required=True, help="weights file, exported folder, run folder or one of its steps (or RUN/students/NAME)"
+    "--model",
+    required=True,
+    help="weights file, exported folder, run folder or one of its steps (or RUN/students/NAME)",
   )

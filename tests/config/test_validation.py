@@ -103,6 +103,10 @@ for name, values in {"lr": [-1.0], "weight_decay": [-1.0], "momentum": [-0.1, 1.
   IMPOSSIBLE |= {f"schedules.{name}.{end}": values for end in ("start", "peak", "end")}
   IMPOSSIBLE |= {f"schedules.{name}.{part}": ["long", "-1 steps", "101 %"] for part in ("warmup", "cosine")}
 
+IMPOSSIBLE |= {  # with the default method
+  "distillation.teacher": ["runs/x"], "distillation.fingerprint": ["ab"], "distillation.students": [("a=b.py",)],
+}  # fmt: skip
+
 ANY_VALUE = {"model.name", "model.layer_scale", "augment.mean", "data.cache_dir"}  # or judged where the model is known
 
 
@@ -141,6 +145,7 @@ def test_all_problems_are_named_at_once():
 
 
 COMBINATIONS = {
+  "distillation.teacher=None": dict(method="distillation"),
   "loss_group_size=10": dict(batch_size=64, loss_group_size=10),
   "loss_group_size=128": dict(batch_size=64, loss_group_size=128),
   "koleo.group_size=24": dict(batch_size=64, koleo__group_size=24),

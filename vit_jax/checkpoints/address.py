@@ -4,6 +4,8 @@
     runs/x/checkpoints/500          that step
     runs/x/students/small           one of several students, newest step
     runs/x/checkpoints/500/students/small
+
+Student folders need not exist: a step holds all students.
 """
 
 from __future__ import annotations

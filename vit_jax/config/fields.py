@@ -118,6 +118,14 @@ def assign(config: ConfigDict, key: str, value: Any) -> None:
   section[name] = value
 
 
+def defaults_of(config: ConfigDict) -> ConfigDict:
+  """The schema with a section of defaults for every student that `config` has: what to compare it with."""
+  defaults = default()
+  for name in config.students:
+    defaults.students[name] = _own_default()
+  return defaults
+
+
 def did_you_mean(value: str, choices: Iterable[str]) -> str:
   """Brackets that ask for the nearest of the choices, to append to a message; nothing if none is near."""
   near = difflib.get_close_matches(value, list(choices), n=1)

@@ -70,13 +70,14 @@ def model_table(
   return align(rows, right=(1,))
 
 
-def training_table(modules: Any, views: Any, *, masked: float) -> str:
+def training_table(modules: Any, views: Any, *, masked: float, own_teacher: bool = True) -> str:
   """`model_table` of what a method with DINO and iBOT heads trains.
 
   Args:
     modules: backbone, dino_head and ibot_head, as `methods.dinov3.modules(config)` makes them.
     views: the crops, as `methods.dinov3.views(config)` describes them.
     masked: masked patches per image, both global crops together.
+    own_teacher: whether the teacher is the model's own average.
   """
   sizes = {"global crop": views.global_size}
   if views.local_number:
@@ -87,6 +88,7 @@ def training_table(modules: Any, views: Any, *, masked: float) -> str:
     local_size=views.local_size,
     local_number=views.local_number,
     masked=masked,
+    own_teacher=own_teacher,
   )
   heads = {"dino_head": modules.dino_head, "ibot_head": modules.ibot_head}
   return model_table(modules.backbone, image_sizes=sizes, heads=heads, step=step)

@@ -34,7 +34,7 @@ from jaxtyping import Array, Float
 from vit_jax.config.students import each_student
 from vit_jax.data.views import Views
 from vit_jax.methods import dinov3, health
-from vit_jax.methods.dinov3 import Batch, Modules, Params, modules
+from vit_jax.methods.dinov3 import Batch, Params, modules
 from vit_jax.methods.settings import build_schedules, build_views
 from vit_jax.methods.state import State
 from vit_jax.methods.teachers import FrozenTeacher, frozen_teacher
@@ -56,8 +56,8 @@ def views(config: Any) -> Views:
   if len(set(grids.values())) > 1:
     listed = ", ".join(f"{name} {grid[0]} x {grid[1]}" for name, grid in grids.items())
     raise ValueError(
-      f"distillation.students: the patches of a global crop of {config.crops.global_size} pixels are {listed}: students "
-      "that share crops and masks must have patches of one size. Distil the others in a run of their own."
+      f"distillation.students: the patches of a global crop of {config.crops.global_size} pixels are {listed}: "
+      "students that share crops and masks must have patches of one size. Distil the others in a run of their own."
     )
   _check(config, frozen_teacher(config))
   return next(iter(made.values()))
@@ -69,10 +69,10 @@ def init(config: Any, key: jax.Array) -> State:
   All students start from the same key, whatever their number, so that each starts as it would alone.
   """
   students = {name: dinov3.init(alone, key) for name, alone in each_student(config).items()}
-  net, image = frozen_teacher(config).modules, teacher_size(config)
-  token = jnp.zeros((1, net.backbone.width))
+  net = frozen_teacher(config).modules
+  image, token = jnp.zeros((1, net.backbone.stride, net.backbone.stride, 3)), jnp.zeros((1, net.backbone.width))
   frozen = {
-    "backbone": net.backbone.init(key, jnp.zeros((1, image, image, 3)))["params"],
+    "backbone": net.backbone.init(key, image)["params"],
     "dino_head": net.dino_head.init(key, token)["params"],
     "ibot_head": net.ibot_head.init(key, token)["params"],
   }
@@ -89,13 +89,15 @@ def make_step(config: Any) -> Callable[[State, Batch], tuple[State, dict[str, ja
 
   The metrics of several students begin with their names: "small/loss".
   """
-  net = frozen_teacher(config).modules
-  learners = {name: dinov3.make_learner(alone, masked=False) for name, alone in each_student(config).items()}
+  net, students = frozen_teacher(config).modules, each_student(config)
+  learners = {name: dinov3.make_learner(alone, masked=False) for name, alone in students.items()}
+  stride = modules(next(iter(students.values()))).backbone.stride
   temperature = build_schedules(config, 1.0)["teacher_temperature"]
 
   def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
     batch = dinov3.normalized(config, batch)
-    seen = batch | {"global_crops": resized(batch["global_crops"], teacher_size(config))}
+    size = teacher_size(batch["global_crops"].shape[2], stride, net.backbone.stride)
+    seen = batch | {"global_crops": resized(batch["global_crops"], size)}
     targets = dinov3.teacher_targets(net, state.frozen, seen, temperature(state.step))
     metrics = health.targets(targets.cls)
     parts: dict[str, State] = {}
@@ -117,11 +119,9 @@ def resized(crops: Float[Array, "B C H W 3"], size: int) -> Float[Array, "B C si
   return resize_map(rows, (size, size), antialias=True).reshape(*crops.shape[:2], size, size, crops.shape[-1])
 
 
-def teacher_size(config: Any) -> int:
-  """Pixels a side at which the frozen teacher sees a global crop: as many patches as the student's."""
-  student = next(iter(each_student(config).values()))
-  patches = config.crops.global_size // modules(student).backbone.stride
-  return patches * frozen_teacher(config).modules.backbone.stride
+def teacher_size(size: int, stride: int, teacher_stride: int) -> int:
+  """Pixels a side at which the frozen teacher sees a global crop of `size`: with as many patches as the student's."""
+  return size // stride * teacher_stride
 
 
 def _part(state: State, student: str) -> State:
@@ -150,8 +150,8 @@ def _check(config: Any, teacher: FrozenTeacher) -> None:
     theirs = getattr(teacher.modules, f"{section}_head").prototypes
     if ours != theirs:
       raise ValueError(
-        f"{section}.prototypes={ours}: must equal the {theirs} of the frozen teacher {teacher.address}, with which they "
-        f"are compared one by one: --config.{section}.prototypes={theirs}."
+        f"{section}.prototypes={ours}: must equal the {theirs} of the frozen teacher {teacher.address}, with which "
+        f"they are compared: --config.{section}.prototypes={theirs}."
       )
   for key in ("mean", "std"):
     ours, theirs = config.augment[key], getattr(teacher, key)

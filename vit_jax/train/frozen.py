@@ -35,8 +35,8 @@ def pin(run: Run, workdir: Path) -> Run:
   teacher = methods.frozen_teacher(config)
   if wanted.fingerprint not in (None, teacher.fingerprint):
     raise ConfigError(
-      f"distillation.fingerprint={wanted.fingerprint!r}: the parameters of {teacher.address} have {teacher.fingerprint!r}: "
-      "name the right teacher, or leave the fingerprint out"
+      f"distillation.fingerprint={wanted.fingerprint!r}: that of {teacher.address} is {teacher.fingerprint!r}: name "
+      "the right teacher, or leave the fingerprint out"
     )
   wanted.teacher, wanted.fingerprint = teacher.address, teacher.fingerprint
   return dataclasses.replace(run, config=config)

@@ -46,7 +46,7 @@ def describe(config: ConfigDict, workdir: str) -> str:
   """What `train` would do, without compiling or writing anything."""
   run = setup.prepare(config)
   facts = "\n".join(f"{name:<12}{value}" for name, value in setup.describe(run).items())
-  return f"{tables.config_table(run.config, configs.default())}\n\n{facts}\nworkdir     {workdir}"
+  return f"{tables.config_table(run.config, configs.defaults_of(run.config))}\n\n{facts}\nworkdir     {workdir}"
 
 
 def train(config: ConfigDict, workdir: str, *, accept_config_change: bool = False) -> State:
@@ -244,7 +244,11 @@ class _Loop:
         self.writers.scalars(step, scores)
         self.last_metrics |= scores
         self._judge(step, scores)
-        shown = {name: value for name, value in scores.items() if re.search(r"(^|/)\w+/top1$", name) and not re.search(r"/k\d+/", name)}
+        shown = {
+          name: value
+          for name, value in scores.items()
+          if re.search(r"(^|/)\w+/top1$", name) and not re.search(r"/k\d+/", name)
+        }
         log.info("step %d: %s", step, ", ".join(f"{name} {value:.3f}" for name, value in shown.items()))
       if self.run.config.log.pictures and jax.process_index() == 0:
         self.writers.images(step, self.evaluations.pictures(self.state))

@@ -12,8 +12,8 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vit_jax import checkpoints, methods, parallel
 from vit_jax import config as configs
-from vit_jax import methods, parallel
 from vit_jax.config import ConfigError
 from vit_jax.data.sources import Source, open_source, split_specs
 from vit_jax.data.views import Views
@@ -110,9 +110,13 @@ def remember(config: ConfigDict, workdir: Path, *, accept_change: bool) -> None:
   """
   path = workdir / CONFIG_FILE
   if path.exists():
-    changes = configs.difference(configs.read(path), config)
-    if changes and not accept_change:
-      listed = "\n".join(f"  {change}" for change in changes)
+    begun = configs.read(path)
+    changes = configs.difference(begun, config)
+    if begun.distillation.fingerprint and begun.distillation.fingerprint == config.distillation.fingerprint:
+      begun.distillation.teacher = config.distillation.teacher  # the same parameters in another place
+    refused = configs.difference(begun, config)
+    if refused and not accept_change:
+      listed = "\n".join(f"  {change}" for change in refused)
       raise ConfigError(
         f"{workdir} was started with another config:\n{listed}\n"
         "use another --workdir, or --accept_config_change to go on with the new values"
@@ -124,6 +128,9 @@ def remember(config: ConfigDict, workdir: Path, *, accept_change: bool) -> None:
   if jax.process_index() == 0:
     workdir.mkdir(parents=True, exist_ok=True)
     configs.save(config, path)
+    for name, alone in methods.each_student(config).items():
+      if name:  # what distils this student alone; and its folder is its address for `load_model`
+        configs.save(alone, workdir / checkpoints.STUDENTS / name / CONFIG_FILE)
 
 
 def describe(run: Run) -> dict[str, Any]:

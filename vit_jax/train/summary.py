@@ -69,7 +69,8 @@ def write_summary(
   parts = [f"# {title}", _facts(config, metrics, timing)]
   for name in students:
     lines = [metrics_of(line, name, students) for line in metrics] if name else metrics
-    levels, picture = _recorded_baselines(lines) | dict(baselines or {}), f"summary_{name}.png" if name else "summary.png"
+    levels = _recorded_baselines(lines) | dict(baselines or {})
+    picture = f"summary_{name}.png" if name else "summary.png"
     chart = draw(panels(lines, config, levels), title=f"{title}: {name}" if name else title)
     Image.fromarray(chart).save(workdir / picture)
     parts += [f"# Student {name}" if name else "", f"![curves]({picture})", _score_table(lines, levels)]
