@@ -18,12 +18,23 @@ from vit_jax.methods import dinov3, distillation, frozen_teacher
 from vit_jax.optim import ema
 from vit_jax.train.loop import mesh_context
 
-QUICK = {
-  "model.layer_scale": 1.0, "schedules.lr.peak": 1e-2, "schedules.lr.start": 1e-2, "optim.freeze_last_layer": "0 steps",
-  "optim.layerwise_decay": 1.0,
-}  # fmt: skip
-SHARP = {f"schedules.teacher_temperature.{part}": 0.01 for part in ("start", "peak", "end")}
-TWO = ("distillation.students=(a=configs/tiny.py,b=configs/tiny.py)", "students.b.model.depth=3")
+# What lets a student learn within a few steps.
+OWN = (
+  "model.layer_scale=1.0", "schedules.lr.peak=1e-2", "schedules.lr.start=1e-2", "schedules.lr.warmup=0 steps",
+  "optim.freeze_last_layer=0 steps", "optim.layerwise_decay=1.0",
+)  # fmt: skip
+COMMON = ("duration=40 steps", *(f"schedules.teacher_temperature.{part}=0.01" for part in ("start", "peak", "end")))
+# A ConvNeXt of four blocks, whose patches are 32 pixels wide.
+CONVNEXT = (
+  "model.depth=None", "model.width=None", "model.num_heads=None", "model.mlp_hidden=None", "model.depths=(1,1,1,1)",
+  "model.widths=(8,8,16,32)", "crops.global_size=64", "crops.local_size=32",
+)  # fmt: skip
+TWO = (
+  *COMMON,
+  "distillation.students=(a=configs/tiny.py,b=configs/tiny.py)",
+  *(f"students.a.{key}" for key in OWN),
+  "students.b.model.depth=3",
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +59,7 @@ def start(config):
 
 
 def run(config, num):
-  """The states and the metrics of some steps."""
+  """The states before and after each of some steps, and the metrics of each."""
   step = jax.jit(distillation.make_step(config))
   states, metrics = [start(config)], []
   for batch in batches(config, num):
@@ -60,14 +71,14 @@ def run(config, num):
 
 @pytest.fixture(scope="module")
 def single(teacher):
-  """One student, three steps."""
-  config = distilling(teacher)
-  return config, *run(config, 3)
+  """One student: config, states, metrics."""
+  config = distilling(teacher, *COMMON, *OWN)
+  return config, *run(config, 40)
 
 
 @pytest.fixture(scope="module")
 def double(teacher):
-  """Two students, the same three steps."""
+  """Two students, of which one is the single one, for the first steps."""
   config = distilling(teacher, *TWO)
   return config, *run(config, 3)
 
@@ -117,21 +128,20 @@ def test_the_losses_are_those_of_an_unmasked_student_at_the_masked_positions(sin
   assert not np.allclose(features.patches, masked.patches)
 
 
-def test_the_loss_falls(teacher):
-  config = distilling(teacher, **QUICK, **SHARP, **{"duration": "40 steps"})
-  _, metrics = run(config, 40)
+def test_the_loss_falls(single):
+  _, _, metrics = single
   values = [m["dino_local"] + m["dino_global"] + m["ibot"] for m in metrics]
   assert np.mean(values[-5:]) < np.mean(values[:5]) - 0.1
 
 
-def test_each_of_several_students_is_what_it_is_alone(single, double, teacher):
+def test_each_of_several_students_is_what_it_is_alone(single, double):
   _, alone, alone_metrics = single
   _, both, both_metrics = double
   for name in ("student", "teacher", "opt_state", "counters"):
-    ours, expected = getattr(both[-1], name)["a"], getattr(alone[-1], name)
+    ours, expected = getattr(both[-1], name)["a"], getattr(alone[len(both) - 1], name)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
       np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-  for ours, expected in zip(both_metrics, alone_metrics, strict=True):
+  for ours, expected in zip(both_metrics, alone_metrics, strict=False):
     for name in ("loss", "dino_local", "ibot", "koleo", "lr", "grad_norm/backbone", "feature_std"):
       np.testing.assert_allclose(ours[f"a/{name}"], expected[name], rtol=1e-4, atol=1e-6)
     assert ours["teacher_entropy"] == pytest.approx(expected["teacher_entropy"], rel=1e-6)
@@ -165,19 +175,19 @@ def test_several_students_share_one_pass_of_the_teacher(single, double):
   assert uses_of_width(double[0], WIDTH) == once
 
 
-def test_students_learn_one_after_the_other(teacher):
-  """The memory of two equal students is that of one, besides what stays in memory anyway."""
-  wide = {"batch_size": 64, "koleo.group_size": 64}
+def test_the_next_student_waits_for_the_one_before(double):
+  """What keeps the memory of several students that of the largest (the CPU's compiler drops these barriers)."""
+  config = double[0]
+  state = jax.eval_shape(functools.partial(distillation.init, config), jax.random.key(0))
+  jaxpr = jax.make_jaxpr(distillation.make_step(config))(state, batches(config, 1)[0]).jaxpr
+  barriers = [equation for equation in jaxpr.eqns if equation.primitive.name == "optimization_barrier"]
+  assert barriers
+  handed_on = {var for equation in barriers[:1] for var in equation.outvars}
+  crops = (config.batch_size, 2, 32, 32, 3)
+  assert any(var.aval.shape == crops for var in handed_on)  # the second student's batch comes out of the first barrier
 
-  def temporary(config):
-    state = jax.eval_shape(functools.partial(distillation.init, config), jax.random.key(0))
-    compiled = jax.jit(distillation.make_step(config), donate_argnums=0).lower(state, batches(config, 1)[0]).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
 
-  assert temporary(distilling(teacher, TWO[0], **wide)) < 1.3 * temporary(distilling(teacher, **wide))
-
-
-@pytest.mark.parametrize("patch_size", [4, 16])
+@pytest.mark.parametrize("patch_size", [pytest.param(4, marks=pytest.mark.slow), 16])
 def test_the_teachers_images_are_resized_to_the_grid_of_the_student(teacher, patch_size):
   config = distilling(teacher, **{"model.patch_size": patch_size})
   assert distillation.views(config).mask_grid == (32 // patch_size,) * 2
@@ -202,7 +212,8 @@ def test_the_teachers_images_are_resized_to_the_grid_of_the_student(teacher, pat
   assert np.isfinite(metrics[0]["loss"])
 
 
-def test_eight_devices_distil_as_one(teacher, double):
+@pytest.mark.slow
+def test_eight_devices_distil_as_one(teacher):
   sharded = distilling(teacher, *TWO, **{"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "loss_group_size": 4})
   mesh = parallel.make_mesh(sharded.mesh, jax.devices()[:8])
   state = start(sharded)
@@ -218,3 +229,11 @@ def test_eight_devices_distil_as_one(teacher, double):
     )
   for name in expected:
     np.testing.assert_allclose(ours[name], expected[name], rtol=2e-4, atol=1e-6, err_msg=name)
+
+
+def test_a_convnext_of_stride_32_learns_from_a_vit(teacher):
+  config = distilling(teacher, "model.name=dinov3_convnext_tiny", "model.patch_size=None", *CONVNEXT)
+  assert distillation.views(config).mask_grid == (2, 2)
+  states, metrics = run(config, 1)
+  assert np.isfinite(metrics[0]["loss"])
+  assert states[1].student["backbone"]["stage0"]["layers"]["mlp"]["fc1"]["kernel"].shape[0] == 1
