@@ -70,6 +70,19 @@ def test_dry_run_shows_the_plan_and_writes_nothing(capsys, tmp_path):
   assert not (tmp_path / "new").exists()
 
 
+def test_all_resolutions_are_shown(capsys, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  rows = "--config.crops.resolutions=((32,16,48,0.75),(64,16,96,0.25))"
+  out = run(capsys, "train", *TINY, f"--workdir={tmp_path}/new", "--dry_run", rows)
+  assert "global/local/gram of 32/16/48 pixels (75.0%), 64/16/96 pixels (25.0%)" in out
+  assert "training step at 64/16/96 (25.0% of the steps), per image" in out
+  heights = []
+  for name, overrides in (("one", ["--config.crops.gram_size=48"]), ("several", [rows])):
+    run(capsys, "inspect", "batch", *TINY, f"--output={name}.png", *overrides)
+    heights.append(np.asarray(Image.open(f"{name}.png")).shape[0])
+  assert heights[1] > heights[0]
+
+
 def test_evaluate_prints_and_writes_scores(in_runs, capsys):
   source = "--data=embedded:textures?size=32&count=64"
   out = run(capsys, "evaluate", "--model=tiny", "--tasks=knn", source, "--max_examples=32", "--json=s.json")

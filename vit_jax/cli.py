@@ -153,9 +153,11 @@ def _inspect_batch(args: argparse.Namespace) -> None:
   from vit_jax.train import setup
 
   run = setup.prepare(config)
-  with make_pipeline(run.source, run.views, batch_size=config.batch_size, seed=config.seed, workers=0) as batches:
-    sheet = pictures.contact_sheet(next(batches))
-  print(f"wrote {pictures.save(sheet, args.output)}")
+  sheets, variants = [], run.views.variants()
+  for views in variants:
+    with make_pipeline(run.source, views, batch_size=config.batch_size, seed=config.seed, workers=0) as batches:
+      sheets.append(pictures.contact_sheet(next(batches), images=max(3, 8 // len(variants))))
+  print(f"wrote {pictures.save(pictures.stacked(sheets), args.output)}")
 
 
 def _inspect_features(args: argparse.Namespace) -> None:
@@ -207,15 +209,15 @@ def _model_table(config: ConfigDict) -> str:
 
   method = methods.get(config.method)
   views, group = method.views(config), loss_group_size(config)
-  masked = masked_patches(group, views.mask_grid, views.mask_probability, views.mask_ratio) / group
+  masked = [masked_patches(group, v.mask_grid, v.mask_probability, v.mask_ratio) / group for v in views.variants()]
   frozen, parts = methods.frozen_teacher(config), []
   for name, alone in methods.each_student(config).items():
     table = tables.training_table(method.modules(alone), views, masked=masked, own_teacher=frozen is None)
     parts.append(f"student {name}\n\n{table}" if name else table)
   if frozen is not None:
-    size = views.mask_grid[0] * frozen.modules.backbone.stride
+    sizes = [("global crop", v.mask_grid[0] * frozen.modules.backbone.stride) for v in views.variants()]
     heads = {"dino_head": frozen.modules.dino_head, "ibot_head": frozen.modules.ibot_head}
-    table = tables.model_table(frozen.modules.backbone, image_sizes={"global crop": size}, heads=heads)
+    table = tables.model_table(frozen.modules.backbone, image_sizes=sizes, heads=heads)
     parts.append(f"frozen teacher {frozen.address}\n\n{table}")
   return "\n\n".join(parts)
 

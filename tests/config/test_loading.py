@@ -58,6 +58,13 @@ def test_overrides_come_after_the_run_file_and_its_argument(run_file):
     ("model.width=192", "model.width", 192),
     ("model.width=None", "model.width", None),
     ("model.remat=none", "model.remat", "none"),
+    ("crops.resolutions=()", "crops.resolutions", ()),
+    ("crops.resolutions=((64,32,0,1),)", "crops.resolutions", ((64, 32, 0, 1.0),)),
+    (
+      "crops.resolutions=[[64, 32, 96, 0.5], [96, 32, 128, 0.5]]",
+      "crops.resolutions",
+      ((64, 32, 96, 0.5), (96, 32, 128, 0.5)),
+    ),
   ],
 )
 def test_override_takes_the_type_of_the_schema(run_file, override, key, value):
@@ -90,6 +97,10 @@ def test_none_empties_a_placeholder_set_by_the_run_file(tmp_path):
     ("augment.blur=(1,0.1)", "3 numbers"),
     ("augment.blur=(1,0.1,x)", "3 numbers"),
     ("model.width=3.5", "an integer or None"),
+    ("crops.resolutions=(512,112,0,1)", "rows of 4 numbers such as ((96,96,96,0.5),"),
+    ("crops.resolutions=((512,112,1),)", "rows of 4 numbers"),
+    ("crops.resolutions=((512,112,0.5,1),)", "rows of 4 numbers"),
+    ("crops.resolutions=large", "rows of 4 numbers"),
   ],
 )
 def test_override_of_the_wrong_type_names_key_value_and_type(run_file, override, right):

@@ -29,3 +29,23 @@ def test_schedule_longer_than_the_run_is_named():
   config = changed(duration="10 steps", schedules__lr__warmup="5 epochs")
   with pytest.raises(ConfigError, match=r"^schedules\.lr\.warmup='5 epochs': must not be longer than the run of 10"):
     resolve(config, num_examples=6400)
+
+
+@pytest.mark.parametrize("total", range(1, 25))
+def test_percentages_of_a_schedule_that_make_the_run_are_the_run(total):
+  config = changed(duration=f"{total} steps", schedules__lr__warmup="10 %", schedules__lr__cosine="90 %")
+  lr = resolve(config, num_examples=100).schedules.lr
+  warmup, cosine = (int(lr[part].removesuffix(" steps")) for part in ("warmup", "cosine"))
+  assert warmup == -(-total // 10) and warmup + cosine == total
+
+
+def test_what_is_exact_in_steps_stays():
+  config = changed(duration="100 steps", schedules__lr__warmup="10 steps", schedules__lr__cosine="2 epochs")
+  lr = resolve(config, num_examples=640).schedules.lr
+  assert (lr.warmup, lr.cosine) == ("10 steps", "20 steps")
+
+
+def test_warmup_and_cosine_together_longer_than_the_run_are_named():
+  config = changed(duration="10 steps", schedules__lr__warmup="4 steps", schedules__lr__cosine="1 epochs")
+  with pytest.raises(ConfigError, match=r"^schedules\.lr\.warmup='4 steps' and schedules\.lr\.cosine='1 epochs': must"):
+    resolve(config, num_examples=640)

@@ -15,6 +15,7 @@ def unusual():
   return changed(
     model__width=48, model__layer_scale=1e-5, model__qkv_bias=False, schedules__lr__cosine="50 %", evaluation__tasks=(),
     crops__global_scale=(0.1, 1 / 3), data__source="folder:/é", seed=2**31,
+    crops__resolutions=((64, 32, 96, 0.75), (96, 32, 128, 0.25)),
   )  # fmt: skip
 
 

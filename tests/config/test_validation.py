@@ -67,6 +67,16 @@ IMPOSSIBLE = {  # for every key whose values can be impossible by themselves: su
   "crops.global_scale": [(0.0, 1.0), (1.0, 0.3), (0.3, 1.1)],
   "crops.local_scale": [(0.5, 0.1)],
   "crops.flip": [1.5],
+  "crops.gram_size": [0],
+  "crops.resolutions": [
+    ((224, 96, 0, 0.0),),
+    ((224, -96, 0, 1.0),),
+    ((0, 96, 0, 1.0),),
+    ((224, 96, -1, 1.0),),
+    ((224, 96, 0, 0.5), (224, 96, 0, 0.5)),
+    ((224, 96, 0, 0.5), (448, 96, 448, 0.5)),
+    ((224, 96, 0, 0.5), (448, 96, 0, 0.4)),
+  ],
   "augment.jitter": [-0.5],
   "augment.brightness": [-0.1],
   "augment.contrast": [-0.1],
@@ -152,6 +162,12 @@ COMBINATIONS = {
   "koleo.group_size=12": dict(batch_size=24, loss_group_size=8, koleo__group_size=12),
   "koleo.topk=1": dict(batch_size=1, ibot__mask_probability=1.0),
   "koleo.topk=4": dict(koleo__topk=4, koleo__group_size=4),
+  "crops.local_number=7": dict(crops__local_number=7, crops__local_inside_global=True),
+  "crops.local_size=240": dict(crops__local_size=240, crops__local_inside_global=True),
+  "crops.resolutions=((64, 96, 0, 1.0),)": dict(
+    crops__resolutions=((64, 96, 0, 1.0),), crops__local_inside_global=True
+  ),
+  "crops.gram_size=448": dict(crops__gram_size=448, crops__resolutions=((224, 96, 448, 1.0),)),
   "ibot.mask_probability=0.1": dict(batch_size=4, ibot__mask_probability=0.1),
   "ibot.mask_ratio=(0.0, 0.0)": dict(ibot__mask_ratio=(0.0, 0.0)),
   "dino.loss_weight=0.0": dict(dino__loss_weight=0.0, ibot__loss_weight=0.0),
@@ -192,6 +208,8 @@ def test_impossible_combination_is_named_in_one_line(start):
     dict(duration="100 steps", schedules__lr__warmup="6400 examples"),
     dict(duration="10 steps", schedules__lr__warmup="5 epochs"),  # depends on the number of images
     dict(schedules__lr__warmup="10 %", schedules__lr__cosine="90 %"),
+    dict(crops__resolutions=((512, 112, 768, 0.667), (768, 112, 1152, 0.333))),
+    dict(crops__resolutions=((64, 48, 64, 1 / 3), (64, 32, 64, 1 / 3), (64, 48, 96, 1 / 3)), crops__local_size=240),
     dict(optim__clip=0.0, evaluation__every="0 steps", evaluation__tasks=()),
     dict(data__source="embedded:textures/train?size=64&count=6000", evaluation__test_source="folder:/a"),
     dict(data__source="tfds:imagenet2012/train"),

@@ -1,14 +1,16 @@
 """The multi-crop: recorded draws of the reference replayed, and the distribution of our own draws."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data import pictures
 from tests.golden import FOLDER, Golden
 from vit_jax.data import operations
-from vit_jax.data.augment import Crop, apply_crop, draw_crops, multi_crop
+from vit_jax.data.augment import Crop, apply_crop, apply_crops, draw_crops, multi_crop
 from vit_jax.data.views import Views
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -40,9 +42,11 @@ def jitter_of(values):
   return tuple((which, values[f"{NAMES[which]}_factor"]) for which in values["fn_idx"])
 
 
-def assert_close(pixels, normalised):
+def assert_close(pixels, normalised, *, overshoots=False):
   """Two levels of 255 (the tolerance for jitter chains) for at least 99 % of the values, and never far off."""
   levels = (normalised.transpose(1, 2, 0) * STD + MEAN) * 255
+  if overshoots:
+    levels = levels.clip(0, 255)
   difference = np.abs(pixels - levels)
   assert (difference <= 2.01).mean() >= 0.99
   assert difference.max() <= 6
@@ -73,6 +77,28 @@ def test_jitter_before_the_crops_is_reproduced(image):
   expected = [*golden[f"shared_jitter/{image}/global_crops"], *golden[f"shared_jitter/{image}/local_crops"]]
   for crop, result in zip(recorded_crops(trace[first:]), expected, strict=True):
     assert_close(apply_crop(source, crop, result.shape[-1]), result)
+
+
+@pytest.mark.parametrize("distorted", [False, True])
+@pytest.mark.parametrize("image", ["image0", "image1"])
+def test_recorded_gram_crops_are_reproduced(distorted, image):
+  golden = Golden("aug_pipeline")
+  kind = f"gram_{'distorted' if distorted else 'clean'}/{image}"
+  trace = [(name, values) for name, values in golden.settings["traces"][kind]["ops"] if name != "Resize"]
+  views = Views(global_size=32, local_size=16, local_number=2, gram_size=48, gram_distortions=distorted)
+  arrays = empty(views)
+  apply_crops(Image.fromarray(golden[image]), recorded_crops(trace), views, *arrays.values())
+  for name, recorded in (("global", "global_crops"), ("local", "local_crops"), ("gram", "gram_teacher_crops")):
+    for ours, theirs in zip(arrays[name], golden[f"{kind}/{recorded}"], strict=True):
+      assert_close(ours, theirs, overshoots=distorted and name != "local")
+
+
+def empty(views):
+  """The arrays that `apply_crops` fills."""
+  shapes = {"global": (2, views.global_size), "local": (views.local_number, views.local_size)}
+  if views.gram_size is not None:
+    shapes["gram"] = (2, views.gram_size)
+  return {name: np.zeros((count, size, size, 3), np.uint8) for name, (count, size) in shapes.items()}
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +194,103 @@ def test_without_distortions_a_crop_of_everything_is_the_image():
   whole = next(seed for seed, crop in enumerate(draws) if (crop.height, crop.width) == (24, 24))
   multi_crop(pixels, np.random.default_rng(whole), views, out, np.zeros((0, 8, 8, 3), np.uint8))
   np.testing.assert_array_equal(out[0], pixels)
+
+
+PLAIN = dict(jitter=0.0, grayscale=0.0, blur=(0.0, 0.0, 0.0), solarize=(0.0, 0.0, 0.0))
+
+
+@pytest.fixture(scope="module")
+def picture():
+  return pictures.smooth(96, 120, 5)
+
+
+def crops_of(picture, views, seed=0):
+  arrays = empty(views)
+  multi_crop(picture, np.random.default_rng(seed), views, *arrays.values())
+  return arrays
+
+
+@pytest.mark.parametrize("gram_size", [16, 32, 64])
+def test_gram_crops_show_what_the_global_crops_show(picture, gram_size):
+  views = Views(global_size=32, local_size=16, local_number=0, gram_size=gram_size, **PLAIN)
+  for seed in range(10):
+    arrays = crops_of(picture, views, seed)
+    small = min(gram_size, 32)
+    for shown, gram in zip(arrays["global"], arrays["gram"], strict=True):
+      pair = [np.asarray(operations.resize(Image.fromarray(pixels), small), float) for pixels in (shown, gram)]
+      assert np.abs(pair[0] - pair[1]).mean() < 3
+      assert np.abs(pair[0] - pair[1][:, ::-1]).mean() > 5  # the same flip, not the other one
+
+
+def test_gram_crops_are_not_distorted_unless_asked(picture):
+  views = Views(global_size=32, local_size=16, local_number=2, gram_size=48, grayscale=1.0, jitter=0.0)
+  clean = crops_of(picture, views)
+  assert np.ptp(clean["global"], axis=-1).max() == 0 < np.ptp(clean["gram"], axis=-1).max()
+  shared = crops_of(picture, dataclasses.replace(views, gram_distortions=True))
+  assert np.ptp(shared["gram"], axis=-1).max() == 0
+  np.testing.assert_array_equal(clean["local"], shared["local"])
+
+
+def test_gram_crops_no_larger_than_the_global_ones_leave_everything_else_as_it_is(picture):
+  views = Views(global_size=32, local_size=16, local_number=2)
+  without, beside = crops_of(picture, views), crops_of(picture, dataclasses.replace(views, gram_size=32))
+  for name in without:
+    np.testing.assert_array_equal(without[name], beside[name])
+
+
+INSIDE = Views(global_size=64, local_size=24, local_number=6, local_inside_global=True, stride=8)
+
+
+def test_local_crops_inside_global_ones_are_windows_of_them(picture):
+  views = dataclasses.replace(INSIDE, gram_size=96, **PLAIN)
+  flips = set()
+  for seed in range(10):
+    crops = draw_crops(np.random.default_rng(seed), *picture.shape[:2], views)
+    arrays = crops_of(picture, views, seed)
+    for i, crop in enumerate(crops[2:]):
+      top, left = crop.window
+      window = arrays["global"][i // 3, top : top + 24, left : left + 24]
+      np.testing.assert_array_equal(arrays["local"][i], window)
+      flips.add(crop.flip)
+  assert flips == {False, True}
+
+
+def test_windows_lie_on_patches_with_the_bound_of_the_reference():
+  rng = np.random.default_rng(0)
+  crops = [crop for _ in range(300) for crop in draw_crops(rng, 96, 120, INSIDE)]
+  offsets = np.array([crop.window for crop in crops if crop.window is not None])  # [1800, 2]
+  for axis in offsets.T:
+    places, counts = np.unique(axis, return_counts=True)
+    np.testing.assert_array_equal(places, [0, 8, 16, 24, 32])  # not 40 = 64 - 24, the last that would fit
+    assert abs(counts / len(axis) - 0.2).max() < 0.05
+  assert abs(np.corrcoef(offsets.T)[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize("size", [60, 64])
+def test_a_window_with_one_place_only_lies_there(size):
+  views = dataclasses.replace(INSIDE, local_size=size)
+  crops = draw_crops(np.random.default_rng(0), 96, 120, views)
+  assert {crop.window for crop in crops[2:]} == {(0, 0)}
+
+
+def test_local_crops_inside_global_ones_have_their_own_distortions(picture):
+  views = dataclasses.replace(INSIDE, flip=0.0)
+  crops = draw_crops(np.random.default_rng(1), *picture.shape[:2], views)
+  assert len({crop.jitter for crop in crops}) > 4
+  sigmas = [crop.sigma for crop in crops[2:]]
+  assert any(sigmas) and not all(sigmas)  # the probability of local crops, not of the global one they lie in
+
+
+def test_shared_colours_are_drawn_once_for_all_crops(picture):
+  views = Views(global_size=32, local_size=16, local_number=2, share_color_jitter=True, flip=0.0)
+  grey, own = 0, set()
+  for seed in range(200):
+    crops = draw_crops(np.random.default_rng(seed), 20, 24, views)
+    own |= {(crop.jitter, crop.grayscale) for crop in crops}
+  for seed in range(100):
+    arrays = crops_of(picture, views, seed)
+    is_grey = [np.ptp(crop, axis=-1).max() == 0 for crop in (*arrays["global"], *arrays["local"])]
+    assert all(is_grey) or not any(is_grey)
+    grey += all(is_grey)
+  assert own == {((), False)}
+  assert 8 <= grey <= 34  # of 100 with probability 0.2: four standard deviations

@@ -1,6 +1,7 @@
 """The pipeline: the same stream whoever computes it, exact epochs, exact resume, and what it does with bad images."""
 
 import collections
+import dataclasses
 import json
 import logging
 import multiprocessing
@@ -12,6 +13,7 @@ import pytest
 
 from tests.data import pictures
 from vit_jax.data.decode import BadImage
+from vit_jax.data.groups import LossGroups, batch_shapes
 from vit_jax.data.masks import masked_patches
 from vit_jax.data.pipeline import BadRecords, make_pipeline
 from vit_jax.data.sources import open_source
@@ -141,6 +143,81 @@ def test_without_masks_there_are_no_mask_arrays():
   batch = batches(1, views=views)[0]
   assert set(batch) == {"global_crops", "local_crops", "label"}
   assert batch["local_crops"].shape == (8, 0, 8, 8, 3)
+
+
+SEVERAL = dataclasses.replace(
+  VIEWS, stride=4, mask_grid=(4, 4), resolutions=((16, 8, 24, 0.5), (24, 8, 32, 0.2), (24, 12, 32, 0.3))
+)
+
+
+def named(batch):
+  sizes = [batch[f"{kind}_crops"].shape[3] for kind in ("global", "local", "gram")]
+  return "/".join(map(str, sizes))
+
+
+@pytest.mark.parametrize("views", [VIEWS, dataclasses.replace(VIEWS, gram_size=24, mask_grid=None), SEVERAL])
+def test_batches_have_the_announced_shapes(views):
+  announced = {variant.name: batch_shapes(variant, 8) for variant in views.variants()}
+  for batch in batches(6, views=views):
+    shapes = {key: (value.shape, value.dtype) for key, value in batch.items()}
+    assert shapes in announced.values()
+
+
+@pytest.fixture(scope="module")
+def whole():
+  return batches(12, views=SEVERAL)
+
+
+class TestSeveralResolutions:
+  def test_each_batch_has_one_with_its_masks(self, whole):
+    assert {named(batch) for batch in whole} == {"16/8/24", "24/8/32", "24/12/32"}
+    for batch in whole:
+      assert batch["masks"].shape == (8, 2, (batch["global_crops"].shape[2] // 4) ** 2)
+      for group in range(2):
+        masks = batch["masks"][4 * group : 4 * group + 4]
+        np.testing.assert_array_equal(batch["mask_indices"][group], np.flatnonzero(masks))
+
+  def test_a_batch_is_that_of_a_run_at_its_resolution_alone(self, whole):
+    alone = batches(12, views=SEVERAL.variants()[0])
+    same = [(a, b) for a, b in zip(whole, alone, strict=True) if named(a) == "16/8/24"]
+    assert len(same) >= 3
+    for a, b in same:
+      assert_same([a], [b])
+
+  @pytest.mark.parametrize(("workers", "count"), [(0, 1), (2, 1), (0, 2), (1, 2)])
+  def test_resume_gives_exactly_the_next_batch(self, whole, workers, count):
+    with make_pipeline(Numbered(20), SEVERAL, batch_size=8, seed=3, workers=0) as pipeline:
+      for _ in range(5):
+        next(pipeline)
+      state = json.loads(json.dumps(pipeline.get_state()))
+    parts = [
+      batches(5, views=SEVERAL, state=state, workers=workers, process_index=i, process_count=count)
+      for i in range(count)
+    ]
+    joined = [
+      {key: np.concatenate([part[key] for part in rows]) for key in rows[0]} for rows in zip(*parts, strict=True)
+    ]
+    assert_same(joined, whole[5:10])
+
+  def test_they_come_as_often_as_asked_whatever_the_batch_and_in_no_order(self):
+    groups = LossGroups(Numbered(20), SEVERAL, seed=7, group_size=4, groups_per_batch=2)
+    drawn = [groups.views(batch).name for batch in range(4000)]
+    counts = collections.Counter(drawn)
+    for row in SEVERAL.resolutions:
+      share = counts["/".join(map(str, row[:3]))] / 4000
+      assert abs(share - row.probability) < 4 * np.sqrt(row.probability * (1 - row.probability) / 4000)
+    repeated = np.mean([a == b for a, b in zip(drawn[:-1], drawn[1:], strict=True)])
+    assert abs(repeated - (0.5**2 + 0.2**2 + 0.3**2)) < 0.04  # independent of the one before
+    other = LossGroups(Numbered(20), SEVERAL, seed=8, group_size=4, groups_per_batch=2)
+    assert [other.views(batch).name for batch in range(40)] != drawn[:40]
+    larger = LossGroups(Numbered(99), SEVERAL, seed=7, group_size=8, groups_per_batch=64)
+    assert [larger.views(batch).name for batch in range(40)] == drawn[:40]
+
+  def test_what_is_needed_next_comes_first(self, whole):
+    with make_pipeline(Numbered(20), SEVERAL, batch_size=8, seed=3, workers=0) as pipeline:
+      pipeline.set_state({**pipeline.get_state(), "next_batch": 4})
+      assert [views.name for views in pipeline.upcoming(8)] == list(dict.fromkeys(named(batch) for batch in whole[4:]))
+      assert [views.name for views in pipeline.upcoming(1)] == [named(whole[4])]
 
 
 def test_a_batch_may_be_larger_than_the_source():

@@ -32,11 +32,16 @@ def test_defaults_are_those_of_the_config():
     ({"hue": 0.6}, "augment.hue"),
     ({"mask_ratio": (0.5, 0.1)}, "ibot.mask_ratio"),
     ({"loss_group_size": 0}, "loss_group_size"),
+    ({"gram_size": 0}, "crops.gram_size"),
+    ({"local_inside_global": True, "local_number": 3}, "crops.local_number"),
+    ({"local_inside_global": True, "local_size": 240}, "crops.local_size"),
+    ({"resolutions": ((224, 96, 0, 0.0),)}, "crops.resolutions"),
+    ({"resolutions": ((224, 0, 0, 1.0),)}, "crops.local_size"),
   ],
 )
 def test_a_value_out_of_range_is_refused_with_its_key(change, key):
   with pytest.raises(ValueError, match=key):
-    Views(**change)
+    Views(**change).variants()
 
 
 def test_lists_become_tuples_so_that_views_can_be_compared_and_hashed():
@@ -57,3 +62,18 @@ def test_enough_pixels_leaves_every_crop_twice_its_size():
   assert views.enough_pixels == 859
   side = np.sqrt(views.local_scale[0]) * views.enough_pixels  # of the smallest local crop of a square image
   assert side >= 2 * views.local_size
+
+
+def test_variants_are_the_views_of_every_resolution():
+  views = Views(resolutions=[[512, 112, 768, 0.6], [768, 112, 0, 0.4]], stride=16)
+  first, second = views.variants()
+  assert (first.global_size, first.local_size, first.gram_size, first.mask_grid) == (512, 112, 768, (32, 32))
+  assert (second.global_size, second.gram_size, second.mask_grid) == (768, None, (48, 48))
+  assert (first.name, second.name) == ("512/112/768", "768/112")
+  assert first.enough_pixels > Views(global_size=512, local_size=112).enough_pixels  # the region is cut out at 768
+  assert Views().variants() == (Views(),)
+
+
+def test_views_without_masks_have_none_at_any_resolution():
+  views = Views(mask_grid=None, resolutions=((64, 32, 0, 0.5), (96, 32, 0, 0.5)))
+  assert [variant.mask_grid for variant in views.variants()] == [None, None]

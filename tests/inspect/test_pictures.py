@@ -9,7 +9,7 @@ from PIL import Image
 
 from vit_jax.inspect.cost import abstract_params
 from vit_jax.inspect.pca import foreground_mask, otsu, principal_colours, principal_components
-from vit_jax.inspect.pictures import contact_sheet, feature_sheet, overlay_masks, pca_sheet, save, to_uint8
+from vit_jax.inspect.pictures import contact_sheet, feature_sheet, overlay_masks, pca_sheet, save, stacked, to_uint8
 from vit_jax.models import create_model
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -65,6 +65,21 @@ def test_a_mask_shows_on_the_sheet_at_its_crop_only(rng):
   rows, columns = np.nonzero((contact_sheet(batch, min_side=32) != plain).any(axis=-1))
   assert np.ptp(rows) < 8 and np.ptp(columns) < 8
   assert rows.min() > plain.shape[0] * 2 // 3
+
+
+def test_gram_crops_are_on_the_sheet(rng):
+  batch = make_batch(rng)
+  batch["gram_crops"] = rng.integers(0, 256, (3, 2, 48, 48, 3), np.uint8)
+  sheet = contact_sheet(batch, min_side=32)
+  for crop in batch["gram_crops"].reshape(-1, 48, 48, 3):
+    corners = np.argwhere((sheet == crop[0, 0]).all(axis=-1))
+    assert any(np.array_equal(sheet[y : y + 48, x : x + 48], crop) for y, x in corners)
+
+
+def test_stacked_sheets_lie_above_each_other(rng):
+  narrow, wide = contact_sheet(make_batch(rng, number=0)), contact_sheet(make_batch(rng))
+  both = stacked([narrow, wide])
+  assert np.array_equal(both[: len(narrow), : narrow.shape[1]], narrow) and np.array_equal(both[len(narrow) :], wide)
 
 
 def test_sheets_of_few_images_and_without_local_crops(rng):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vit_jax.config import default, load
 from vit_jax.inspect.cost import count, dino_step
-from vit_jax.inspect.tables import config_table, model_table, training_table
+from vit_jax.inspect.tables import config_table, flops, model_table, training_table
 from vit_jax.methods import dinov3
 from vit_jax.models import ProjectionHead, create_model
 
@@ -37,9 +37,25 @@ def test_a_boolean_in_the_place_of_a_number_and_a_new_key_are_changes():
 def test_the_training_table_is_made_of_what_a_method_has():
   config = load(str(Path(__file__).parents[2] / "configs" / "tiny.py"))
   config.crops.local_number = 0
-  table = training_table(dinov3.modules(config), dinov3.views(config), masked=4.5)
+  table = training_table(dinov3.modules(config), dinov3.views(config), masked=[4.5])
   assert "32 -> 32 -> 32 -> 16 -> 32" in line_of(table, "dino_head")
   assert "global crop, 32 x 32 pixels" in table and "local crop, " not in table
+
+
+def test_the_training_table_has_every_resolution():
+  config = load(str(Path(__file__).parents[2] / "configs" / "tiny.py"))
+  config.crops.resolutions = ((32, 16, 48, 0.75), (64, 16, 96, 0.25))
+  modules = dinov3.modules(config)
+  table = training_table(modules, dinov3.views(config), masked=[4.5, 18.0])
+  for size in ("global crop, 32 x 32", "global crop, 64 x 64", "local crop, 16 x 16", "gram crop, 96 x 96"):
+    assert table.count(f"{size} pixels") == 1
+  assert "training step at 64/16/96 (25.0% of the steps)" in table
+  sizes = ((32, 48, 4.5), (64, 96, 18.0))
+  costs = [
+    dino_step(*modules, global_size=g, local_size=16, local_number=2, gram_size=h, masked=m) for g, h, m in sizes
+  ]
+  assert [cost.parts["gram teacher"] for cost in costs] == [2 * count(modules.backbone, h).flops for h in (48, 96)]
+  assert table.endswith(f"per image: {flops(0.75 * costs[0].flops + 0.25 * costs[1].flops)}")
 
 
 def test_the_model_table_states_parameters_tokens_and_operations():
@@ -49,7 +65,12 @@ def test_the_model_table_states_parameters_tokens_and_operations():
     "ibot_head": ProjectionHead(hidden=2048, bottleneck=256, prototypes=4096),
   }
   step = dino_step(model, *heads.values(), global_size=224, local_size=96, local_number=8, masked=58.9)
-  table = model_table(model, image_sizes={"global crop": 224, "local crop": (96, 80)}, heads=heads, step=step)
+  table = model_table(
+    model,
+    image_sizes=[("global crop", 224), ("local crop", (96, 80))],
+    heads=heads,
+    steps=[("training step, per image", step)],
+  )
   assert "21,601,152" in line_of(table, "backbone, all")
   assert "12 x" in line_of(table, "blocks")
   assert "384 -> 2048 -> 2048 -> 256 -> 65536" in line_of(table, "dino_head")

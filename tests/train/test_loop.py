@@ -18,7 +18,10 @@ from PIL import Image
 import vit_jax
 from vit_jax import config as configs
 from vit_jax.checkpoints import restore_params, steps
+from vit_jax.train import setup
+from vit_jax.train.evaluations import Evaluations
 from vit_jax.train.loop import train
+from vit_jax.train.writers import read_lines
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,10 +43,12 @@ def one_device(monkeypatch):
 
 
 def command(workdir, *overrides):
+  """A run of two resolutions, a superset of what a run of one does."""
   return [
     sys.executable, "-m", "vit_jax", "train", "--config=configs/tiny.py", f"--workdir={workdir}",
-    "--config.duration=9 steps", "--config.checkpoint.every=2 steps", "--config.evaluation.every=0 steps",
-    "--config.model.drop_path=0.3", "--config.log.pictures=False", *overrides,
+    "--config.duration=80 steps", "--config.checkpoint.every=2 steps", "--config.evaluation.every=0 steps",
+    "--config.model.drop_path=0.3", "--config.log.pictures=False",
+    "--config.crops.resolutions=((32,16,0,0.6),(48,24,0,0.4))", *overrides,
   ]  # fmt: skip
 
 
@@ -94,7 +99,7 @@ def start_and_signal(tmp_path, workdir, number, *, after_step):
 def test_a_killed_run_goes_on_bit_for_bit(uninterrupted):
   tmp_path, expected = uninterrupted
   workdir = tmp_path / "killed"
-  start_and_signal(tmp_path, workdir, signal.SIGKILL, after_step=2)
+  assert start_and_signal(tmp_path, workdir, signal.SIGKILL, after_step=2) == -signal.SIGKILL
   done = run(tmp_path, workdir)
   assert done.returncode == 0, done.stderr
   assert_same_end(teacher_and_metrics(workdir), expected)
@@ -104,11 +109,20 @@ def test_a_killed_run_goes_on_bit_for_bit(uninterrupted):
 def test_an_interrupted_run_saves_first_and_goes_on_bit_for_bit(uninterrupted, number):
   tmp_path, expected = uninterrupted
   workdir = tmp_path / f"signal{number}"
-  code = start_and_signal(tmp_path, workdir, number, after_step=2)
-  assert code in (128 + number, 0)  # 0: it was over before the signal came
+  assert start_and_signal(tmp_path, workdir, number, after_step=2) == 128 + number
   done = run(tmp_path, workdir)
   assert done.returncode == 0, done.stderr
   assert_same_end(teacher_and_metrics(workdir), expected)
+
+
+def test_every_resolution_is_compiled_trained_and_named(uninterrupted):
+  tmp_path, _ = uninterrupted
+  lines, timing = (read_lines(tmp_path / "whole" / name) for name in ("metrics.jsonl", "timing.jsonl"))
+  sizes = [(line["global_size"], line["local_size"]) for line in lines]
+  assert len(sizes) == 80 and set(sizes) == {(32, 16), (48, 24)}
+  assert 31 <= sizes.count((32, 16)) <= 65  # 48 expected; four standard deviations
+  compiled = {key for line in timing for key in line if key.startswith("compile_seconds")}
+  assert compiled == {"compile_seconds/32/16", "compile_seconds/48/24"}
 
 
 def test_running_again_says_that_it_is_complete(uninterrupted):
@@ -198,10 +212,34 @@ def test_scores_baselines_pictures_and_summary_are_written(tmp_path, one_device)
   assert (tmp_path / "summary.md").exists() and (tmp_path / "summary.png").exists()
 
 
+def test_a_labelled_folder_without_a_test_split_is_scored_on_held_out_images(tmp_path, one_device, caplog):
+  for name in ("cats", "dogs"):
+    (tmp_path / "photos" / name).mkdir(parents=True)
+    for i in range(12):
+      pixels = np.random.default_rng([i, len(name), ord(name[0])]).integers(0, 256, (36, 36, 3), np.uint8)
+      Image.fromarray(pixels).save(tmp_path / f"photos/{name}/{i}.png")
+  spec = f"folder:{tmp_path / 'photos'}"
+  with caplog.at_level("INFO"):
+    run = setup.prepare(tiny(**{"data.source": spec}))
+    evaluations = Evaluations(run)
+  assert run.evaluation_sources == (spec, None)
+  assert f"tested on 2 held-out images of {spec}" in caplog.text
+  names = [[part.describe(i) for i in range(len(part))] for part in evaluations._sources]
+  assert [len(part) for part in names] == [22, 2] and len({*names[0], *names[1]}) == 24
+
+
+def test_few_labelled_images_are_not_scored(photos, one_device, caplog):
+  with caplog.at_level("INFO"):
+    assert setup.prepare(tiny(**{"data.source": f"folder:{photos}"})).evaluation_sources is None
+  assert "No evaluation during training" in caplog.text and "evaluation.test_source" in caplog.text
+
+
 @pytest.mark.parametrize(
   ("overrides", "words"),
   [
     ({"crops.global_size": 30}, ["crops.global_size", "30", "patch_size", "32"]),
+    ({"crops.resolutions": ((32, 16, 0, 0.5), (44, 16, 0, 0.5))}, ["crops.resolutions", "44", "patch_size", "48"]),
+    ({"crops.gram_size": 44}, ["crops.gram_size=44", "patch_size", "48"]),
     ({"data.source": "folder:/nowhere/at/all"}, ["/nowhere/at/all"]),
     ({"model.num_heads": 3}, ["num_heads", "3"]),
     ({"model.name": "dinov3_vits17"}, ["dinov3_vits17", "dinov3_vits16"]),

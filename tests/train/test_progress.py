@@ -37,6 +37,14 @@ def test_speed_waiting_and_time_left():
   assert progress.line() == "step 20/100 (20%)  loss 9.8765  lr 1.00e-03  160 images/s  data wait 25%  ETA 32 s"
 
 
+def test_the_size_of_the_crops_is_shown_where_it_varies():
+  progress = Progress(10, batch_size=8, every=10, clock=Clock(), stream=io.StringIO())
+  progress.step(1, {"loss": 2.0, "global_size": 512.0, "local_size": 112.0, "gram_size": 768.0})
+  assert progress.line() == "step 1/10 (10%)  512/112/768 px  loss 2.0000"
+  progress.step(2, {"loss": 2.0, "global_size": 768.0, "local_size": 112.0})
+  assert "768/112 px" in progress.line()
+
+
 def test_pauses_count_for_the_time_left_but_not_for_the_speed():
   clock = Clock()
   progress = Progress(100, batch_size=64, every=10, clock=clock, stream=io.StringIO())

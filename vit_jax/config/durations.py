@@ -65,17 +65,31 @@ def resolve_duration(
   Raises:
     ConfigError: if `text` is no duration, or its unit needs a number that is not known.
   """
+  sizes = {"batch_size": batch_size, "num_examples": num_examples, "total_steps": total_steps}
+  return math.ceil(exact_steps(text, **sizes, epoch_steps=epoch_steps, key=key))
+
+
+def exact_steps(
+  text: str | int,
+  *,
+  batch_size: int,
+  num_examples: int | None = None,
+  total_steps: int | None = None,
+  epoch_steps: int | None = None,
+  key: str = "duration",
+) -> Fraction:
+  """`resolve_duration` before it is rounded: what follows another duration can be rounded together with it."""
   number, unit = parse_duration(text, key=key)
   if unit == "steps":
-    return math.ceil(number)
+    return number
   if unit == "examples":
-    return math.ceil(number / batch_size)
+    return number / batch_size
   if unit == "epochs":
     if epoch_steps is not None:
-      return math.ceil(number * epoch_steps)
+      return number * epoch_steps
     if num_examples is None:
       raise ConfigError(f"{key}={text!r}: the number of images is not known here: give steps or set epoch_steps")
-    return math.ceil(number * num_examples / batch_size)
+    return number * num_examples / batch_size
   if total_steps is None:
     raise ConfigError(f"{key}={text!r}: a percentage needs the length of the run: give steps, epochs or examples")
-  return math.ceil(number * total_steps / 100)
+  return number * total_steps / 100

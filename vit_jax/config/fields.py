@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import functools
 import math
@@ -15,6 +16,8 @@ from vit_jax.config.errors import ConfigError
 from vit_jax.config.schema import default
 from vit_jax.config.students import is_own, split_key
 
+# Elements of the tuples whose default is empty.
+_EMPTY = {"crops.resolutions": (int, int, int, float), "distillation.students": str}
 _NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -23,12 +26,15 @@ class Field(NamedTuple):
 
   kind: type  # int, float, bool, str or tuple
   optional: bool  # a placeholder: None is a value
-  element: type | None = None  # of a tuple
+  element: type | tuple[type, ...] | None = None  # of a tuple; several: its elements are rows of these
   length: int | None = None  # of a tuple; None: any
 
   def __str__(self) -> str:
     if self.kind is not tuple:
       text = _NAMES[self.kind]
+    elif isinstance(self.element, tuple):
+      row = f"({','.join('0.5' if kind is float else '96' for kind in self.element)})"
+      text = f"rows of {len(self.element)} numbers such as ({row},{row})"
     elif self.length is None:
       text = 'names such as "(knn,linear)"'
     else:
@@ -55,8 +61,10 @@ def fields() -> dict[str, Field]:
   result = {}
   for key, value in flatten(schema).items():
     section, name = _locate(schema, key)
-    if isinstance(value, tuple):
-      element = type(value[0]) if value else str
+    if key in _EMPTY:
+      result[key] = Field(tuple, False, _EMPTY[key])
+    elif isinstance(value, tuple):
+      element = type(value[0])
       result[key] = Field(tuple, False, element, None if element is str else len(value))
     else:
       result[key] = Field(section.get_type(name), value is None)
@@ -180,7 +188,7 @@ def _convert(value: Any, field: Field) -> Any:
   if field.kind is tuple:
     if not isinstance(value, list | tuple) or (field.length is not None and len(value) != field.length):
       raise TypeError
-    return tuple(_convert(v, Field(field.element, False)) for v in value)
+    return tuple(_convert_element(v, field.element) for v in value)
   if field.kind is bool or isinstance(value, bool):
     wanted = bool if field.kind is bool else ()
   else:
@@ -190,11 +198,24 @@ def _convert(value: Any, field: Field) -> Any:
   return field.kind(value)
 
 
+def _convert_element(value: Any, element: type | tuple[type, ...]) -> Any:
+  if not isinstance(element, tuple):
+    return _convert(value, Field(element, False))
+  if not isinstance(value, list | tuple) or len(value) != len(element):
+    raise TypeError
+  return tuple(_convert(v, Field(kind, False)) for v, kind in zip(value, element, strict=True))
+
+
 def _parse(text: str, field: Field) -> Any:
   if text == "None":
     if field.optional:
       return None
     raise ValueError
+  if field.kind is tuple and isinstance(field.element, tuple):
+    try:
+      return _convert(ast.literal_eval(text), field)
+    except (SyntaxError, TypeError) as error:
+      raise ValueError from error
   if field.kind is tuple:
     bare = text[1:-1] if text[:1] + text[-1:] in ("()", "[]") else text
     items = [item.strip().strip("\"'") for item in bare.split(",")]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 from ml_collections import ConfigDict
 
-from vit_jax.config.durations import resolve_duration
+from vit_jax.config.durations import exact_steps, resolve_duration
 from vit_jax.config.errors import ConfigError
 from vit_jax.config.fields import assign, flatten
 from vit_jax.config.schema import loss_group_size
@@ -46,11 +49,7 @@ def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
   for name, schedule in c.schedules.items():
     if name == "version":
       continue
-    for part in ("warmup", "cosine"):
-      key = f"schedules.{name}.{part}"
-      schedule[part] = steps(schedule[part], key)
-      if schedule[part] is not None and int(schedule[part].split()[0]) > total:
-        raise ConfigError(f"{key}={config.schedules[name][part]!r}: must not be longer than the run of {total} steps")
+    _resolve_schedule(schedule, f"schedules.{name}", {**sizes, "total_steps": total})
   c.loss_group_size = loss_group_size(config)
   if c.koleo.group_size is None:
     c.koleo.group_size = c.loss_group_size
@@ -60,3 +59,20 @@ def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
       if is_own(key):
         assign(c, f"{SECTION}.{name}.{key}", value)
   return c
+
+
+def _resolve_schedule(schedule: ConfigDict, key: str, sizes: dict[str, int | None]) -> None:
+  """Sets warm-up and cosine of a schedule to steps.
+
+  The end of each is rounded up, not its length: 10 % and 90 % of any run are together the whole run.
+  """
+  end, rounded, given = Fraction(0), 0, []
+  for part in ("warmup", "cosine"):
+    if schedule[part] is None:
+      continue
+    given.append(f"{key}.{part}={schedule[part]!r}")
+    end += exact_steps(schedule[part], key=f"{key}.{part}", **sizes)
+    if math.ceil(end) > sizes["total_steps"]:
+      raise ConfigError(f"{' and '.join(given)}: must not be longer than the run of {sizes['total_steps']} steps")
+    schedule[part] = f"{math.ceil(end) - rounded} steps"
+    rounded = math.ceil(end)

@@ -32,8 +32,7 @@ def conform(flat: Mapping[str, Any], *, where: str = "") -> ConfigDict:
 def to_dict(config: ConfigDict) -> dict[str, Any]:
   """The config as nested dictionaries of JSON values (tuples become lists)."""
   return {
-    key: to_dict(value) if isinstance(value, ConfigDict) else list(value) if isinstance(value, tuple) else value
-    for key, value in sorted(config.items())
+    key: to_dict(value) if isinstance(value, ConfigDict) else _lists(value) for key, value in sorted(config.items())
   }
 
 
@@ -87,6 +86,10 @@ def difference(old: ConfigDict, new: ConfigDict) -> list[str]:
 def config_hash(config: ConfigDict) -> str:
   """Twelve hexadecimal digits that are the same exactly for the same values."""
   return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _lists(value: Any) -> Any:
+  return [_lists(v) for v in value] if isinstance(value, tuple) else value
 
 
 def _flatten_dict(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def default() -> ConfigDict:
     c.model[key] = placeholder(int)
   for key in ("mlp", "norm"):  # mlp: "gelu" | "swiglu"; norm: "layernorm" | "rmsnorm"
     c.model[key] = placeholder(str)
-  for key in ("layer_scale", "norm_eps"):
+  for key in ("layer_scale", "norm_eps", "init_std"):
     c.model[key] = placeholder(float)
   for key in ("qkv_bias", "proj_bias", "mlp_bias", "mask_k_bias", "separate_cls_norm", "separate_local_cls_norm"):
     c.model[key] = placeholder(bool)
@@ -113,7 +113,15 @@ def default() -> ConfigDict:
   c.crops.local_size = 96
   c.crops.local_scale = (0.05, 0.32)
   c.crops.local_number = 8
+  c.crops.local_inside_global = False  # cut the local crops out of the global ones (local_scale then means nothing)
   c.crops.flip = 0.5  # probability of a horizontal flip
+  # For Gram anchoring: the global crops once more, the same regions at another size. None: no further crops.
+  c.crops.gram_size = placeholder(int)
+  c.crops.gram_distortions = False  # distort them as the global crops are; False: not at all
+  # Several resolutions: rows (global, local, gram or 0, probability), one drawn for each step, as in
+  # ((512, 112, 768, 0.5), (768, 112, 1152, 0.5)). (): the sizes above. global_size stays the size of evaluation and of
+  # a learned position table.
+  c.crops.resolutions = ()
 
   c.augment = ConfigDict()  # photometric; triples are (first global crop, second global crop, local crops)
   c.augment.jitter = 0.8  # probability of colour jitter
@@ -125,6 +133,7 @@ def default() -> ConfigDict:
   c.augment.blur = (0.0, 0.9, 0.5)  # the probabilities with which the published weights were trained
   c.augment.blur_sigma = (0.1, 2.0)
   c.augment.solarize = (0.0, 0.2, 0.0)
+  c.augment.share_color_jitter = False  # jitter and grayscale once, before the image is cropped, not for each crop
   c.augment.mean = (0.485, 0.456, 0.406)
   c.augment.std = (0.229, 0.224, 0.225)
 

@@ -43,6 +43,8 @@ _CHOICES = {
   "evaluation.tasks": ("knn", "linear"),
 }
 
+_ROUNDED = 1e-3  # what probabilities may lack to 1, as in (0.333, 0.333, 0.333); they are normalised
+
 _Rule = tuple[str, Callable[[Any], bool], str]
 _RANGES: tuple[_Rule, ...] = (  # what is right, its test, the keys (of tuples: every element); None passes
   (
@@ -51,13 +53,14 @@ _RANGES: tuple[_Rule, ...] = (  # what is right, its test, the keys (of tuples: 
     "epoch_steps batch_size loss_group_size model.patch_size model.width model.depth model.num_heads model.mlp_hidden "
     "model.rope.jitter model.rope.rescale model.unroll dino.hidden dino.bottleneck dino.num_layers ibot.hidden "
     "ibot.bottleneck ibot.num_layers koleo.topk koleo.group_size crops.global_size crops.local_size crops.local_number "
-    "data.prefetch evaluation.image_size evaluation.batch_size evaluation.max_examples checkpoint.keep log.every",
+    "crops.gram_size data.prefetch evaluation.image_size evaluation.batch_size evaluation.max_examples checkpoint.keep "
+    "log.every",
   ),
   ("must be at least 2", lambda v: v >= 2, "dino.prototypes ibot.prototypes"),
   (
     "must be more than 0",
     lambda v: v > 0,
-    "model.norm_eps model.rope.base model.rope.min_period model.rope.max_period optim.eps augment.std "
+    "model.norm_eps model.init_std model.rope.base model.rope.min_period model.rope.max_period optim.eps augment.std "
     "schedules.teacher_temperature.start schedules.teacher_temperature.peak schedules.teacher_temperature.end",
   ),
   (
@@ -120,7 +123,14 @@ def _problems(config: ConfigDict) -> list[str]:
   values = {key: value for key, value in flatten(config).items() if split_key(key)[0] is None}
   problems = [*_single_values(values), *_durations(values)]
   if not problems:  # combinations are checked among values that make sense by themselves
-    problems = [*_groups(config), *_mesh(config), *_model(config), *_losses(config), *_schedules(config)]
+    problems = [
+      *_groups(config),
+      *_mesh(config),
+      *_crops(config),
+      *_model(config),
+      *_losses(config),
+      *_schedules(config),
+    ]
   return problems
 
 
@@ -206,6 +216,45 @@ def _groups(config: ConfigDict) -> Iterator[str]:
       f"ibot.mask_probability={config.ibot.mask_probability}: masks none of the {2 * group} global crops of a loss "
       "group: raise it or loss_group_size, or set ibot.loss_weight=0"
     )
+
+
+def _crops(config: ConfigDict) -> Iterator[str]:
+  crops = config.crops
+  if crops.local_inside_global and crops.local_number % 2:
+    yield (
+      f"crops.local_number={crops.local_number}: must be even with crops.local_inside_global=True: half of the local "
+      "crops lie inside each global crop"
+    )
+  sizes = crops.resolutions or ((crops.global_size, crops.local_size, 0, 1.0),)
+  for whole, part, *_ in sizes:
+    if crops.local_inside_global and part > whole:
+      key = "resolutions" if crops.resolutions else "local_size"
+      yield (
+        f"crops.{key}={crops[key]}: with crops.local_inside_global=True a local crop of {part} pixels must lie inside "
+        f"a global crop of {whole}: make it smaller"
+      )
+  if crops.resolutions:
+    yield from _resolutions(config)
+
+
+def _resolutions(config: ConfigDict) -> Iterator[str]:
+  key, rows = f"crops.resolutions={config.crops.resolutions}", config.crops.resolutions
+  for *sizes, probability in rows:
+    if min(sizes[:2]) < 1 or sizes[2] < 0 or probability <= 0:
+      yield f"{key}: {(*sizes, probability)} must be (global, local, gram or 0, probability), positive numbers"
+      return
+  if len({row[:3] for row in rows}) < len(rows):
+    yield f"{key}: gives the same sizes twice: add up their probabilities"
+  if len({row[2] == 0 for row in rows}) > 1:
+    yield f"{key}: must give a size of gram crops (the third number) in all rows or in none"
+  if config.crops.gram_size is not None:
+    yield (
+      f"crops.gram_size={config.crops.gram_size}: with crops.resolutions the size of the gram crops is the third "
+      "number of its rows: set it there, and leave this None"
+    )
+  total = sum(row[3] for row in rows)
+  if abs(total - 1) > _ROUNDED:
+    yield f"{key}: the probabilities must add up to 1, not {total:.4g}: divide them by that"
 
 
 def _mesh(config: ConfigDict) -> Iterator[str]:

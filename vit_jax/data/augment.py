@@ -2,12 +2,17 @@
 
 Drawing and applying are apart, so that a recorded draw can be replayed and the distributions be tested without images.
 The order within a crop: random resized crop, horizontal flip, colour jitter, grayscale, blur, solarize.
+
+Gram crops show what the global crops show, at another size: the region is cut out once, at the larger of the two sizes,
+and both are resized from that. With `local_inside_global` the local crops are windows of the global crops, distorted by
+themselves.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,14 +25,17 @@ from vit_jax.data.views import Views
 _TRIES = 10  # proposals for a crop box before the centre crop
 _LOG_RATIO = (math.log(3.0 / 4.0), math.log(4.0 / 3.0))  # a box's aspect ratio is log-uniform in this range
 _ORDERS = tuple(itertools.permutations(range(4)))  # of the four colour adjustments
-_UNIFORMS = 2 * _TRIES + 2 + 11  # random numbers of one crop
+_PLACES = 2 * _TRIES + 2  # random numbers for a box: proposals, then its place
+_COLOURS = 7  # random numbers for jitter and grayscale
+_UNIFORMS = _PLACES + 4 + _COLOURS  # random numbers of one crop
 
 
 class Crop(NamedTuple):
   """Everything that was drawn for one crop.
 
   `jitter` holds (which of `operations.ADJUSTMENTS`, its factor) in the order of application; `sigma` is None without a
-  blur.
+  blur. `window` is the place (top, left) of a local crop inside a global one, in pixels of the flipped global crop,
+  whose box and flip the crop then has; None: a crop of the image.
   """
 
   top: int
@@ -39,6 +47,7 @@ class Crop(NamedTuple):
   grayscale: bool = False
   sigma: float | None = None
   solarize: bool = False
+  window: tuple[int, int] | None = None
 
 
 def draw_crops(rng: np.random.Generator, height: int, width: int, views: Views) -> list[Crop]:
@@ -48,38 +57,60 @@ def draw_crops(rng: np.random.Generator, height: int, width: int, views: Views) 
   for each would cost more than the rest.
   """
   uniforms = rng.random((2 + views.local_number, _UNIFORMS)).tolist()
-  scales = [views.global_scale] * 2 + [views.local_scale] * views.local_number
-  return [
-    _draw_crop(row, height, width, scale, views, views.blur[min(i, 2)], views.solarize[min(i, 2)])
-    for i, (row, scale) in enumerate(zip(uniforms, scales, strict=True))
-  ]
+  boxes = [_draw_box(row, height, width, views.global_scale) for row in uniforms[:2]]
+  crops = [_draw_crop(row, views, i, box) for i, (row, box) in enumerate(zip(uniforms, boxes, strict=False))]
+  for i, row in enumerate(uniforms[2:]):
+    if views.local_inside_global:
+      base = crops[2 * i // views.local_number]  # the first half lies in the first global crop
+      local = _draw_crop(row, views, 2, base[:4])._replace(flip=base.flip, window=_draw_window(row, views))
+    else:
+      local = _draw_crop(row, views, 2, _draw_box(row, height, width, views.local_scale))
+    crops.append(local)
+  return crops
 
 
-def _draw_crop(
-  uniforms: list[float], height: int, width: int, scale: tuple[float, float], views: Views, blur: float, solarize: float
-) -> Crop:
-  box = _draw_box(uniforms, height, width, scale)
-  flip, jitter, order, brightness, contrast, saturation, hue, gray, blurred, sigma, inverted = uniforms[
-    2 * _TRIES + 2 :
-  ]
-  adjustments = ()
-  if jitter < views.jitter:
-    strengths = (views.brightness, views.contrast, views.saturation, views.hue)
-    factors = (
-      _between(brightness, max(0.0, 1.0 - views.brightness), 1.0 + views.brightness),
-      _between(contrast, max(0.0, 1.0 - views.contrast), 1.0 + views.contrast),
-      _between(saturation, max(0.0, 1.0 - views.saturation), 1.0 + views.saturation),
-      _between(hue, -views.hue, views.hue),
-    )
-    adjustments = tuple((which, factors[which]) for which in _ORDERS[int(order * len(_ORDERS))] if strengths[which] > 0)
+def draw_colours(rng: np.random.Generator, views: Views) -> tuple[tuple[tuple[int, float], ...], bool]:
+  """Draws (jitter, grayscale), as in `Crop`, for a whole image."""
+  return _colours(rng.random(_COLOURS).tolist(), views)
+
+
+def _draw_crop(uniforms: list[float], views: Views, kind: int, box: tuple[int, int, int, int]) -> Crop:
+  """A crop of this box; kind 0: first global, 1: second global, 2: local."""
+  flip, *colours, blurred, sigma, inverted = uniforms[_PLACES:]
+  jitter, grayscale = ((), False) if views.share_color_jitter else _colours(colours, views)
   return Crop(
     *box,
     flip=flip < views.flip,
-    jitter=adjustments,
-    grayscale=gray < views.grayscale,
-    sigma=_between(sigma, *views.blur_sigma) if blurred < blur else None,
-    solarize=inverted < solarize,
+    jitter=jitter,
+    grayscale=grayscale,
+    sigma=_between(sigma, *views.blur_sigma) if blurred < views.blur[kind] else None,
+    solarize=inverted < views.solarize[kind],
   )
+
+
+def _colours(uniforms: list[float], views: Views) -> tuple[tuple[tuple[int, float], ...], bool]:
+  jitter, order, brightness, contrast, saturation, hue, gray = uniforms
+  if jitter >= views.jitter:
+    return (), gray < views.grayscale
+  strengths = (views.brightness, views.contrast, views.saturation, views.hue)
+  factors = (
+    _between(brightness, max(0.0, 1.0 - views.brightness), 1.0 + views.brightness),
+    _between(contrast, max(0.0, 1.0 - views.contrast), 1.0 + views.contrast),
+    _between(saturation, max(0.0, 1.0 - views.saturation), 1.0 + views.saturation),
+    _between(hue, -views.hue, views.hue),
+  )
+  which = _ORDERS[int(order * len(_ORDERS))]
+  return tuple((i, factors[i]) for i in which if strengths[i] > 0), gray < views.grayscale
+
+
+def _draw_window(uniforms: list[float], views: Views) -> tuple[int, int]:
+  """The place (top, left) of a local crop inside a global one: a multiple of the stride.
+
+  As in the reference, the last place that would fit is never drawn; the only one, where the reference fails, is.
+  """
+  places = max(1, (views.global_size - views.local_size) // views.stride)
+  top, left = (views.stride * int(uniform * places) for uniform in uniforms[_PLACES - 2 : _PLACES])
+  return top, left
 
 
 def _draw_box(uniforms: list[float], height: int, width: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
@@ -92,7 +123,7 @@ def _draw_box(uniforms: list[float], height: int, width: int, scale: tuple[float
     ratio = math.exp(_between(uniforms[2 * proposal + 1], *_LOG_RATIO))
     w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
     if 0 < w <= width and 0 < h <= height:
-      return int(uniforms[2 * _TRIES] * (height - h + 1)), int(uniforms[2 * _TRIES + 1] * (width - w + 1)), h, w
+      return int(uniforms[_PLACES - 2] * (height - h + 1)), int(uniforms[_PLACES - 1] * (width - w + 1)), h, w
   low, high = 3.0 / 4.0, 4.0 / 3.0
   w, h = width, height
   if width / height < low:
@@ -108,18 +139,44 @@ def _between(uniform: float, low: float, high: float) -> float:
 
 def apply_crop(image: Image.Image, crop: Crop, size: int) -> UInt8[np.ndarray, "size size 3"]:
   """Cuts `crop` out of an RGB image, resized to size x size, and distorts it as drawn."""
-  image = operations.crop_and_resize(image, crop.top, crop.left, crop.height, crop.width, size)
-  for which, factor in crop.jitter:
-    image = operations.ADJUSTMENTS[which](image, factor)
-  if crop.grayscale:
-    image = operations.grayscale(image)
-  pixels = np.asarray(image)  # [size, size, 3]
-  if crop.sigma is not None:
-    pixels = operations.gaussian_blur(pixels, crop.sigma)
-  if crop.solarize:
-    pixels = operations.solarize(pixels)
-  # Nothing above knows left from right, so that the flip can come last, where it is only another way to read.
-  return pixels[:, ::-1] if crop.flip else pixels
+  return _flipped(_distorted(_cut(image, crop, size), crop), crop)
+
+
+def apply_crops(
+  image: Image.Image,
+  crops: Sequence[Crop],
+  views: Views,
+  global_crops: UInt8[np.ndarray, "2 G G 3"],
+  local_crops: UInt8[np.ndarray, "L l l 3"],
+  gram_crops: UInt8[np.ndarray, "2 Gg Gg 3"] | None = None,
+):
+  """Writes the crops of an RGB image, drawn by `draw_crops`, into the given arrays; without one, no gram crops.
+
+  In two details this is not what the reference does. It resizes distorted gram crops as normalised floats, without
+  cutting what overshoots; here they are 8-bit images all along. And it cuts windows out of the region before that has
+  the size of the global crops, so that with larger gram crops they come from its top left corner only; here they come
+  from the global crop.
+  """
+  plain = []  # the two global crops, neither distorted nor flipped
+  for i, crop in enumerate(crops[:2]):
+    base = _cut(image, crop, views.base_size)
+    plain.append(operations.resize(base, views.global_size))
+    shared = gram_crops is not None and views.gram_distortions
+    if shared:
+      base = Image.fromarray(_distorted(base, crop))
+      pixels = np.asarray(operations.resize(base, views.global_size))
+    else:
+      pixels = _distorted(plain[i], crop)
+    global_crops[i] = _flipped(pixels, crop)
+    if gram_crops is not None:
+      gram_crops[i] = _flipped(np.asarray(operations.resize(base, views.gram_size)), crop)
+  for i, crop in enumerate(crops[2:]):
+    if crop.window is None:
+      local_crops[i] = apply_crop(image, crop, views.local_size)
+    else:
+      top, left = crop.window
+      whole = _flipped(_distorted(plain[2 * i // len(local_crops)], crop), crop)
+      local_crops[i] = whole[top : top + views.local_size, left : left + views.local_size]
 
 
 def multi_crop(
@@ -128,11 +185,33 @@ def multi_crop(
   views: Views,
   global_crops: UInt8[np.ndarray, "2 G G 3"],
   local_crops: UInt8[np.ndarray, "L l l 3"],
+  gram_crops: UInt8[np.ndarray, "2 Gg Gg 3"] | None = None,
 ):
-  """Draws the crops of an image and writes them into the two given arrays."""
+  """Draws the crops of an image and writes them into the given arrays."""
   crops = draw_crops(rng, image.shape[0], image.shape[1], views)
   source = Image.fromarray(image)
-  for out, crop in zip(global_crops, crops[:2], strict=True):
-    out[...] = apply_crop(source, crop, views.global_size)
-  for out, crop in zip(local_crops, crops[2:], strict=True):
-    out[...] = apply_crop(source, crop, views.local_size)
+  if views.share_color_jitter:
+    source = _coloured(source, *draw_colours(rng, views))
+  apply_crops(source, crops, views, global_crops, local_crops, gram_crops)
+
+
+def _cut(image: Image.Image, crop: Crop, size: int) -> Image.Image:
+  return operations.crop_and_resize(image, crop.top, crop.left, crop.height, crop.width, size)
+
+
+def _coloured(image: Image.Image, jitter: tuple[tuple[int, float], ...], grayscale: bool) -> Image.Image:
+  for which, factor in jitter:
+    image = operations.ADJUSTMENTS[which](image, factor)
+  return operations.grayscale(image) if grayscale else image
+
+
+def _distorted(image: Image.Image, crop: Crop) -> UInt8[np.ndarray, "size size 3"]:
+  pixels = np.asarray(_coloured(image, crop.jitter, crop.grayscale))  # [size, size, 3]
+  if crop.sigma is not None:
+    pixels = operations.gaussian_blur(pixels, crop.sigma)
+  return operations.solarize(pixels) if crop.solarize else pixels
+
+
+def _flipped(pixels: np.ndarray, crop: Crop) -> np.ndarray:
+  """The flip comes last, where it is only another way to read: nothing before it knows left from right."""
+  return pixels[:, ::-1] if crop.flip else pixels

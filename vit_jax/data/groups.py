@@ -2,7 +2,8 @@
 
 The training stream is an endless row of loss groups; a batch is the next few of them. Group `n` of size g holds the
 elements n g … n g + g - 1 of the shuffled stream of records. Nothing else decides what is in it, neither the batch
-size nor who computes it, so that any group can be made at any time, anywhere, and be the same bit for bit.
+size nor who computes it, so that any group can be made at any time, anywhere, and be the same bit for bit. Only where
+the crops have several resolutions does the batch matter, whose groups all have the same one.
 """
 
 from __future__ import annotations
@@ -13,14 +14,34 @@ import numpy as np
 
 from vit_jax.data.augment import multi_crop
 from vit_jax.data.decode import BadImage, decode
-from vit_jax.data.masks import group_masks, indices_and_weights
+from vit_jax.data.masks import group_masks, indices_and_weights, masked_patches
 from vit_jax.data.order import shuffled
 from vit_jax.data.sources import Source
 from vit_jax.data.views import Views
 
 BAD = "bad_records"  # key of the unreadable records that a group has met
 _REPLACEMENTS = 100  # images tried in the place of an unreadable one
-_CROPS, _MASKS, _REPLACE = range(3)  # what a random stream is for
+_CROPS, _MASKS, _REPLACE, _RESOLUTION = range(4)  # what a random stream is for
+
+
+def batch_shapes(views: Views, batch_size: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+  """Shape and type of every array of a batch of views of one resolution (`Views.variants`)."""
+  v, groups = views, batch_size // views.group_size(batch_size)
+  shapes = {
+    "global_crops": ((batch_size, 2, v.global_size, v.global_size, 3), np.uint8),
+    "local_crops": ((batch_size, v.local_number, v.local_size, v.local_size, 3), np.uint8),
+    "label": ((batch_size,), np.int32),
+  }
+  if v.gram_size is not None:
+    shapes["gram_crops"] = ((batch_size, 2, v.gram_size, v.gram_size, 3), np.uint8)
+  if v.mask_grid is not None:
+    masked = masked_patches(v.group_size(batch_size), v.mask_grid, v.mask_probability, v.mask_ratio)
+    shapes |= {
+      "masks": ((batch_size, 2, v.mask_grid[0] * v.mask_grid[1]), np.bool_),
+      "mask_indices": ((groups, masked), np.int32),
+      "mask_weights": ((groups, masked), np.float32),
+    }
+  return {name: (shape, np.dtype(kind)) for name, (shape, kind) in shapes.items()}
 
 
 class LossGroups:
@@ -30,28 +51,35 @@ class LossGroups:
   group where the last one ended. So every record comes exactly once in each epoch and none is left out.
   """
 
-  def __init__(self, source: Source, views: Views, seed: int, group_size: int):
+  def __init__(self, source: Source, views: Views, seed: int, group_size: int, groups_per_batch: int = 1):
     if len(source) == 0:
       raise ValueError("the source holds no record.")
     self._source = source
-    self._views = views
+    self._variants = views.variants()
+    self._shares = np.cumsum([size.probability for size in views.resolutions])
     self._seed = seed
     self._group_size = group_size
+    self._groups_per_batch = groups_per_batch
+
+  def views(self, batch: int) -> Views:
+    """What the crops of a batch (the first is 0) are: its resolution is drawn from the seed and its number alone."""
+    if len(self._variants) == 1:
+      return self._variants[0]
+    share = _generator(self._seed, _RESOLUTION, batch).random() * self._shares[-1]
+    return self._variants[int(np.searchsorted(self._shares, share, side="right"))]
 
   def __getitem__(self, number: int) -> dict[str, np.ndarray | str]:
-    v, size = self._views, self._group_size
-    group = {
-      "global_crops": np.empty((size, 2, v.global_size, v.global_size, 3), np.uint8),
-      "local_crops": np.empty((size, v.local_number, v.local_size, v.local_size, 3), np.uint8),
-      "label": np.empty(size, np.int32),
-    }
+    v, size = self.views(number // self._groups_per_batch), self._group_size
+    shapes = batch_shapes(v, size)
+    crops = ("global_crops", "local_crops", "gram_crops")
+    group = {name: np.empty(*shapes[name]) for name in (*crops, "label") if name in shapes}
     bad: list[dict[str, str]] = []
     elements = number * size + np.arange(size)
     records = shuffled(elements, len(self._source), self._seed)
     for row, (element, record) in enumerate(zip(elements.tolist(), records.tolist(), strict=True)):
-      image, group["label"][row] = self._readable(element, record, bad)
+      image, group["label"][row] = self._readable(element, record, v.enough_pixels, bad)
       rng = _generator(self._seed, _CROPS, element)
-      multi_crop(image, rng, v, group["global_crops"][row], group["local_crops"][row])
+      multi_crop(image, rng, v, *(group[name][row] for name in crops if name in group))
     if v.mask_grid is not None:
       rng = _generator(self._seed, _MASKS, number)
       masks = group_masks(rng, size, v.mask_grid, v.mask_probability, v.mask_ratio, shift=v.mask_shift)
@@ -60,12 +88,12 @@ class LossGroups:
     group[BAD] = json.dumps(bad)
     return group
 
-  def _readable(self, element: int, record: int, bad: list[dict[str, str]]) -> tuple[np.ndarray, int]:
+  def _readable(self, element: int, record: int, enough: int, bad: list[dict[str, str]]) -> tuple[np.ndarray, int]:
     """(image, label) of a record, or of the first readable one of the replacements drawn for this element."""
     rng = None
     for _ in range(_REPLACEMENTS):
       try:
-        return self._read(record)
+        return self._read(record, enough)
       except BadImage as error:
         bad.append({"record": record, "name": error.name, "reason": error.reason})
       rng = rng or _generator(self._seed, _REPLACE, element)
@@ -76,10 +104,10 @@ class LossGroups:
       "Check data.source."
     )
 
-  def _read(self, record: int) -> tuple[np.ndarray, int]:
+  def _read(self, record: int, enough: int) -> tuple[np.ndarray, int]:
     try:
       entry = self._source[record]
-      return decode(entry["image"], enough=self._views.enough_pixels), int(entry["label"])
+      return decode(entry["image"], enough=enough), int(entry["label"])
     except BadImage as error:
       raise BadImage(self._source.describe(record), error.reason) from error
     except OSError as error:

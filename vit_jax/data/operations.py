@@ -24,6 +24,11 @@ def crop_and_resize(image: Image.Image, top: int, left: int, height: int, width:
   return image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BICUBIC)
 
 
+def resize(image: Image.Image, size: int) -> Image.Image:
+  """Resizes to size x size as `crop_and_resize` does."""
+  return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
+
+
 def adjust_brightness(image: Image.Image, factor: float) -> Image.Image:
   """factor x value."""
   return Image.blend(_black(image.size), image, factor)

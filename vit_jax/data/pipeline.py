@@ -75,7 +75,7 @@ def make_pipeline(
   if workers < -1:
     raise ValueError(f"data.workers = {workers}: it must be -1 (automatic), 0 (threads), or a number of processes.")
   return Pipeline(
-    LossGroups(source, views, seed, group_size),
+    LossGroups(source, views, seed, group_size, batch_size // group_size),
     groups_per_batch=batch_size // group_size,
     local_groups=range(process_index * rows // group_size, (process_index + 1) * rows // group_size),
     stream={"seed": seed, "records": len(source), "batch_size": batch_size, "loss_group_size": group_size},
@@ -111,7 +111,8 @@ class Pipeline:
   """An endless iterator over batches: dicts of arrays of this process's rows (house.md section 2).
 
   global_crops uint8 [B, 2, H, W, 3], local_crops uint8 [B, L, h, w, 3], label int32 [B] (-1: none) and, if the views
-  have masks, masks bool [B, 2, N], mask_indices int32 [groups, M], mask_weights float32 [groups, M].
+  have masks, masks bool [B, 2, N], mask_indices int32 [groups, M], mask_weights float32 [groups, M]; if they have gram
+  crops, gram_crops uint8 [B, 2, Hg, Wg, 3]. Where the views have several resolutions, each batch has one of them.
 
   `get_state()` is a small dict that JSON can hold; `set_state()` of it makes the next batch exactly the one that would
   have come next, on any number of workers and processes.
@@ -159,6 +160,10 @@ class Pipeline:
       return groups[0]
     # Also a copy out of the memory shared with the workers, which is scarce (64 MB in many containers).
     return {key: np.concatenate([group[key] for group in groups]) for key in groups[0]}
+
+  def upcoming(self, batches: int) -> list[Views]:
+    """The views that the next so many batches need, each once, in the order in which they come first."""
+    return list(dict.fromkeys(self._groups.views(self._next_batch + i) for i in range(batches)))
 
   def get_state(self) -> dict[str, int]:
     """Where the stream is, with what identifies it."""

@@ -8,6 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import NamedTuple
+
+
+class Resolution(NamedTuple):
+  """One of several sizes of the crops, and the share of the steps that train at it."""
+
+  global_size: int
+  local_size: int
+  gram_size: int  # 0: no gram crops
+  probability: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +35,12 @@ class Views:
   local_size: int = 96  # side of the local crops, pixels
   local_scale: tuple[float, float] = (0.05, 0.32)  # share of the image's area that a local crop covers
   local_number: int = 8  # local crops of an image; 0: none
+  local_inside_global: bool = False  # cut them out of the global crops, half of them out of each
+  gram_size: int | None = None  # side of the gram crops, the global crops once more at this size; None: no gram crops
+  gram_distortions: bool = False  # the gram crops are distorted as the global crops are; False: not at all
+  # Several sizes of all crops, one of them for each step. (): the sizes above.
+  resolutions: tuple[Resolution, ...] = ()
+  stride: int = 16  # pixels between neighbouring patches
   flip: float = 0.5  # probability of a horizontal flip
   jitter: float = 0.8  # probability of colour jitter, its four parts in random order
   brightness: float = 0.4  # factor drawn from [1 - x, 1 + x]
@@ -35,6 +51,7 @@ class Views:
   blur: tuple[float, float, float] = (0.0, 0.9, 0.5)  # probabilities of a Gaussian blur (9 x 9 taps)
   blur_sigma: tuple[float, float] = (0.1, 2.0)  # its standard deviation, pixels
   solarize: tuple[float, float, float] = (0.0, 0.2, 0.0)  # probabilities of inverting the values from 128 on
+  share_color_jitter: bool = False  # jitter and grayscale once, before the image is cropped, and not for each crop
   mask_grid: tuple[int, int] | None = (14, 14)  # patches (rows, columns) of a global crop; None: no masks
   mask_probability: float = 0.5  # share of the global crops that are masked
   mask_ratio: tuple[float, float] = (0.1, 0.5)  # masked share of a masked crop: evenly spread over this range
@@ -47,6 +64,7 @@ class Views:
     for name in ("global_scale", "local_scale", "blur", "blur_sigma", "solarize", "mask_ratio", "mask_grid"):
       if getattr(self, name) is not None:
         object.__setattr__(self, name, tuple(getattr(self, name)))  # a list (from a config or from JSON) would not hash
+    object.__setattr__(self, "resolutions", tuple(Resolution(*values) for values in self.resolutions))
     self._check_geometry()
     self._check_photometric()
     if self.mask_grid is not None:
@@ -67,18 +85,65 @@ class Views:
       return self.loss_group_size
     return next(size for size in range(min(batch_size, 64), 0, -1) if batch_size % size == 0)
 
+  def variants(self) -> tuple[Views, ...]:
+    """The views of one step each: one for every resolution, or these themselves where there is one only."""
+    if not self.resolutions:
+      return (self,)
+    return tuple(
+      dataclasses.replace(
+        self,
+        global_size=size.global_size,
+        local_size=size.local_size,
+        gram_size=size.gram_size or None,
+        mask_grid=self.mask_grid and (size.global_size // self.stride,) * 2,
+        resolutions=(),
+      )
+      for size in self.resolutions
+    )
+
+  @property
+  def name(self) -> str:
+    """The sizes of the crops of one step, "global/local" or "global/local/gram"."""
+    return "/".join(map(str, (self.global_size, self.local_size, self.gram_size)[: 3 if self.gram_size else 2]))
+
+  @property
+  def base_size(self) -> int:
+    """The side at which the region of a global crop is cut out: the larger of global and gram crop."""
+    return max(self.global_size, self.gram_size or 0)
+
   @property
   def enough_pixels(self) -> int:
     """The short side from which on every crop is cut with at least twice as many pixels a side as it keeps."""
-    sides = [self.global_size / math.sqrt(self.global_scale[0])]
-    if self.local_number:
+    sides = [self.base_size / math.sqrt(self.global_scale[0])]
+    if self.local_number and not self.local_inside_global:
       sides.append(self.local_size / math.sqrt(self.local_scale[0]))
     return math.ceil(2.0 * max(sides))
 
   def _check_geometry(self):
     _require(self.local_number >= 0, "crops.local_number", self.local_number, "0 or more")
-    for key, size in (("crops.global_size", self.global_size), ("crops.local_size", self.local_size)):
+    sizes = {"crops.global_size": self.global_size, "crops.local_size": self.local_size}
+    for key, size in (sizes | ({} if self.gram_size is None else {"crops.gram_size": self.gram_size})).items():
       _require(size >= 1, key, size, "a positive number of pixels")
+    _require(
+      all(size.probability > 0 for size in self.resolutions),
+      "crops.resolutions",
+      self.resolutions,
+      "(global, local, gram or 0, probability) with probabilities above 0",
+    )
+    if self.local_inside_global and not self.resolutions:
+      _require(
+        self.local_size <= self.global_size,
+        "crops.local_size",
+        self.local_size,
+        f"at most {self.global_size}, the global crops, inside which the local ones lie (crops.local_inside_global)",
+      )
+    if self.local_inside_global:
+      _require(
+        self.local_number % 2 == 0,
+        "crops.local_number",
+        self.local_number,
+        "even: half of the local crops lie inside each global crop (crops.local_inside_global)",
+      )
     for key, scale in (("crops.global_scale", self.global_scale), ("crops.local_scale", self.local_scale)):
       _require(len(scale) == 2 and 0.0 < scale[0] <= scale[1] <= 1.0, key, scale, "low <= high, both in (0, 1]")
 

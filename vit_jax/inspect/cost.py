@@ -25,6 +25,7 @@ DINO step, per image with G global and l local crops and M masked patches; a bac
 
     student backbone   3 (G forward(global) + l forward(local))
     teacher backbone   G forward(global)
+    gram teacher       G forward(gram), where there are gram crops
     DINO head          3 (G + l) rows of the student, G rows of the teacher
     iBOT head          3 M rows of the student, M rows of the teacher
 
@@ -132,6 +133,7 @@ def dino_step(
   local_size: Size,
   local_number: int,
   masked: float,
+  gram_size: Size | None = None,
   own_teacher: bool = True,
   global_number: int = 2,
 ) -> StepCost:
@@ -143,12 +145,14 @@ def dino_step(
   """
   whole, part = count(model, global_size), count(model, local_size)
   dino, ibot = head_flops(dino_head, model.width), head_flops(ibot_head, model.width)
+  gram = {} if gram_size is None else {"gram teacher": global_number * count(model, gram_size).flops}
   teachers = global_number if own_teacher else 0
   return StepCost(
     {
       "student, global crops": 3 * global_number * _with_drop_path(whole, model.drop_path),
       "student, local crops": 3 * local_number * _with_drop_path(part, model.drop_path),
       "teacher": teachers * whole.flops,
+      **gram,
       "DINO head": (3 * (global_number + local_number) + teachers) * dino,
       "iBOT head": (4 if own_teacher else 3) * masked * ibot,
     }

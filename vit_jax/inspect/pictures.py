@@ -37,10 +37,13 @@ def contact_sheet(
   std: Sequence[float] | None = None,
   min_side: int = 112,
 ) -> Picture:
-  """Some images of a batch, one a row: both global crops with their masked patches greyed, then the local crops.
+  """Some images of a batch, one a row: both global crops with their masked patches greyed, gram crops, local crops.
+
+  The name above a column says how many pixels the crops have; they may be shown enlarged.
 
   Args:
-    batch: global_crops [B, 2, H, W, 3]; local_crops [B, L, h, w, 3] and masks [B, 2, N] where there are any.
+    batch: global_crops [B, 2, H, W, 3]; gram_crops [B, 2, Hg, Wg, 3], local_crops [B, L, h, w, 3] and masks [B, 2, N]
+      where there are any.
     images: rows of the sheet, at most.
     mean, std: of the normalisation, to undo it when the crops are floating-point.
     min_side: small crops are enlarged, all by the same whole factor, until a global crop has this height.
@@ -51,14 +54,28 @@ def contact_sheet(
   factor = max(1, math.ceil(min_side / crops.shape[2]))
   crops = _enlarge(crops, factor)
   rows = [list(row) for row in crops]
-  names = [f"global {i + 1}" for i in range(crops.shape[1])]
+  names = [f"global {i + 1}, {batch['global_crops'].shape[-2]}" for i in range(crops.shape[1])]
+  if "gram_crops" in batch:
+    gram = _enlarge(to_uint8(np.asarray(batch["gram_crops"][:images]), mean, std), factor)  # [b, 2, Hg, Wg, 3]
+    for row, mine in zip(rows, gram, strict=True):
+      row += list(mine)
+    names += [f"gram {i + 1}, {batch['gram_crops'].shape[-2]}" for i in range(gram.shape[1])]
   if "local_crops" in batch and batch["local_crops"].shape[1]:
     local = _enlarge(to_uint8(np.asarray(batch["local_crops"][:images]), mean, std), factor)  # [b, L, h, w, 3]
-    stack = max(1, (crops.shape[2] + _GAP) // (local.shape[2] + _GAP))  # local crops above each other
+    highest = max(picture.shape[0] for picture in rows[0])
+    stack = max(1, (highest + _GAP) // (local.shape[2] + _GAP))  # local crops above each other
     for row, mine in zip(rows, local, strict=True):
       row += [_column(mine[i : i + stack]) for i in range(0, len(mine), stack)]
-    names += [f"local crops ({local.shape[1]})"]
+    names += [f"local crops ({local.shape[1]}), {batch['local_crops'].shape[-2]}"]
   return _sheet(rows, names)
+
+
+def stacked(sheets: Sequence[Picture]) -> Picture:
+  """Sheets above each other."""
+  width = max(sheet.shape[1] for sheet in sheets)
+  return np.concatenate(
+    [np.pad(sheet, ((0, 0), (0, width - sheet.shape[1]), (0, 0)), constant_values=_PAPER) for sheet in sheets]
+  )
 
 
 def overlay_masks(crops: UInt8[np.ndarray, "B G H W 3"], masks: Bool[np.ndarray, "B G N"]) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vit_jax.inspect.cost import Size, StepCost, abstract_params, count, dino_step, head_flops, parameter_count
@@ -28,17 +28,17 @@ def config_table(config: Mapping[str, Any], default: Mapping[str, Any]) -> str:
 def model_table(
   model: VisionTransformer,
   *,
-  image_sizes: Mapping[str, Size],
+  image_sizes: Iterable[tuple[str, Size]],
   heads: Mapping[str, ProjectionHead] | None = None,
-  step: StepCost | None = None,
+  steps: Iterable[tuple[str, StepCost]] = (),
 ) -> str:
   """A model in numbers: parameters by part, then tokens and operations by image size, then the training step.
 
   Args:
     model: the backbone.
-    image_sizes: name -> pixels, {"global crop": 224, "local crop": 96}.
+    image_sizes: (name, pixels), as in [("global crop", 224), ("local crop", 96)].
     heads: projection heads by name.
-    step: cost of a training step, see `cost.dino_step`.
+    steps: (name, cost) of training steps, see `cost.dino_step`.
   """
   params = abstract_params(model)
   rows = [("parameters", "", "")]
@@ -53,7 +53,7 @@ def model_table(
     rows.append(
       (f"  {name}", f"{parameter_count(abstract_params(head, width=model.width)):,}", _head_shape(model, head))
     )
-  for name, size in image_sizes.items():
+  for name, size in image_sizes:
     cost = count(model, size)
     height, width = (size, size) if isinstance(size, int) else size
     extra = f"{cost.grid[0]} x {cost.grid[1]} patches + class token + {model.num_registers} registers"
@@ -63,35 +63,54 @@ def model_table(
     rows.append(("  forward pass of one image", flops(cost.flops), ""))
   for name, head in (heads or {}).items():
     rows += [("", "", ""), (f"{name}, one row", flops(head_flops(head, model.width)), "")]
-  if step is not None:
-    rows += [("", "", ""), ("training step, per image", "", "")]
+  for name, step in steps:
+    rows += [("", "", ""), (name, "", "")]
     rows += [(f"  {part}", flops(value), f"{value / step.flops:.0%}") for part, value in step.parts.items()]
     rows.append(("  all", flops(step.flops), "matrix products, without recomputation"))
   return align(rows, right=(1,))
 
 
-def training_table(modules: Any, views: Any, *, masked: float, own_teacher: bool = True) -> str:
-  """`model_table` of what a method with DINO and iBOT heads trains.
+def training_table(modules: Any, views: Any, *, masked: Sequence[float], own_teacher: bool = True) -> str:
+  """`model_table` of what a method with DINO and iBOT heads trains, at every resolution of its crops.
 
   Args:
     modules: backbone, dino_head and ibot_head, as `methods.dinov3.modules(config)` makes them.
     views: the crops, as `methods.dinov3.views(config)` describes them.
-    masked: masked patches per image, both global crops together.
+    masked: masked patches per image, both global crops together, for each of `views.variants()`.
     own_teacher: whether the teacher is the model's own average.
   """
-  sizes = {"global crop": views.global_size}
+  variants = views.variants()
+  sizes = [("global crop", v.global_size) for v in variants]
   if views.local_number:
-    sizes["local crop"] = views.local_size
-  step = dino_step(
-    *modules,
-    global_size=views.global_size,
-    local_size=views.local_size,
-    local_number=views.local_number,
-    masked=masked,
-    own_teacher=own_teacher,
-  )
+    sizes += [("local crop", v.local_size) for v in variants]
+  sizes += [("gram crop", v.gram_size) for v in variants if v.gram_size is not None]
+  costs = [
+    dino_step(
+      *modules,
+      global_size=v.global_size,
+      local_size=v.local_size,
+      local_number=v.local_number,
+      gram_size=v.gram_size,
+      masked=count,
+      own_teacher=own_teacher,
+    )
+    for v, count in zip(variants, masked, strict=True)
+  ]
   heads = {"dino_head": modules.dino_head, "ibot_head": modules.ibot_head}
-  return model_table(modules.backbone, image_sizes=sizes, heads=heads, step=step)
+  unique = list(dict.fromkeys(sizes))
+  if len(variants) == 1:
+    return model_table(
+      modules.backbone, image_sizes=unique, heads=heads, steps=[("training step, per image", costs[0])]
+    )
+  total = sum(size.probability for size in views.resolutions)
+  shares = [size.probability / total for size in views.resolutions]
+  steps = [
+    (f"training step at {v.name} ({share:.1%} of the steps), per image", cost)
+    for v, share, cost in zip(variants, shares, costs, strict=True)
+  ]
+  table = model_table(modules.backbone, image_sizes=unique, heads=heads, steps=steps)
+  mean = sum(share * cost.flops for share, cost in zip(shares, costs, strict=True))
+  return f"{table}\n\ntraining step, mean of the {len(variants)} resolutions, per image: {flops(mean)}"
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -50,19 +50,22 @@ def build_views(config: Any, stride: int) -> Views:
   Raises:
     ValueError: naming the key, if a crop is not a whole number of patches.
   """
-  for key in ("global_size", "local_size"):
-    size = config.crops[key]
-    if size % stride:
+  crops = config.crops
+  sizes = {f"crops.{key}={crops[key]}": crops[key] for key in ("global_size", "local_size", "gram_size")}
+  sizes |= {f"crops.resolutions={crops.resolutions}: {size}": size for row in crops.resolutions for size in row[:3]}
+  for given, size in sizes.items():
+    if size is not None and size % stride:
       near = max(round(size / stride), 1) * stride
       raise ValueError(
-        f"crops.{key}={size}: must be a multiple of {stride}, the pixels between two patch tokens of "
-        f"{config.model.name} (a ViT's model.patch_size), for example {near}."
+        f"{given}: must be a multiple of {stride}, the pixels between two patch tokens of {config.model.name} (a ViT's "
+        f"model.patch_size), for example {near}."
       )
   side = config.crops.global_size // stride
   photometric = {key: value for key, value in config.augment.items() if key not in ("mean", "std")}
   return Views(
     **config.crops,
     **photometric,
+    stride=stride,
     mask_grid=(side, side),
     mask_probability=config.ibot.mask_probability,
     mask_ratio=config.ibot.mask_ratio,

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vit_jax.models.layers import Linear, make_norm
+from vit_jax.models.layers import INIT_STD, Linear, make_norm
 from vit_jax.ops import rope
 from vit_jax.ops.attention import attention
 
@@ -34,6 +34,7 @@ class SelfAttention(nn.Module):
   qk_norm: bool = False
   norm_kind: str = "layernorm"
   norm_eps: float = 1e-6
+  init_std: float = INIT_STD
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 
@@ -45,7 +46,7 @@ class SelfAttention(nn.Module):
     types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     qkv_map = MaskedKeyBias if self.mask_k_bias else Linear
     shape = (3, self.num_heads, width // self.num_heads)
-    qkv = qkv_map(shape, use_bias=self.qkv_bias, name="qkv", **types)(x)  # [B, T, 3, H, d]
+    qkv = qkv_map(shape, use_bias=self.qkv_bias, name="qkv", init_std=self.init_std, **types)(x)  # [B, T, 3, H, d]
     q, k, v = (nn.with_logical_constraint(qkv[:, :, i], ("batch", None, "heads", None)) for i in range(3))
     if self.qk_norm:
       norm = {"eps": self.norm_eps, **types}
@@ -53,4 +54,5 @@ class SelfAttention(nn.Module):
     if tables is not None:
       q, k = rope.rotate(q, *tables), rope.rotate(k, *tables)
     y = attention(q, k, v)  # [B, T, H, d]
-    return Linear((width,), contract=2, use_bias=self.proj_bias, name="proj", **types)(y)
+    project = Linear((width,), contract=2, use_bias=self.proj_bias, name="proj", init_std=self.init_std, **types)
+    return project(y)

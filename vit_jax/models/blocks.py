@@ -55,6 +55,7 @@ class Block(nn.Module):
   qk_norm: bool
   norm_kind: str
   norm_eps: float
+  init_std: float
   dtype: Any
   param_dtype: Any
 
@@ -71,10 +72,11 @@ class Block(nn.Module):
       qk_norm=self.qk_norm,
       norm_kind=self.norm_kind,
       norm_eps=self.norm_eps,
+      init_std=self.init_std,
       **types,
     )
     self.norm2 = make_norm(self.norm_kind, eps=self.norm_eps, **types)
-    self.mlp = MLPS[self.mlp_kind](self.mlp_hidden, use_bias=self.mlp_bias, **types)
+    self.mlp = MLPS[self.mlp_kind](self.mlp_hidden, use_bias=self.mlp_bias, init_std=self.init_std, **types)
     if self.layer_scale is not None:
       self.ls1 = LayerScale(self.layer_scale, param_dtype=self.param_dtype)
       self.ls2 = LayerScale(self.layer_scale, param_dtype=self.param_dtype)

@@ -12,8 +12,9 @@ from jaxtyping import Array, Float
 
 from vit_jax.ops.normalize import upcast
 
+INIT_STD = 0.02  # of the published models' initial weights
 # The reference cuts its truncated normal at an absolute 2, a hundred standard deviations: a plain normal.
-linear_init = nn.initializers.normal(0.02)
+linear_init = nn.initializers.normal(INIT_STD)
 
 
 def fan_in_uniform(fan_in: int) -> nn.initializers.Initializer:
@@ -28,19 +29,21 @@ class Linear(nn.Module):
   Attributes:
     features: shape of the output axes; an N-d kernel lets `heads` be an axis of its own, which sharding needs.
     contract: number of trailing input axes that are summed over.
+    init_std: standard deviation of the initial kernel.
     dtype: compute type of the product; the kernel is kept in `param_dtype`.
   """
 
   features: tuple[int, ...]
   contract: int = 1
   use_bias: bool = True
+  init_std: float = INIT_STD
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     inputs = x.shape[-self.contract :]
-    kernel = self.param("kernel", linear_init, (*inputs, *self.features), self.param_dtype)
+    kernel = self.param("kernel", nn.initializers.normal(self.init_std), (*inputs, *self.features), self.param_dtype)
     axes = (tuple(range(x.ndim - self.contract, x.ndim)), tuple(range(self.contract)))
     y = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (axes, ((), ())))
     if self.use_bias:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vit_jax.models.layers import Linear
+from vit_jax.models.layers import INIT_STD, Linear
 
 
 class GeluMlp(nn.Module):
@@ -19,12 +19,13 @@ class GeluMlp(nn.Module):
 
   hidden: int
   use_bias: bool = True
+  init_std: float = INIT_STD
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-    types = {"use_bias": self.use_bias, "dtype": self.dtype, "param_dtype": self.param_dtype}
+    types = dict(use_bias=self.use_bias, init_std=self.init_std, dtype=self.dtype, param_dtype=self.param_dtype)
     y = Linear((self.hidden,), name="fc1", **types)(x)  # [B, T, F]
     y = nn.with_logical_constraint(y, ("batch", None, "mlp"))
     return Linear((x.shape[-1],), name="fc2", **types)(jax.nn.gelu(y, approximate=self.approximate))
@@ -41,12 +42,13 @@ class SwiGlu(nn.Module):
 
   hidden: int
   use_bias: bool = True
+  init_std: float = INIT_STD
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-    types = {"use_bias": self.use_bias, "dtype": self.dtype, "param_dtype": self.param_dtype}
+    types = dict(use_bias=self.use_bias, init_std=self.init_std, dtype=self.dtype, param_dtype=self.param_dtype)
     gate = Linear((self.hidden,), name="gate", **types)(x)  # [B, T, F]
     up = Linear((self.hidden,), name="up", **types)(x)  # [B, T, F]
     y = nn.with_logical_constraint(jax.nn.silu(gate) * up, ("batch", None, "mlp"))

@@ -9,8 +9,8 @@ import numpy as np
 
 from vit_jax import evaluation, methods, parallel
 from vit_jax.data.evaluation_batches import evaluation_batches
-from vit_jax.data.sources import open_source
 from vit_jax.evaluation.features import FeatureFn
+from vit_jax.evaluation.splits import open_splits
 from vit_jax.inspect import pictures
 from vit_jax.methods import State
 from vit_jax.train.setup import Run
@@ -31,8 +31,8 @@ class Evaluations:
     self._size = self._settings.image_size or run.config.crops.global_size
     self._sources = None
     if run.evaluation_sources is not None:
-      cache = run.config.data.cache_dir
-      self._sources = [open_source(spec, cache_dir=cache) for spec in run.evaluation_sources]
+      splits = open_splits(*run.evaluation_sources, cache_dir=run.config.data.cache_dir)
+      self._sources, self._names = (splits.train, splits.test), splits.names
     self._pictured: np.ndarray | None = None
 
   def scores(self, state: State, *, baselines: bool) -> dict[str, float]:
@@ -58,7 +58,7 @@ class Evaluations:
         tasks=self._settings.tasks,
         num_classes=train.num_classes,
         baselines=further or None,
-        names=self._run.evaluation_sources,
+        names=self._names,
         seed=config.seed,
       )
       results |= {

@@ -1,6 +1,6 @@
 """The training loop: the only one, whatever the method.
 
-    prepare -> state (fresh or restored) -> for every step: batch, jitted step, and what is due: log, score, save
+    prepare -> state (fresh or restored) -> for every step: batch, compiled step, and what is due: log, score, save
 
 Metrics are fetched one step late, so that the host never waits for the step it has just started.
 """
@@ -11,7 +11,6 @@ import contextlib
 import functools
 import logging
 import re
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,13 @@ from vit_jax import config as configs
 from vit_jax import parallel
 from vit_jax.checkpoints import Checkpoints
 from vit_jax.config import UserError
+from vit_jax.data.groups import batch_shapes
 from vit_jax.data.pipeline import make_pipeline
+from vit_jax.data.views import Views
 from vit_jax.inspect import pictures, tables
 from vit_jax.methods import State
 from vit_jax.train import frozen, setup
+from vit_jax.train.compiling import CompiledSteps
 from vit_jax.train.evaluations import Evaluations
 from vit_jax.train.interrupts import Interrupts, Stopped
 from vit_jax.train.prefetch import prefetch
@@ -39,6 +41,8 @@ from vit_jax.train.writers import METRICS, Writers, read_lines
 
 log = logging.getLogger(__name__)
 
+CROPS = ("global", "local", "gram")
+LOOK_AHEAD = 1000  # steps among which the resolutions are sought that are to be compiled ahead
 MAX_NONFINITE = 3  # logged steps in a row with a NaN or an infinity before the run stops
 
 
@@ -115,7 +119,6 @@ class _Loop:
     teacher = abstract_state(run).frozen
     if teacher is not None:
       self.state = self.state.replace(frozen=frozen.params_on_devices(run, teacher))
-    self.first = self.step_number
     self.health = self._watch()
     self.evaluations = Evaluations(run)
     self.last_metrics: dict[str, float] = {}
@@ -162,8 +165,6 @@ class _Loop:
 
   def _train(self) -> None:
     config, run = self.run.config, self.run
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run))
-    step_fn = jax.jit(run.method.make_step(config), donate_argnums=0, out_shardings=(shardings, None))
     self.progress = Progress(
       self.total, start_step=self.step_number, batch_size=config.batch_size, every=config.log.every
     )
@@ -171,15 +172,15 @@ class _Loop:
       self._evaluate(0)
     batches = prefetch(self.pipeline, parallel.batch_sharding(run.mesh), size=config.data.prefetch)
     pending: tuple[int, dict[str, jax.Array]] | None = None
-    with Interrupts() as interrupts, contextlib.closing(batches), self.progress:
+    with Interrupts() as interrupts, contextlib.closing(batches), self.progress, self._steps() as step_fn:
       for step in range(self.step_number + 1, self.total + 1):
         with self.progress.waiting():
           batch, data_state = next(batches)
         if step == 1 and config.log.pictures:
           self._picture_batch(batch)
-        if step == self.first + 1:
-          step_fn = self._compile(step_fn, batch)
+        self._make_ready(step_fn, batch)
         self.state, metrics = step_fn(self.state, batch)
+        metrics |= self._sizes(batch)
         self.step_number = step
         if pending is not None:
           self._log(*pending)
@@ -197,16 +198,40 @@ class _Loop:
       if pending is not None:
         self._log(*pending)
 
-  def _compile(self, step_fn: Any, batch: dict[str, jax.Array]) -> Any:
+  def _steps(self) -> CompiledSteps:
+    """The training step, for the batches of every resolution that will come."""
+    state = abstract_state(self.run)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = jax.jit(self.run.method.make_step(self.run.config), donate_argnums=0, out_shardings=(shardings, None))
+    left = self.total - self.step_number
+    coming = self.pipeline.upcoming(min(left, LOOK_AHEAD))
+    if left > LOOK_AHEAD:
+      coming += [views for views in self.run.views.variants() if views not in coming]
+    batches = [(views.name, self._abstract_batch(views)) for views in coming]
+    return CompiledSteps(step, state, batches, functools.partial(mesh_context, self.run.mesh))
+
+  def _abstract_batch(self, views: Views) -> dict[str, jax.ShapeDtypeStruct]:
+    sharding = parallel.batch_sharding(self.run.mesh)
+    return {
+      name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding)
+      for name, (shape, kind) in batch_shapes(views, self.run.config.batch_size).items()
+    }
+
+  def _make_ready(self, steps: CompiledSteps, batch: dict[str, jax.Array]) -> None:
     """Compiles ahead, so that the time is reported and does not count as training."""
-    with self.progress.pausing("compiling"):
-      start = time.perf_counter()
-      with mesh_context(self.run.mesh):
-        compiled = step_fn.lower(self.state, batch).compile()
-      seconds = time.perf_counter() - start
-    log.info("Compiled the training step in %.1f s.", seconds)
-    self.writers.timing(self.step_number, {"compile_seconds": seconds})
-    return compiled
+    if not steps.ready(batch):
+      with self.progress.pausing("compiling"):
+        steps.wait(batch)
+    for name, seconds in steps.news():
+      several = self.run.views.resolutions
+      log.info("Compiled the training step%s in %.1f s.", f" at {name}" if several else "", seconds)
+      self.writers.timing(self.step_number, {f"compile_seconds/{name}" if several else "compile_seconds": seconds})
+
+  def _sizes(self, batch: dict[str, jax.Array]) -> dict[str, int]:
+    """The sizes of a batch's crops, where they differ from step to step."""
+    if not self.run.views.resolutions:
+      return {}
+    return {f"{kind}_size": batch[f"{kind}_crops"].shape[-2] for kind in CROPS if f"{kind}_crops" in batch}
 
   def _due(self, step: int, key: str) -> bool:
     every = self.run.steps(key)
@@ -244,11 +269,7 @@ class _Loop:
         self.writers.scalars(step, scores)
         self.last_metrics |= scores
         self._judge(step, scores)
-        shown = {
-          name: value
-          for name, value in scores.items()
-          if re.search(r"(^|/)\w+/top1$", name) and not re.search(r"/k\d+/", name)
-        }
+        shown = {n: value for n, value in scores.items() if n.endswith("/top1") and not re.search(r"/k\d+/", n)}
         log.info("step %d: %s", step, ", ".join(f"{name} {value:.3f}" for name, value in shown.items()))
       if self.run.config.log.pictures and jax.process_index() == 0:
         self.writers.images(step, self.evaluations.pictures(self.state))

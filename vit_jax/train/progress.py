@@ -94,8 +94,11 @@ class Progress:
     return complete
 
   def line(self) -> str:
-    """The progress line: step, loss, learning rate, images/s, waiting for data, time left."""
+    """The progress line: step, crop sizes where they vary, loss, learning rate, images/s, data wait, time left."""
     parts = [f"step {self._last_step}/{self.total_steps} ({self._last_step / max(1, self.total_steps):.0%})"]
+    sizes = [self._metrics[key] for key in ("global_size", "local_size", "gram_size") if key in self._metrics]
+    if sizes:
+      parts.append(f"{'/'.join(f'{size:.0f}' for size in sizes)} px")
     for name, value in self._metrics.items():
       if name == "loss" or name.endswith("/loss"):  # of several students, each its own
         parts.append(f"{name.replace('/', ' ')} {float(value):.4f}")

@@ -21,6 +21,7 @@ from vit_jax.data.views import Views
 log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
+MIN_LABELLED = 20  # images of which a tenth is worth a score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Run:
     method: the module of vit_jax.methods that trains.
     views: the crops and masks it asks for.
     source: the training images.
-    evaluation_sources: what is scored on, (train, test) specifications; None: the data has no labels or splits.
+    evaluation_sources: what is scored on, (train, test) specifications; test None: images held out from train;
+      None: nothing, as configured or for want of labels.
     mesh: the devices.
   """
 
@@ -40,7 +42,7 @@ class Run:
   method: ModuleType
   views: Views
   source: Source
-  evaluation_sources: tuple[str, str] | None
+  evaluation_sources: tuple[str, str | None] | None
   mesh: Mesh
 
   def steps(self, key: str) -> int:
@@ -67,7 +69,7 @@ def prepare(config: ConfigDict) -> Run:
     parallel.check_batch(mesh, batch_size=resolved.batch_size, loss_group_size=resolved.loss_group_size)
     for alone in methods.each_student(resolved).values():
       _check_koleo(alone)
-    sources = _evaluation_sources(resolved)
+    sources = _evaluation_sources(resolved, source)
   except (ValueError, ImportError, FileNotFoundError) as error:
     if isinstance(error, ConfigError):
       raise
@@ -84,8 +86,8 @@ def _check_koleo(config: ConfigDict) -> None:
     )
 
 
-def _evaluation_sources(config: ConfigDict) -> tuple[str, str] | None:
-  """The labelled sources to score on: as configured, or the splits of the training source."""
+def _evaluation_sources(config: ConfigDict, source: Source) -> tuple[str, str | None] | None:
+  """The labelled sources to score on: as configured, the splits of the training source, or parts of itself."""
   if not int(config.evaluation.every.split()[0]):
     return None
   train, test = config.evaluation.train_source, config.evaluation.test_source
@@ -94,11 +96,20 @@ def _evaluation_sources(config: ConfigDict) -> tuple[str, str] | None:
   if train or test:
     given = "train_source" if train else "test_source"
     raise ConfigError(f"evaluation.{given}={train or test!r}: give both evaluation.train_source and test_source")
-  splits = split_specs(config.data.source)
+  spec = config.data.source
+  splits = split_specs(spec)
   held_out = next((splits[name] for name in ("test", "validation", "val") if name in splits), None)
   if "train" in splits and held_out:
     return splits["train"], held_out
-  log.info("No evaluation during training: %s has no train and test split.", config.data.source)
+  if source.num_classes >= 2 and len(source) >= MIN_LABELLED:
+    return spec, None  # evaluation.splits chooses, and says what
+  log.info(
+    "No evaluation during training: %s has %d images of %d class(es) and no test split; set evaluation.train_source "
+    "and evaluation.test_source to score on other images.",
+    spec,
+    len(source),
+    source.num_classes,
+  )
   return None
 
 
@@ -135,10 +146,16 @@ def remember(config: ConfigDict, workdir: Path, *, accept_change: bool) -> None:
 
 def describe(run: Run) -> dict[str, Any]:
   """What will happen, in a few facts for people."""
+  sizes = run.views.resolutions
+  crops = [f"{v.name} pixels" for v in run.views.variants()]
+  if sizes:
+    total = sum(size.probability for size in sizes)
+    crops = [f"{crop} ({size.probability / total:.1%})" for crop, size in zip(crops, sizes, strict=True)]
   return {
     "images": len(run.source),
     "steps": run.steps("duration"),
     "batch": run.config.batch_size,
+    "crops": f"{'global/local/gram' if run.views.variants()[0].gram_size else 'global/local'} of {', '.join(crops)}",
     "loss groups": f"{run.config.batch_size // run.config.loss_group_size} of {run.config.loss_group_size} images",
     "devices": f"{run.mesh.size} {jax.devices()[0].device_kind} as "
     + " x ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items() if size > 1 or run.mesh.size == 1),
