@@ -112,9 +112,8 @@ def test_the_losses_are_those_of_an_unmasked_student_at_the_masked_positions(sin
   config, states, metrics = single
   batch = dinov3.normalized(config, batches(config, 1)[0])
   net = dinov3.modules(config)
-  targets = dinov3.teacher_targets(
-    frozen_teacher(config).modules, states[0].frozen, batch, metrics[0]["teacher_temperature"]
-  )
+  outputs = dinov3.teacher_outputs(config, frozen_teacher(config).modules, states[0].frozen, batch)
+  targets = dinov3.assign(outputs, metrics[0]["teacher_temperature"])
   apply = lambda name, x: getattr(net, name).apply({"params": states[0].student[name]}, x)  # noqa: E731
   features = apply("backbone", dinov3.flatten_crops(batch["global_crops"]))
   scores = apply("ibot_head", dinov3.gather_masked(features.patches, batch["mask_indices"]))
@@ -201,12 +200,9 @@ def test_the_teachers_images_are_resized_to_the_grid_of_the_student(teacher, pat
   ]  # fmt: skip
   crops = np.stack(resized).reshape(config.batch_size, 2, size, size, 3)
   np.testing.assert_allclose(distillation.resized(batch["global_crops"], size), crops, atol=1e-5)
-  targets = dinov3.teacher_targets(
-    frozen_teacher(config).modules,
-    states[0].frozen,
-    batch | {"global_crops": jnp.asarray(crops)},
-    metrics[0]["teacher_temperature"],
-  )
+  seen = batch | {"global_crops": jnp.asarray(crops)}
+  outputs = dinov3.teacher_outputs(config, frozen_teacher(config).modules, states[0].frozen, seen)
+  targets = dinov3.assign(outputs, metrics[0]["teacher_temperature"])
   entropy = -jnp.sum(targets.cls * jnp.log(targets.cls), -1).mean()
   np.testing.assert_allclose(metrics[0]["teacher_entropy"], entropy, rtol=1e-5)
   assert np.isfinite(metrics[0]["loss"])

@@ -21,8 +21,11 @@ def default() -> ConfigDict:
   c.duration = "100 epochs"  # how long to train
   c.epoch_steps = placeholder(int)  # steps that make an "epoch" in durations; None: one pass over the data
   c.batch_size = 64  # images per step, over all devices and processes
+  # Gradient accumulation: the student sees the batch in so many parts, one after the other, for the memory of one part
+  # and the very same step: teacher targets, KoLeo and gradients are those of the whole batch. 1: no accumulation.
+  c.micro_batches = 1
   # Images whose KoLeo neighbours, mask quota and drop-path subset are drawn together (the reference: the batch of one
-  # GPU), whatever the number of devices. None: the batch up to 64 images, else its largest divisor up to 64.
+  # GPU), whatever the number of devices. None: a micro-batch up to 64 images, else its largest divisor up to 64.
   c.loss_group_size = placeholder(int)
 
   c.model = ConfigDict()
@@ -168,7 +171,8 @@ def default() -> ConfigDict:
 
 
 def loss_group_size(config: ConfigDict) -> int:
-  """Images of one loss group: `loss_group_size`, or where it is None the largest divisor of the batch up to 64."""
+  """Images of one loss group: `loss_group_size`, or where it is None the largest divisor of a micro-batch up to 64."""
   if config.loss_group_size is not None:
     return config.loss_group_size
-  return max(size for size in range(1, min(config.batch_size, 64) + 1) if config.batch_size % size == 0)
+  micro = config.batch_size // config.micro_batches
+  return max((size for size in range(1, min(micro, 64) + 1) if micro % size == 0), default=1)

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 SECTION = "students"
 
-_OWN = re.compile(r"(model|dino|ibot|koleo|schedules|optim)\..+")
+_OWN = re.compile(r"(model|dino|ibot|koleo|schedules|optim)\..+|micro_batches")
 # Of those sections: what decides the masks and the teacher's targets.
 _COMMON = re.compile(r"(dino|ibot)\.prototypes|ibot\.mask_.+|schedules\.teacher_temperature\..+")
 _ENTRY = re.compile(r"([A-Za-z][A-Za-z0-9_-]*)=(.+)")

@@ -50,11 +50,11 @@ _RANGES: tuple[_Rule, ...] = (  # what is right, its test, the keys (of tuples: 
   (
     "must be at least 1",
     lambda v: v >= 1,
-    "epoch_steps batch_size loss_group_size model.patch_size model.width model.depth model.num_heads model.mlp_hidden "
-    "model.rope.jitter model.rope.rescale model.unroll dino.hidden dino.bottleneck dino.num_layers ibot.hidden "
-    "ibot.bottleneck ibot.num_layers koleo.topk koleo.group_size crops.global_size crops.local_size crops.local_number "
-    "crops.gram_size data.prefetch evaluation.image_size evaluation.batch_size evaluation.max_examples checkpoint.keep "
-    "log.every",
+    "epoch_steps batch_size micro_batches loss_group_size model.patch_size model.width model.depth model.num_heads "
+    "model.mlp_hidden model.rope.jitter model.rope.rescale model.unroll dino.hidden dino.bottleneck dino.num_layers "
+    "ibot.hidden ibot.bottleneck ibot.num_layers koleo.topk koleo.group_size crops.global_size crops.local_size "
+    "crops.local_number crops.gram_size data.prefetch evaluation.image_size evaluation.batch_size "
+    "evaluation.max_examples checkpoint.keep log.every",
   ),
   ("must be at least 2", lambda v: v >= 2, "dino.prototypes ibot.prototypes"),
   (
@@ -196,9 +196,15 @@ def _durations(values: dict[str, Any]) -> Iterator[str]:
 
 def _groups(config: ConfigDict) -> Iterator[str]:
   batch, group = config.batch_size, loss_group_size(config)
+  if batch % config.micro_batches:
+    yield _micro_batches(config, 1)
+    return
   if batch % group:
     near = max(d for d in range(1, min(group, batch) + 1) if batch % d == 0)
     yield f"loss_group_size={group}: must divide batch_size={batch}; the largest that does and is no larger is {near}"
+    return
+  if (batch // group) % config.micro_batches:
+    yield _micro_batches(config, group)
     return
   koleo = config.koleo.group_size or group
   if batch % koleo or (koleo % group and group % koleo):
@@ -216,6 +222,17 @@ def _groups(config: ConfigDict) -> Iterator[str]:
       f"ibot.mask_probability={config.ibot.mask_probability}: masks none of the {2 * group} global crops of a loss "
       "group: raise it or loss_group_size, or set ibot.loss_weight=0"
     )
+
+
+def _micro_batches(config: ConfigDict, group: int) -> str:
+  batch, num = config.batch_size, config.micro_batches
+  groups = f"whole loss groups of loss_group_size={group}" if group > 1 else "equal parts"
+  wrong = f"micro_batches={num}: must cut batch_size={batch} into {groups}"
+  possible = [n for n in range(1, batch // group + 1) if (batch // group) % n == 0]
+  near = f"micro_batches={min(possible, key=lambda n: (abs(n - num), n))}"
+  if batch % num:
+    return f"{wrong}; choose {near}, or a batch_size that is a multiple of {num}"
+  return f"{wrong}; choose {near}, or a loss_group_size that divides the {batch // num} images of a micro-batch"
 
 
 def _crops(config: ConfigDict) -> Iterator[str]:

@@ -6,6 +6,7 @@ targets, student on all crops, losses, gradients, clipping per sub-module, AdamW
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,9 +17,11 @@ from jaxtyping import Array, Float
 from vit_jax import losses
 from vit_jax.data.views import Views
 from vit_jax.methods import health
+from vit_jax.methods.accumulation import MicroBatches
 from vit_jax.methods.settings import build_backbone, build_schedules, build_views, num_steps
 from vit_jax.methods.state import State
-from vit_jax.models import ProjectionHead, VisionTransformer
+from vit_jax.models import Features, ProjectionHead, VisionTransformer
+from vit_jax.models.features import Draws
 from vit_jax.ops.images import normalize_images
 from vit_jax.optim import ema, optimizer
 from vit_jax.optim.schedules import scale_lr
@@ -36,18 +39,30 @@ class Modules(NamedTuple):
   ibot_head: ProjectionHead
 
 
-class Targets(NamedTuple):
-  """What the teacher says about a batch.
+class TeacherOutputs(NamedTuple):
+  """What the teacher sees in a batch.
 
   Attributes:
-    cls: [2, B, K] assignment of the class tokens of the global crops.
-    patches: [groups * M, K] assignment of the masked patches.
-    features: [2B, D] the teacher's class tokens, for the health metrics.
+    cls: [2B, K] logits of the class tokens of the global crops.
+    patches: [groups * M, K] logits of the masked patches.
+    features: [2B, D] class tokens, for the health metrics.
   """
 
   cls: Array
   patches: Array
   features: Array
+
+
+class Targets(NamedTuple):
+  """What the student should say about a batch.
+
+  Attributes:
+    cls: [2B, K] assignment of the class tokens of the global crops.
+    patches: [groups * M, K] assignment of the masked patches.
+  """
+
+  cls: Array
+  patches: Array
 
 
 def views(config: Any) -> Views:
@@ -104,38 +119,50 @@ def make_step(config: Any) -> Callable[[State, Batch], tuple[State, dict[str, ja
   temperature = build_schedules(config, 1.0)["teacher_temperature"]
 
   def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
-    batch = normalized(config, batch)
-    targets = teacher_targets(net, state.teacher, batch, temperature(state.step))
-    state, metrics, _ = learn(state, batch, targets)
-    return state, metrics | health.targets(targets.cls) | health.features(targets.features)
+    outputs = whole_outputs(config, lambda part: teacher_outputs(config, net, state.teacher, part), batch)
+    targets = assign(outputs, temperature(state.step))
+    state, metrics = learn(state, batch, targets)
+    return state, metrics | health.targets(targets.cls) | health.features(outputs.features)
 
   return step
 
 
 def make_learner(
-  config: Any, *, masked: bool = True
-) -> Callable[[State, Batch, Targets], tuple[State, dict[str, jax.Array], Array]]:
-  """The part of a step that the targets are given to: losses, gradients, clipping, AdamW, EMA.
+  config: Any, *, distilling: bool = False
+) -> Callable[[State, Batch, Targets], tuple[State, dict[str, jax.Array]]]:
+  """What a student does with its targets: losses, gradients, clipping, AdamW, EMA.
 
   Args:
     config: resolved.
-    masked: whether the student sees masked global crops; iBOT is at the masked positions either way.
+    distilling: the targets are those of a frozen teacher: the student's crops are not masked (iBOT is at the masked
+      positions either way), and the health of its own features is among the metrics.
 
   Returns:
-    (state, normalised batch, targets) -> (state, metrics, the student's class tokens of the global crops [2B, D]).
+    (state, batch, targets) -> (state, metrics).
   """
   net = modules(config)
   schedules = build_schedules(config, scale_lr(config.batch_size, config.optim.lr_scaling))
   frozen_steps = num_steps(config.optim.freeze_last_layer)
 
-  def learn(state: State, batch: Batch, targets: Targets) -> tuple[State, dict[str, jax.Array], Array]:
+  def learn(state: State, batch: Batch, targets: Targets) -> tuple[State, dict[str, jax.Array]]:
     now = {name: schedule(state.step) for name, schedule in schedules.items()}
-    key = jax.random.fold_in(state.key, state.step)
+    micro = MicroBatches(config.micro_batches, groups=batch["mask_indices"].shape[0])
+    draws = draw(net, state.student, batch, jax.random.fold_in(state.key, state.step))
 
-    def objective(student: Params) -> tuple[jax.Array, tuple[dict[str, jax.Array], Array]]:
-      return student_loss(config, net, student, targets, batch, key, now["local_loss_weight"], masked=masked)
+    def local(student: Params, part: Any) -> tuple[jax.Array, dict[str, jax.Array], Array]:
+      return student_loss(config, net, student, *part, now["local_loss_weight"], masked=not distilling)
 
-    (loss, (terms, cls)), grads = jax.value_and_grad(objective, has_aux=True)(state.student)
+    def across(cls: Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+      loss, terms = spread_loss(config, cls)
+      return loss, terms | (health.features(jax.lax.stop_gradient(cls)) if distilling else {})
+
+    loss, terms, grads = micro.value_and_grad(
+      local,
+      across,
+      state.student,
+      (micro.split(targets), micro.split(batch), micro.split_draws(draws)),
+      first_pass=functools.partial(global_cls, config, net, not distilling) if couples_groups(config) else None,
+    )
     grads, norms = optimizer.clip(grads, config.optim.clip)
     student, opt_state = optimizer.adamw_update(
       state.student,
@@ -168,7 +195,7 @@ def make_learner(
       counters=state.counters | {"nonfinite": nonfinite},
     )
     grad_norms = {f"grad_norm/{name}": norm for name, norm in norms.items()}
-    return state, {"loss": loss, **terms, **now, **grad_norms, "nonfinite": nonfinite}, cls
+    return state, {"loss": loss, **terms, **now, **grad_norms, "nonfinite": nonfinite}
 
   return learn
 
@@ -180,16 +207,54 @@ def normalized(config: Any, batch: Batch) -> Batch:
   return batch | crops
 
 
-def teacher_targets(net: Modules, teacher: Params, batch: Batch, temperature: jax.Array) -> Targets:
-  """Sinkhorn-Knopp assignments of the teacher's class tokens and masked patches, over the whole batch."""
-  crops = flatten_crops(batch["global_crops"])  # [2B, H, W, 3]
+def whole_outputs(config: Any, look: Callable[[Batch], TeacherOutputs], batch: Batch) -> TeacherOutputs:
+  """What a teacher sees in a batch, looking at one micro-batch after the other."""
+  micro = MicroBatches(config.micro_batches, groups=batch["mask_indices"].shape[0])
+  return micro.merge(micro.map(look, micro.split(batch)))
+
+
+def teacher_outputs(config: Any, net: Modules, teacher: Params, batch: Batch) -> TeacherOutputs:
+  """Teacher logits of class tokens and masked patches of the global crops."""
+  crops = flatten_crops(normalized(config, batch)["global_crops"])  # [2B, H, W, 3]
   features = net.backbone.apply({"params": teacher["backbone"]}, crops)
-  cls_logits = net.dino_head.apply({"params": teacher["dino_head"]}, features.cls)  # [2B, K]
+  cls = net.dino_head.apply({"params": teacher["dino_head"]}, features.cls)  # [2B, K]
   masked = gather_masked(features.patches, batch["mask_indices"])  # [groups * M, D]
-  patch_logits = net.ibot_head.apply({"params": teacher["ibot_head"]}, masked)  # [groups * M, K]
-  cls = split_crops(losses.sinkhorn_knopp(cls_logits, temperature), NUM_GLOBAL)  # [2, B, K]
-  targets = Targets(cls=cls, patches=losses.sinkhorn_knopp(patch_logits, temperature), features=features.cls)
-  return jax.lax.stop_gradient(targets)
+  patches = net.ibot_head.apply({"params": teacher["ibot_head"]}, masked)  # [groups * M, K]
+  return TeacherOutputs(cls=cls, patches=patches, features=features.cls)
+
+
+def assign(outputs: TeacherOutputs, temperature: jax.Array) -> Targets:
+  """Sinkhorn-Knopp assignments, each over the whole batch."""
+  cls, patches = (losses.sinkhorn_knopp(logits, temperature) for logits in (outputs.cls, outputs.patches))
+  return jax.lax.stop_gradient(Targets(cls=cls, patches=patches))
+
+
+def draw(net: Modules, student: Params, batch: Batch, key: jax.Array) -> list[Draws]:
+  """The random choices of the student's pass over the global and the local crops of a batch."""
+  drop_path_key, rope_key = jax.random.split(key)
+  rows = [batch[name].shape[0] * batch[name].shape[1] for name in ("global_crops", "local_crops")]
+  return net.backbone.apply(
+    {"params": student["backbone"]},
+    rows,
+    groups=batch["mask_indices"].shape[0],
+    rngs={"drop_path": drop_path_key, "rope": rope_key},
+    method="draw",
+  )
+
+
+def student_features(
+  net: Modules, student: Params, batch: Batch, draws: list[Draws], names: tuple[str, ...], *, masked: bool
+) -> list[Features]:
+  """Features of the crops with these names, in one pass; global crops carry the iBOT masks where `masked`."""
+  masks = batch["masks"].reshape(-1, batch["masks"].shape[-1])  # [2B, N]
+  return net.backbone.apply(
+    {"params": student["backbone"]},
+    [flatten_crops(batch[name]) for name in names],
+    masks=[masks if masked and name == "global_crops" else None for name in names],
+    train=True,
+    groups=batch["mask_indices"].shape[0],
+    draws=draws[: len(names)],
+  )
 
 
 def student_loss(
@@ -198,34 +263,35 @@ def student_loss(
   student: Params,
   targets: Targets,
   batch: Batch,
-  key: jax.Array,
+  draws: list[Draws],
   local_loss_weight: jax.Array,
   *,
   masked: bool = True,
-) -> tuple[jax.Array, tuple[dict[str, jax.Array], Array]]:
-  """The weighted sum of the losses; the unweighted terms by name (reference section 3.7) and the class tokens."""
-  num_local, groups = batch["local_crops"].shape[1], batch["mask_indices"].shape[0]
-  drop_path_key, rope_key = jax.random.split(key)
-  masks = batch["masks"].reshape(-1, batch["masks"].shape[-1]) if masked else None  # [2B, N]
-  global_features, local_features = net.backbone.apply(
-    {"params": student["backbone"]},
-    [flatten_crops(batch["global_crops"]), flatten_crops(batch["local_crops"])],
-    masks=[masks, None],
-    train=True,
-    groups=groups,
-    rngs={"drop_path": drop_path_key, "rope": rope_key},
-  )
-  tokens = jnp.concatenate([global_features.cls, local_features.cls])  # [(2 + L) B, D]
+) -> tuple[jax.Array, dict[str, jax.Array], Array]:
+  """The weighted sum of the losses that are means over images, and these unweighted by name (reference section 3.7).
+
+  Returns:
+    The sum, the terms, and the class tokens of the global crops [2B, D], for `spread_loss`.
+  """
+  batch = normalized(config, batch)
+  names = ("global_crops", "local_crops")
+  global_features, local_features = student_features(net, student, batch, draws, names, masked=masked)
+  num_local = batch["local_crops"].shape[1]
+  parts = (split_crops(global_features.cls, NUM_GLOBAL), split_crops(local_features.cls, num_local))
+  # The crops of an image stay together: crop after crop, rows would move between devices.
+  tokens = jnp.concatenate(parts).swapaxes(0, 1).reshape(-1, net.backbone.width)  # [B (2 + L), D]
   logits = net.dino_head.apply({"params": student["dino_head"]}, tokens)
-  global_logits, local_logits = jnp.split(logits, [global_features.cls.shape[0]])
+  global_logits, local_logits = jnp.split(split_crops(logits, NUM_GLOBAL + num_local), [NUM_GLOBAL])  # [C, B, K]
   hidden = gather_masked(global_features.patches, batch["mask_indices"])  # [groups * M, D]
   patch_logits = net.ibot_head.apply({"params": student["ibot_head"]}, hidden)  # [groups * M, K]
 
-  ignore, num_crops = config.dino.ignore_diagonal, global_features.cls.shape[0]
+  ignore = config.dino.ignore_diagonal
+  cls_targets = split_crops(targets.cls, NUM_GLOBAL)  # [2, B, K]
+  weights, num_crops = batch["mask_weights"].reshape(-1), targets.cls.shape[0]
   terms = {
-    "dino_local": losses.dino(split_crops(local_logits, num_local), targets.cls),
-    "dino_global": losses.dino(split_crops(global_logits, NUM_GLOBAL), targets.cls, ignore_diagonal=ignore),
-    "ibot": losses.ibot(patch_logits, targets.patches, batch["mask_weights"].reshape(-1), num_crops=num_crops),
+    "dino_local": losses.dino(local_logits, cls_targets),
+    "dino_global": losses.dino(global_logits, cls_targets, ignore_diagonal=ignore),
+    "ibot": losses.ibot(patch_logits, targets.patches, weights, num_crops=num_crops),
   }
   global_pairs = NUM_GLOBAL * (NUM_GLOBAL - 1 if ignore else NUM_GLOBAL)
   local_share = NUM_GLOBAL * num_local / (global_pairs + NUM_GLOBAL * num_local)
@@ -233,10 +299,26 @@ def student_loss(
     local_share * local_loss_weight * terms["dino_local"] + (1 - local_share) * terms["dino_global"]
   )
   total += config.ibot.loss_weight * terms["ibot"]
-  if config.koleo.loss_weight:
-    terms["koleo"] = grouped_koleo(global_features.cls, config.koleo.group_size, config.koleo.topk)
-    total += config.koleo.loss_weight * NUM_GLOBAL * terms["koleo"]
-  return total, (terms, global_features.cls)
+  return total, terms, global_features.cls
+
+
+def spread_loss(config: Any, cls: Float[Array, "R D"]) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """KoLeo of the class tokens of the global crops, weighted, and unweighted by name."""
+  if not config.koleo.loss_weight:
+    return jnp.zeros(()), {}
+  koleo = grouped_koleo(cls, config.koleo.group_size, config.koleo.topk)
+  return config.koleo.loss_weight * NUM_GLOBAL * koleo, {"koleo": koleo}
+
+
+def couples_groups(config: Any) -> bool:
+  """Whether `spread_loss` takes neighbours from several loss groups: then it needs the whole batch at once."""
+  return bool(config.koleo.loss_weight) and config.koleo.group_size > config.loss_group_size
+
+
+def global_cls(config: Any, net: Modules, masked: bool, student: Params, part: Any) -> Float[Array, "R D"]:
+  """The class tokens that `student_loss` returns, without the rest of it."""
+  _, batch, draws = part
+  return student_features(net, student, normalized(config, batch), draws, ("global_crops",), masked=masked)[0].cls
 
 
 def flatten_crops(crops: Float[Array, "B C H W 3"]) -> Float[Array, "BC H W 3"]:

@@ -90,20 +90,24 @@ def make_step(config: Any) -> Callable[[State, Batch], tuple[State, dict[str, ja
   The metrics of several students begin with their names: "small/loss".
   """
   net, students = frozen_teacher(config).modules, each_student(config)
-  learners = {name: dinov3.make_learner(alone, masked=False) for name, alone in students.items()}
+  learners = {name: dinov3.make_learner(alone, distilling=True) for name, alone in students.items()}
   stride = modules(next(iter(students.values()))).backbone.stride
   temperature = build_schedules(config, 1.0)["teacher_temperature"]
 
   def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
-    batch = dinov3.normalized(config, batch)
     size = teacher_size(batch["global_crops"].shape[2], stride, net.backbone.stride)
-    seen = batch | {"global_crops": resized(batch["global_crops"], size)}
-    targets = dinov3.teacher_targets(net, state.frozen, seen, temperature(state.step))
-    metrics = health.targets(targets.cls)
+
+    def look(part: Batch) -> dinov3.TeacherOutputs:
+      crops = resized(dinov3.normalized(config, part)["global_crops"], size)
+      return dinov3.teacher_outputs(config, net, state.frozen, part | {"global_crops": crops})
+
+    now = temperature(state.step)
+    targets = dinov3.assign(dinov3.whole_outputs(config, look, batch), now)
+    metrics = health.targets(targets.cls) | {"teacher_temperature": now}
     parts: dict[str, State] = {}
     for name, learn in learners.items():
-      part, values, cls = learn(_part(state, name), batch, targets)
-      values |= health.features(cls)
+      part, values = learn(_part(state, name), batch, targets)
+      del values["teacher_temperature"]  # which is common
       metrics |= {f"{name}/{key}": value for key, value in values.items()} if name else values
       parts[name], targets, batch = jax.lax.optimization_barrier((part, targets, batch))
     return _merged(parts).replace(frozen=state.frozen), metrics

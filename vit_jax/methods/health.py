@@ -9,13 +9,13 @@ from jaxtyping import Array, Float
 from vit_jax.ops.normalize import l2_normalize, upcast
 
 
-def targets(probs: Float[Array, "C B K"]) -> dict[str, jax.Array]:
+def targets(probs: Float[Array, "R K"]) -> dict[str, jax.Array]:
   """Health of the assignments of the class tokens, rows of which sum to 1; in float32.
 
   teacher_entropy: mean entropy of the targets, nats. teacher_marginal_entropy: entropy of the mean target, at most
   log K. prototype_usage: perplexity of the mean target over K, 1 when all prototypes are used equally.
   """
-  marginal = jnp.mean(probs, axis=(0, 1))  # [K]
+  marginal = jnp.mean(probs, axis=0)  # [K]
   marginal_entropy = _entropy(marginal)
   return {
     "teacher_entropy": jnp.mean(_entropy(probs)),

@@ -212,9 +212,17 @@ class ConvNeXt(nn.Module):
     if not isinstance(images, Sequence):
       return self([images], masks=[masks], train=train, groups=groups, draws=draws)[0]
     if draws is None:
-      draws = [self._draw(i, batch.shape[0], groups) if train else Draws() for i, batch in enumerate(images)]
+      draws = self.draw([batch.shape[0] for batch in images], groups=groups) if train else [Draws()] * len(images)
     *_, last = self._maps(images, draws)
     return [self._features(x, self.final_norm) for x in last]
+
+  def draw(self, rows: Sequence[int], *, groups: int = 1) -> list[Draws]:
+    """The random choices that a training pass over batches of so many rows makes, one entry a batch.
+
+    Raises:
+      ValueError: if a batch does not divide into `groups`.
+    """
+    return [self._draw(entry, size, groups) for entry, size in enumerate(rows)]
 
   def intermediate(self, images: Array, *, layers: Sequence[int], norm: bool = True) -> tuple[Features, ...]:
     """Features after the stages with these 0-based indices, in ascending order; widths differ.

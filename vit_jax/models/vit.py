@@ -195,10 +195,18 @@ class VisionTransformer(nn.Module):
     masks = masks if masks is not None else [None] * len(images)
     grids = [self._grid(batch) for batch in images]
     if draws is None:
-      draws = [self._draw(i, batch.shape[0], groups) if train else Draws() for i, batch in enumerate(images)]
+      draws = self.draw([batch.shape[0] for batch in images], groups=groups) if train else [Draws()] * len(images)
     xs = tuple(self._tokens(batch, mask) for batch, mask in zip(images, masks, strict=True))
     (xs, _), _ = self.blocks((xs, None), *self._block_inputs(grids, draws))
     return [self._features(x, local=train and i == 1) for i, x in enumerate(xs)]
+
+  def draw(self, rows: Sequence[int], *, groups: int = 1) -> list[Draws]:
+    """The random choices that a training pass over batches of so many rows makes, one entry a batch.
+
+    Raises:
+      ValueError: if a batch does not divide into `groups`.
+    """
+    return [self._draw(entry, size, groups) for entry, size in enumerate(rows)]
 
   def intermediate(self, images: Array, *, layers: Sequence[int], norm: bool = True) -> tuple[Features, ...]:
     """Features after the blocks with these 0-based indices, in ascending order of the blocks.

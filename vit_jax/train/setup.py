@@ -62,12 +62,14 @@ def prepare(config: ConfigDict) -> Run:
   configs.validate(config)
   try:
     method = methods.get(config.method)
-    views = method.views(config)
+    method.views(config)  # what is wrong with the crops is said before the data are opened
     source = open_source(config.data.source, cache_dir=config.data.cache_dir)
     resolved = configs.resolve(config, len(source))
     mesh = parallel.make_mesh(resolved.mesh)
-    parallel.check_batch(mesh, batch_size=resolved.batch_size, loss_group_size=resolved.loss_group_size)
+    views = method.views(resolved)
+    sizes = {key: resolved[key] for key in ("batch_size", "loss_group_size")}
     for alone in methods.each_student(resolved).values():
+      parallel.check_batch(mesh, **sizes, micro_batches=alone.micro_batches)
       _check_koleo(alone)
     sources = _evaluation_sources(resolved, source)
   except (ValueError, ImportError, FileNotFoundError) as error:
@@ -146,7 +148,7 @@ def remember(config: ConfigDict, workdir: Path, *, accept_change: bool) -> None:
 
 def describe(run: Run) -> dict[str, Any]:
   """What will happen, in a few facts for people."""
-  sizes = run.views.resolutions
+  sizes, num = run.views.resolutions, run.config.micro_batches
   crops = [f"{v.name} pixels" for v in run.views.variants()]
   if sizes:
     total = sum(size.probability for size in sizes)
@@ -154,7 +156,7 @@ def describe(run: Run) -> dict[str, Any]:
   return {
     "images": len(run.source),
     "steps": run.steps("duration"),
-    "batch": run.config.batch_size,
+    "batch": f"{run.config.batch_size}" + (f" in {num} micro-batches" if num > 1 else ""),
     "crops": f"{'global/local/gram' if run.views.variants()[0].gram_size else 'global/local'} of {', '.join(crops)}",
     "loss groups": f"{run.config.batch_size // run.config.loss_group_size} of {run.config.loss_group_size} images",
     "devices": f"{run.mesh.size} {jax.devices()[0].device_kind} as "
