@@ -102,7 +102,7 @@ def _evaluate(args: argparse.Namespace) -> None:
   from vit_jax.evaluation.report import rich_table
 
   model, params = hub.load_model(args.model)
-  seen = hub.load_preprocessing(args.model)
+  seen = hub.load_preprocessing(args.model, channels=model.in_channels)
   scores = evaluation.evaluate_model(
     model,
     params,
@@ -124,8 +124,17 @@ def _export(args: argparse.Namespace) -> None:
   from vit_jax import hub
 
   model, params = hub.load_model(args.model)
-  seen = hub.load_preprocessing(args.model)
-  hub.save_model(args.to, model, params, args.format, mean=seen.mean, std=seen.std, image_size=seen.image_size)
+  seen = hub.load_preprocessing(args.model, channels=model.in_channels)
+  hub.save_model(
+    args.to,
+    model,
+    params,
+    args.format,
+    mean=seen.mean,
+    std=seen.std,
+    image_size=seen.image_size,
+    max_shard_size=args.max_shard_size,
+  )
   print(f"wrote {args.to} ({args.format})")
 
 
@@ -167,7 +176,7 @@ def _inspect_features(args: argparse.Namespace) -> None:
   from vit_jax.inspect import pictures
 
   model, params = hub.load_model(args.model)
-  seen = hub.load_preprocessing(args.model)
+  seen = hub.load_preprocessing(args.model, channels=model.in_channels)
   size = -(-(args.image_size or seen.image_size) // model.stride) * model.stride  # whole patches
   batches = evaluation_batches(
     open_source(args.data), image_size=size, batch_size=args.images, max_examples=args.images
@@ -264,14 +273,14 @@ def _parser() -> argparse.ArgumentParser:
   export = _add(commands, "export", _export, "write a trained model in a format that others read")
   _with_model(export)
   export.add_argument("--to", required=True, help="folder (safetensors, orbax) or file (pth, timm) to write")
-  export.add_argument("--format", choices=_FORMATS, default="safetensors")
+  _with_format(export)
 
   convert = _add(commands, "convert", _convert, "write weights of any known kind in another format")
   convert.add_argument(
     "--from", dest="source", required=True, help="weights file (.pth, .safetensors), Hugging Face folder, or run"
   )
   convert.add_argument("--to", required=True, help="folder (safetensors, orbax) or file (pth, timm) to write")
-  convert.add_argument("--format", choices=_FORMATS, default="safetensors")
+  _with_format(convert)
 
   inspect = _add(commands, "inspect", None, "look at a config, a model, a batch, or features")
   views = inspect.add_subparsers(title="what", required=True, metavar="WHAT")
@@ -312,6 +321,25 @@ def _with_config(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
   parser.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="run file, e.g. configs/quickstart.py")
   parser.epilog = _OVERRIDES_HELP
   return parser
+
+
+def _with_format(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--format", choices=_FORMATS, default="safetensors")
+  parser.add_argument(
+    "--max_shard_size",
+    type=_bytes,
+    default="5GB",
+    metavar="SIZE",
+    help="a larger model becomes several files of at most this size (safetensors; default: 5GB)",
+  )
+
+
+def _bytes(text: str) -> int:
+  """The bytes that "500MB" or "5GB" means."""
+  found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
+  if not found:
+    raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500MB or 5GB")
+  return int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " "))
 
 
 def _with_model(parser: argparse.ArgumentParser) -> None:

@@ -16,8 +16,15 @@ from vit_jax.config.errors import ConfigError
 from vit_jax.config.schema import default
 from vit_jax.config.students import is_own, split_key
 
-# Elements of the tuples whose default is empty.
-_EMPTY = {"crops.resolutions": (int, int, int, float), "distillation.students": str}
+# Elements of the tuples whose default is empty, None, or of another length than a value may be.
+_ELEMENTS = {
+  "augment.mean": float,
+  "augment.std": float,
+  "crops.resolutions": (int, int, int, float),
+  "distillation.students": str,
+  "model.depths": int,
+  "model.widths": int,
+}
 _NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -35,6 +42,8 @@ class Field(NamedTuple):
     elif isinstance(self.element, tuple):
       row = f"({','.join('0.5' if kind is float else '96' for kind in self.element)})"
       text = f"rows of {len(self.element)} numbers such as ({row},{row})"
+    elif self.length is None and self.element is not str:
+      text = f"numbers such as ({'0.5' if self.element is float else '2'},)"
     elif self.length is None:
       text = 'names such as "(knn,linear)"'
     else:
@@ -61,8 +70,8 @@ def fields() -> dict[str, Field]:
   result = {}
   for key, value in flatten(schema).items():
     section, name = _locate(schema, key)
-    if key in _EMPTY:
-      result[key] = Field(tuple, False, _EMPTY[key])
+    if key in _ELEMENTS:
+      result[key] = Field(tuple, value is None, _ELEMENTS[key])
     elif isinstance(value, tuple):
       element = type(value[0])
       result[key] = Field(tuple, False, element, None if element is str else len(value))

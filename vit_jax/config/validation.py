@@ -32,8 +32,11 @@ EMBEDDED = {
 
 _CHOICES = {
   "method": ("dinov3", "distillation"),
-  "model.mlp": ("gelu", "swiglu"),
+  "model.mlp": ("gelu", "gelu_tanh", "swiglu"),
   "model.norm": ("layernorm", "rmsnorm"),
+  "model.pool": ("cls", "avg", "map", "distilled"),
+  "model.positions": ("rope", "learned", "sincos", "none"),
+  "model.position_table.prefix": ("none", "cls", "all"),
   "model.rope.normalize": ("separate", "min", "max"),
   "model.rope.dtype": ("float32", "bfloat16"),
   "model.dtype": ("float32", "bfloat16"),
@@ -51,10 +54,11 @@ _RANGES: tuple[_Rule, ...] = (  # what is right, its test, the keys (of tuples: 
     "must be at least 1",
     lambda v: v >= 1,
     "epoch_steps batch_size micro_batches loss_group_size model.patch_size model.width model.depth model.num_heads "
-    "model.mlp_hidden model.rope.jitter model.rope.rescale model.unroll dino.hidden dino.bottleneck dino.num_layers "
-    "ibot.hidden ibot.bottleneck ibot.num_layers koleo.topk koleo.group_size crops.global_size crops.local_size "
-    "crops.local_number crops.gram_size data.prefetch evaluation.image_size evaluation.batch_size "
-    "evaluation.max_examples checkpoint.keep log.every",
+    "model.mlp_hidden model.in_channels model.depths model.widths model.position_table.image_size "
+    "model.rope.jitter model.rope.rescale model.unroll dino.hidden dino.bottleneck dino.num_layers ibot.hidden "
+    "ibot.bottleneck ibot.num_layers koleo.topk koleo.group_size crops.global_size crops.local_size crops.local_number "
+    "crops.gram_size data.prefetch evaluation.image_size evaluation.batch_size evaluation.max_examples checkpoint.keep "
+    "log.every",
   ),
   ("must be at least 2", lambda v: v >= 2, "dino.prototypes ibot.prototypes"),
   (
@@ -289,7 +293,19 @@ def _mesh(config: ConfigDict) -> Iterator[str]:
 
 def _model(config: ConfigDict) -> Iterator[str]:
   model, rope = config.model, config.model.rope
-  if model.width is not None and model.num_heads is not None and model.width % (4 * model.num_heads):
+  for key in ("mean", "std"):
+    values = config.augment[key]
+    if len(values) != model.in_channels:
+      yield (
+        f"augment.{key}={values}: must have {model.in_channels} entries, one for each of the channels that "
+        f"model.in_channels={model.in_channels} says"
+      )
+  yield from _positions(model)
+  if (
+    model.positions in (None, "rope")
+    and None not in (model.width, model.num_heads)
+    and (model.width % (4 * model.num_heads))
+  ):
     yield (
       f"model.width={model.width}: must be a multiple of 4 x model.num_heads = {4 * model.num_heads} (rotary positions "
       "take a quarter of a head each)"
@@ -298,6 +314,17 @@ def _model(config: ConfigDict) -> Iterator[str]:
     yield f"model.rope.base={rope.base}: give either base, or min_period and max_period"
   if rope.min_period is not None and rope.max_period is not None and rope.min_period >= rope.max_period:
     yield f"model.rope.min_period={rope.min_period}: must be less than model.rope.max_period={rope.max_period}"
+
+
+def _positions(model: ConfigDict) -> Iterator[str]:
+  """Settings of positions of a kind that the model does not get."""
+  for section, kind in (("rope", "rope"), ("position_table", "learned")):
+    given = [key for key, value in model[section].items() if value is not None]
+    if given and model.positions not in (None, kind):
+      yield (
+        f"model.{section}.{given[0]}={model[section][given[0]]!r}: has no meaning with "
+        f"model.positions={model.positions!r}"
+      )
 
 
 def _losses(config: ConfigDict) -> Iterator[str]:

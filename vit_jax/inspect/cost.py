@@ -76,7 +76,7 @@ class StepCost:
     return sum(self.parts.values())
 
 
-def count(model: VisionTransformer | ConvNeXt, image_size: Size, *, channels: int = 3) -> Cost:
+def count(model: VisionTransformer | ConvNeXt, image_size: Size) -> Cost:
   """The cost of a backbone for images of this size (side, or height and width, in pixels).
 
   Raises:
@@ -89,7 +89,7 @@ def count(model: VisionTransformer | ConvNeXt, image_size: Size, *, channels: in
   patches = grid[0] * grid[1]
   tokens = 1 + model.num_registers + patches
   parts = _convnext_parts if isinstance(model, ConvNeXt) else _vit_parts
-  operations = parts(model, patches, channels)
+  operations = parts(model, patches, model.in_channels)
   return Cost(parameter_count(abstract_params(model)), grid, tokens, sum(operations.values()), operations)
 
 
@@ -164,12 +164,12 @@ def _with_drop_path(cost: Cost, rate: float) -> float:
   return embedding + (1 - rate) * (cost.flops - embedding)
 
 
-def abstract_params(module: nn.Module, *, width: int = 0, channels: int = 3) -> Any:
+def abstract_params(module: nn.Module, *, width: int = 0) -> Any:
   """Shapes and types of all parameters, as a tree; nothing is computed. `width` is the input width of a head."""
   if isinstance(module, ProjectionHead):
     inputs = jax.ShapeDtypeStruct((1, width), jnp.float32)
   else:
-    inputs = jax.ShapeDtypeStruct((1, module.stride, module.stride, channels), jnp.float32)
+    inputs = jax.ShapeDtypeStruct((1, module.stride, module.stride, module.in_channels), jnp.float32)
   return jax.eval_shape(module.init, jax.random.key(0), inputs)["params"]
 
 

@@ -89,7 +89,7 @@ def init(config: Any, key: jax.Array) -> State:
   """A fresh state: random student, teacher equal to it, zero moments."""
   net = modules(config)
   keys = jax.random.split(key, 4)
-  image = jnp.zeros((1, config.crops.global_size, config.crops.global_size, 3))
+  image = jnp.zeros((1, config.crops.global_size, config.crops.global_size, net.backbone.in_channels))
   token = jnp.zeros((1, net.backbone.width))
   student = {
     "backbone": net.backbone.init(keys[0], image)["params"],

@@ -70,7 +70,8 @@ def init(config: Any, key: jax.Array) -> State:
   """
   students = {name: dinov3.init(alone, key) for name, alone in each_student(config).items()}
   net = frozen_teacher(config).modules
-  image, token = jnp.zeros((1, net.backbone.stride, net.backbone.stride, 3)), jnp.zeros((1, net.backbone.width))
+  image = jnp.zeros((1, net.backbone.stride, net.backbone.stride, net.backbone.in_channels))
+  token = jnp.zeros((1, net.backbone.width))
   frozen = {
     "backbone": net.backbone.init(key, image)["params"],
     "dino_head": net.dino_head.init(key, token)["params"],
@@ -148,7 +149,7 @@ def _merged(parts: dict[str, State]) -> State:
 
 
 def _check(config: Any, teacher: FrozenTeacher) -> None:
-  """Raises a ValueError that names the key if the teacher has other prototypes or another normalisation."""
+  """Raises a ValueError that names the key if the teacher has other prototypes, or sees images in another way."""
   for section in ("dino", "ibot"):
     ours = config[section].prototypes
     theirs = getattr(teacher.modules, f"{section}_head").prototypes
@@ -156,6 +157,13 @@ def _check(config: Any, teacher: FrozenTeacher) -> None:
       raise ValueError(
         f"{section}.prototypes={ours}: must equal the {theirs} of the frozen teacher {teacher.address}, with which "
         f"they are compared: --config.{section}.prototypes={theirs}."
+      )
+  for name, alone in each_student(config).items():
+    channels = alone.model.in_channels
+    if channels != teacher.modules.backbone.in_channels:
+      raise ValueError(
+        f"{f'students.{name}.' if name else ''}model.in_channels={channels}: the frozen teacher {teacher.address} has "
+        f"{teacher.modules.backbone.in_channels}, and sees the same images."
       )
   for key in ("mean", "std"):
     ours, theirs = config.augment[key], getattr(teacher, key)

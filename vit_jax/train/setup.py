@@ -71,6 +71,7 @@ def prepare(config: ConfigDict) -> Run:
     for alone in methods.each_student(resolved).values():
       parallel.check_batch(mesh, **sizes, micro_batches=alone.micro_batches)
       _check_koleo(alone)
+      _check_channels(alone)
     sources = _evaluation_sources(resolved, source)
   except (ValueError, ImportError, FileNotFoundError) as error:
     if isinstance(error, ConfigError):
@@ -85,6 +86,14 @@ def _check_koleo(config: ConfigDict) -> None:
     raise ConfigError(
       f"koleo.group_size={group}: must be larger than koleo.topk={topk}; raise batch_size or loss_group_size, or set "
       "koleo.loss_weight=0"
+    )
+
+
+def _check_channels(config: ConfigDict) -> None:
+  if config.model.in_channels not in (1, 3):
+    raise ConfigError(
+      f"model.in_channels={config.model.in_channels}: data.source={config.data.source} has RGB images, which serve a "
+      "model of 3 channels, or of 1 by their grey values"
     )
 
 
