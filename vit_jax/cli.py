@@ -102,7 +102,7 @@ def _evaluate(args: argparse.Namespace) -> None:
   from vit_jax.evaluation.report import rich_table
 
   model, params = hub.load_model(args.model)
-  seen = hub.load_preprocessing(args.model)
+  seen = hub.load_preprocessing(args.model, channels=model.in_channels)
   scores = evaluation.evaluate_model(
     model,
     params,
@@ -124,8 +124,17 @@ def _export(args: argparse.Namespace) -> None:
   from vit_jax import hub
 
   model, params = hub.load_model(args.model)
-  seen = hub.load_preprocessing(args.model)
-  hub.save_model(args.to, model, params, args.format, mean=seen.mean, std=seen.std, image_size=seen.image_size)
+  seen = hub.load_preprocessing(args.model, channels=model.in_channels)
+  hub.save_model(
+    args.to,
+    model,
+    params,
+    args.format,
+    mean=seen.mean,
+    std=seen.std,
+    image_size=seen.image_size,
+    max_shard_size=args.max_shard_size,
+  )
   print(f"wrote {args.to} ({args.format})")
 
 
@@ -136,10 +145,10 @@ def _convert(args: argparse.Namespace) -> None:
 
 def _inspect_config(args: argparse.Namespace) -> None:
   config = _load(args)
-  from vit_jax.config import default
+  from vit_jax.config import defaults_of
   from vit_jax.inspect import tables
 
-  _show(tables.config_table(config, default()), args.output)
+  _show(tables.config_table(config, defaults_of(config)), args.output)
 
 
 def _inspect_model(args: argparse.Namespace) -> None:
@@ -167,7 +176,7 @@ def _inspect_features(args: argparse.Namespace) -> None:
   from vit_jax.inspect import pictures
 
   model, params = hub.load_model(args.model)
-  seen = hub.load_preprocessing(args.model)
+  seen = hub.load_preprocessing(args.model, channels=model.in_channels)
   size = -(-(args.image_size or seen.image_size) // model.stride) * model.stride  # whole patches
   batches = evaluation_batches(
     open_source(args.data), image_size=size, batch_size=args.images, max_examples=args.images
@@ -210,7 +219,16 @@ def _model_table(config: ConfigDict) -> str:
   method = methods.get(config.method)
   views, group = method.views(config), loss_group_size(config)
   masked = [masked_patches(group, v.mask_grid, v.mask_probability, v.mask_ratio) / group for v in views.variants()]
-  return tables.training_table(method.modules(config), views, masked=masked)
+  frozen, parts = methods.frozen_teacher(config), []
+  for name, alone in methods.each_student(config).items():
+    table = tables.training_table(method.modules(alone), views, masked=masked, own_teacher=frozen is None)
+    parts.append(f"student {name}\n\n{table}" if name else table)
+  if frozen is not None:
+    sizes = [("global crop", v.mask_grid[0] * frozen.modules.backbone.stride) for v in views.variants()]
+    heads = {"dino_head": frozen.modules.dino_head, "ibot_head": frozen.modules.ibot_head}
+    table = tables.model_table(frozen.modules.backbone, image_sizes=sizes, heads=heads)
+    parts.append(f"frozen teacher {frozen.address}\n\n{table}")
+  return "\n\n".join(parts)
 
 
 def _log_to_terminal() -> None:
@@ -255,14 +273,14 @@ def _parser() -> argparse.ArgumentParser:
   export = _add(commands, "export", _export, "write a trained model in a format that others read")
   _with_model(export)
   export.add_argument("--to", required=True, help="folder (safetensors, orbax) or file (pth, timm) to write")
-  export.add_argument("--format", choices=_FORMATS, default="safetensors")
+  _with_format(export)
 
   convert = _add(commands, "convert", _convert, "write weights of any known kind in another format")
   convert.add_argument(
     "--from", dest="source", required=True, help="weights file (.pth, .safetensors), Hugging Face folder, or run"
   )
   convert.add_argument("--to", required=True, help="folder (safetensors, orbax) or file (pth, timm) to write")
-  convert.add_argument("--format", choices=_FORMATS, default="safetensors")
+  _with_format(convert)
 
   inspect = _add(commands, "inspect", None, "look at a config, a model, a batch, or features")
   views = inspect.add_subparsers(title="what", required=True, metavar="WHAT")
@@ -305,5 +323,28 @@ def _with_config(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
   return parser
 
 
+def _with_format(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--format", choices=_FORMATS, default="safetensors")
+  parser.add_argument(
+    "--max_shard_size",
+    type=_bytes,
+    default="5GB",
+    metavar="SIZE",
+    help="a larger model becomes several files of at most this size (safetensors; default: 5GB)",
+  )
+
+
+def _bytes(text: str) -> int:
+  """The bytes that "500MB" or "5GB" means."""
+  found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
+  if not found:
+    raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500MB or 5GB")
+  return int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " "))
+
+
 def _with_model(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--model", required=True, help="weights file, exported folder, run folder or one of its steps")
+  parser.add_argument(
+    "--model",
+    required=True,
+    help="weights file, exported folder, run folder or one of its steps (or RUN/students/NAME)",
+  )

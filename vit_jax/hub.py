@@ -14,13 +14,24 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vit_jax import checkpoints, models, weights
+from vit_jax import checkpoints, models, parallel, weights
 from vit_jax.checkpoints import trees
+from vit_jax.checkpoints.tree import Placement
 from vit_jax.models import ConvNeXt, PositionTable, Rope, VisionTransformer
 from vit_jax.weights import hf_config, infer
 from vit_jax.weights.families import family_of_config, family_of_model
-from vit_jax.weights.files import INDEX, SINGLE, read_safetensors, write_safetensors
-from vit_jax.weights.pth import read_pth, write_pth
+from vit_jax.weights.files import (
+  INDEX,
+  MAX_SHARD_SIZE,
+  SHARDS,
+  SINGLE,
+  check_no_pointer,
+  open_safetensors,
+  read_metadata,
+  write_safetensors,
+  write_sharded,
+)
+from vit_jax.weights.pth import open_pth, read_extra, write_pth
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"  # of a Hugging Face folder
 MODEL, PARAMS = "model.json", "params"  # of a folder of format "orbax"
@@ -44,13 +55,27 @@ class Preprocessing(NamedTuple):
   image_size: int
 
 
-def load_model(path: str | os.PathLike, **overrides: Any) -> tuple[Backbone, dict[str, Any]]:
-  """Opens a model: its module and its parameters, on the default device.
+class _Export(NamedTuple):
+  """What a format writes besides the model."""
+
+  image_size: int
+  preprocessor: dict[str, Any] | None
+  max_shard_size: int
+
+
+def load_model(
+  path: str | os.PathLike, *, mesh: jax.sharding.Mesh | None = None, **overrides: Any
+) -> tuple[Backbone, dict[str, Any]]:
+  """Opens a model: its module and its parameters, on the default device or spread over those of a mesh.
+
+  Of a weights file, one parameter is in the memory of the host at a time; with a mesh, one shard of one.
 
   Args:
-    path: the workdir of a run (the teacher of its newest step), one of its step folders, a DINOv3 or DINOv2 `.pth` file
-      (flat or `{"teacher": …}`; the architecture is inferred), a Hugging Face folder (DINOv3 ViT or ConvNeXt, DINOv2,
-      ViT) or its safetensors file, a timm safetensors file (inferred), or a folder that `save_model` wrote.
+    path: the workdir of a run (the teacher of its newest step), one of its step folders, `students/NAME` in either
+      where a run has several students, a DINOv3 or DINOv2 `.pth` file (flat or `{"teacher": …}`; the architecture is
+      inferred), a Hugging Face folder (DINOv3 ViT or ConvNeXt, DINOv2, ViT, distilled DeiT) or its safetensors file, a
+      timm safetensors file (inferred), or a folder that `save_model` wrote.
+    mesh: with the axes of `parallel.make_mesh`; parameters are spread by its rules.
     **overrides: attributes of the module that replace what the file says, e.g. `dtype` or `norm_eps`.
 
   Raises:
@@ -62,26 +87,54 @@ def load_model(path: str | os.PathLike, **overrides: Any) -> tuple[Backbone, dic
   if opener is None:
     raise UnknownModel(
       f"{path} is no model: expected a run's workdir (with {checkpoints.FOLDER}/) or one of its steps, a .pth file, a "
-      f"safetensors file, or a folder with {SINGLE} and {CONFIG} or with {MODEL}."
+      f"safetensors file, or a folder with {SINGLE} and {CONFIG} or with {MODEL}. {_what_is_there(path)}"
     )
-  model, params = opener(path, overrides)
+  model, params = opener(path, overrides, None if mesh is None else parallel.parameter_sharding(mesh))
   return model, jax.tree.map(jnp.asarray, params)
 
 
-def load_preprocessing(path: str | os.PathLike) -> Preprocessing:
-  """How images are made ready for the model at `path`: as it was trained, or says itself; else as for ImageNet."""
+def load_preprocessing(path: str | os.PathLike, *, channels: int = 3) -> Preprocessing:
+  """How images are made ready for the model at `path`: as it was trained, or says itself; else as for ImageNet.
+
+  Raises:
+    UnknownModel: if that is not for images of so many channels, which are those of the model.
+  """
+  found, said = _preprocessing(pathlib.Path(path).expanduser())
+  if not len(found.mean) == len(found.std) == channels:
+    says = f"says mean={found.mean} and std={found.std}" if said else "does not say with which mean and std"
+    raise UnknownModel(
+      f"{path} {says}, which does not fit the {channels} channels of the model: convert it from the run that trained "
+      f"it, or put a {PREPROCESSOR} with image_mean, image_std and size beside it."
+    )
+  return found
+
+
+def _preprocessing(path: pathlib.Path) -> tuple[Preprocessing, bool]:
+  """The preprocessing of a model, and whether it is stored with it."""
   from vit_jax import config  # heavy, as in _open_run
 
-  path = pathlib.Path(path).expanduser()
   if _opener(path) is _open_run:
-    workdir, step = _run_and_step(path)
+    workdir, step, _ = checkpoints.find(path)
     c = config.from_dict(checkpoints.read_meta(workdir, step=step)["config"])
-    return Preprocessing(c.augment.mean, c.augment.std, c.evaluation.image_size or c.crops.global_size)
-  beside = (path if path.is_dir() else path.parent) / PREPROCESSOR
-  if path.suffix != ".pth" and beside.exists():
-    return Preprocessing(*hf_config.from_preprocessor(json.loads(beside.read_text())))
+    return Preprocessing(c.augment.mean, c.augment.std, c.evaluation.image_size or c.crops.global_size), True
+  for stored in (_stored_inside, _stored_beside):
+    if (values := stored(path)) is not None:
+      return Preprocessing(*hf_config.from_preprocessor(values)), True
   c = config.default()
-  return Preprocessing(c.augment.mean, c.augment.std, c.crops.global_size)
+  return Preprocessing(c.augment.mean, c.augment.std, c.crops.global_size), False
+
+
+def _stored_inside(path: pathlib.Path) -> dict[str, Any] | None:
+  """The preprocessing in the texts that a single file has room for."""
+  if not path.is_file():
+    return None
+  text = read_metadata(path).get(PREPROCESSOR) if path.suffix == ".safetensors" else read_extra(path, PREPROCESSOR)
+  return None if text is None else json.loads(text)
+
+
+def _stored_beside(path: pathlib.Path) -> dict[str, Any] | None:
+  beside = (path if path.is_dir() else path.parent) / PREPROCESSOR
+  return _read_json(beside) if beside.exists() else None
 
 
 def save_model(
@@ -93,6 +146,7 @@ def save_model(
   mean: Sequence[float] | None = None,
   std: Sequence[float] | None = None,
   image_size: int = 224,
+  max_shard_size: int = MAX_SHARD_SIZE,
 ) -> None:
   """Saves a model so that others, and `load_model`, open it. What is there is complete or not there.
 
@@ -103,8 +157,10 @@ def save_model(
     format: "safetensors": a folder for `transformers.AutoModel.from_pretrained`; "pth": a flat file as the
       DINOv3 or DINOv2 repository loads it; "timm": a .safetensors file with timm's names, without classifier;
       "orbax": a folder that holds any model of vit_jax exactly.
-    mean, std: per-channel normalisation of the images; both given: written as preprocessor_config.json ("safetensors").
+    mean, std: per-channel normalisation of the images; both given: stored with the weights, as preprocessor_config.json
+      in a folder, and in a single file where others pass over it.
     image_size: nominal side of the images, written to the configuration.
+    max_shard_size: bytes of one file of weights; a larger model becomes several and an index ("safetensors").
 
   Raises:
     WeightsError: if the format cannot express the model (names the attribute and the formats that can), or the
@@ -115,6 +171,8 @@ def save_model(
     raise UnknownModel(f"there is no format {format!r}; there are {', '.join(_WRITERS)}.")
   if (mean is None) != (std is None):
     raise UnknownModel(f"mean and std belong together, got mean={mean} and std={std}.")
+  if mean is not None and not len(mean) == len(std) == model.in_channels:
+    raise UnknownModel(f"mean={mean} and std={std} must have an entry for each of {model.in_channels} channels.")
   path = pathlib.Path(path).expanduser()
   if format == "timm" and path.suffix != ".safetensors":  # by which timm, and load_model, know what is in it
     raise UnknownModel(f'{path}: a file of format "timm" is named …safetensors: {path.name}.safetensors.')
@@ -122,17 +180,15 @@ def save_model(
   target = _free_place(path, is_folder=format not in _FILES)
   unfinished = path.with_name(f".{path.name}.unfinished.{os.getpid()}")
   try:
-    _WRITERS[format](unfinished, model, params, image_size, preprocessor)
+    _WRITERS[format](unfinished, model, params, _Export(image_size, preprocessor, max_shard_size))
     _flush(unfinished)
     _replace(unfinished, target)
   finally:
     _remove(unfinished)
 
 
-def _opener(path: pathlib.Path) -> Callable[[pathlib.Path, dict], tuple[Backbone, dict]] | None:
-  if (path / checkpoints.FOLDER).is_dir():
-    return _open_run
-  if path.name.isdecimal() and path.parent.name == checkpoints.FOLDER and path.is_dir():
+def _opener(path: pathlib.Path) -> Callable[[pathlib.Path, dict, Placement | None], tuple[Backbone, dict]] | None:
+  if checkpoints.find(path) is not None:
     return _open_run
   if (path / MODEL).exists():
     return _open_own
@@ -143,61 +199,93 @@ def _opener(path: pathlib.Path) -> Callable[[pathlib.Path, dict], tuple[Backbone
   return None
 
 
-def _open_run(path: pathlib.Path, overrides: dict[str, Any]) -> tuple[Backbone, dict]:
+def _what_is_there(path: pathlib.Path) -> str:
+  if not path.exists():
+    return "There is nothing of this name."
+  if not path.is_dir():
+    return "It is no regular file."
+  names = sorted(entry.name for entry in path.iterdir())
+  there = (
+    f"The folder has {', '.join(names[:8])}{', …' if len(names) > 8 else ''}." if names else "The folder is empty."
+  )
+  torch = next((name for name in names if name.endswith((".bin", ".pth", ".pt"))), None)
+  return there if torch is None else f"{there} Of a file like {torch}, give the path of the file itself."
+
+
+def _open_run(path: pathlib.Path, overrides: dict[str, Any], sharding: Placement | None) -> tuple[Backbone, dict]:
   from vit_jax import config, methods  # heavy: a model file needs neither
 
-  workdir, step = _run_and_step(path)
-  tree = checkpoints.restore_params(workdir, step=step)
-  saved = checkpoints.read_meta(workdir, step=step)["config"]
-  return methods.backbone(config.from_dict(saved)).clone(**overrides), tree
+  workdir, step, student = address = checkpoints.find(path)
+  saved = config.from_dict(checkpoints.read_meta(workdir, step=step)["config"])
+  students = methods.each_student(saved)
+  if (student or "") not in students:
+    there = ", ".join(str(address._replace(student=name or None)) for name in students)
+    raise UnknownModel(f"{path}: that run trained {'several students' if saved.students else 'one model'}: {there}.")
+  where = ("teacher", student, "backbone") if student else ("teacher", "backbone")
+  tree = checkpoints.restore_params(workdir, path=where, step=step, sharding=sharding)
+  return methods.backbone(saved, student or "").clone(**overrides), tree
 
 
-def _run_and_step(path: pathlib.Path) -> tuple[pathlib.Path, int | None]:
-  """The workdir that a path to it or to one of its steps means, and the step; None: the newest."""
-  return (path, None) if (path / checkpoints.FOLDER).is_dir() else (path.parent.parent, int(path.name))
-
-
-def _open_own(path: pathlib.Path, overrides: dict[str, Any]) -> tuple[Backbone, dict]:
-  saved = json.loads((path / MODEL).read_text())
+def _open_own(path: pathlib.Path, overrides: dict[str, Any], sharding: Placement | None) -> tuple[Backbone, dict]:
+  saved = _read_json(path / MODEL)
   attributes = saved["attributes"] | {name: jnp.dtype(saved["attributes"][name]) for name in TYPES}
   for name, kind in SETTINGS.items():
     if attributes.get(name) is not None:
       attributes[name] = kind(**attributes[name])
   attributes = {name: tuple(value) if isinstance(value, list) else value for name, value in attributes.items()}
-  return getattr(models, saved["module"])(**(attributes | overrides)), trees.read_tree(path / PARAMS)
+  return getattr(models, saved["module"])(**(attributes | overrides)), trees.read_tree(path / PARAMS, sharding)
 
 
-def _open_safetensors(path: pathlib.Path, overrides: dict[str, Any]) -> tuple[Backbone, dict]:
+def _open_safetensors(
+  path: pathlib.Path, overrides: dict[str, Any], sharding: Placement | None
+) -> tuple[Backbone, dict]:
   beside = (path if path.is_dir() else path.parent) / CONFIG
-  config = json.loads(beside.read_text()) if beside.exists() else {}
+  config = _read_json(beside) if beside.exists() else {}
   if "model_type" not in config:  # none of transformers; timm's has other keys
-    return _from_names(read_safetensors(path), path, overrides)
+    return _from_names(open_safetensors(path), path, overrides, sharding)
   try:
     family = family_of_config(config)
     model = family.module(**(family.to_attributes(config) | overrides))
+    model.check()
   except ValueError as error:
     raise UnknownModel(f"{beside}: {error}") from error
-  state_dict, prefix = read_safetensors(path), f"{config['model_type']}."
+  state_dict, prefix = open_safetensors(path), f"{config['model_type']}."
   if any(name.startswith(prefix) for name in state_dict):  # a model with a task's head
     state_dict = _part(state_dict, prefix, path)
-  return model, weights.from_state_dict(state_dict, model, family.layout)
+  return model, _converted(state_dict, model, family.layout, path, sharding)
 
 
-def _open_pth(path: pathlib.Path, overrides: dict[str, Any]) -> tuple[Backbone, dict]:
-  return _from_names(read_pth(path), path, overrides)
+def _open_pth(path: pathlib.Path, overrides: dict[str, Any], sharding: Placement | None) -> tuple[Backbone, dict]:
+  return _from_names(open_pth(path), path, overrides, sharding)
 
 
-def _from_names(state_dict: dict[str, Any], path: pathlib.Path, overrides: dict) -> tuple[Backbone, dict]:
+def _from_names(
+  state_dict: dict[str, Any], path: pathlib.Path, overrides: dict, sharding: Placement | None
+) -> tuple[Backbone, dict]:
   """A backbone in a layout that tells its architecture: flat, or in a training export next to its heads."""
   if "teacher" in state_dict:
     state_dict = weights.select(state_dict, "teacher")
   if any(name.startswith("backbone.") for name in state_dict):
     state_dict = _part(state_dict, "backbone.", path)
-  found = infer.recognise(state_dict)
-  model = found.module(**(found.attributes | overrides))
+  try:
+    found = infer.recognise(state_dict)
+    model = found.module(**(found.attributes | overrides))
+    model.check()
+  except ValueError as error:
+    raise UnknownModel(f"{path}: {error}") from error
   assumed = ", ".join(f"{name}={value!r}" for name, value in found.assumed.items() if name not in overrides)
   _log.info("%s: inferred %s. Not in the file, assumed: %s.", path, _describe(model), assumed or "nothing")
-  return model, weights.from_state_dict(state_dict, model, found.layout)
+  return model, _converted(state_dict, model, found.layout, path, sharding)
+
+
+def _converted(
+  state_dict: dict[str, Any], model: Backbone, layout: str, path: pathlib.Path, sharding: Placement | None
+) -> dict[str, Any]:
+  """The parameters; an error says of which file."""
+  try:
+    return weights.from_state_dict(state_dict, model, layout, sharding=sharding)
+  except weights.WeightMismatch as error:
+    raise weights.WeightMismatch(f"{path}: {error}") from error
 
 
 def _part(state_dict: dict[str, Any], prefix: str, path: pathlib.Path) -> dict[str, Any]:
@@ -241,9 +329,7 @@ def _with_masking(
   return model.clone(masking=masking), params
 
 
-def _write_safetensors(
-  path: pathlib.Path, model: Backbone, params: Mapping[str, Any], image_size: int, preprocessor: dict | None
-) -> None:
+def _write_safetensors(path: pathlib.Path, model: Backbone, params: Mapping[str, Any], export: _Export) -> None:
   if getattr(model, "separate_local_cls_norm", False):
     _log.info("Left out of %s: local_cls_norm, which only training uses.", path.parent)
     model = model.clone(separate_local_cls_norm=False)
@@ -253,34 +339,41 @@ def _write_safetensors(
   family = family_of_model(model)
   if family.masking is not None:
     model, params = _with_masking(model, params, family.masking, path)
-  config = family.to_config(model, image_size)
-  state_dict = weights.to_state_dict(params, model, family.layout)
+  config = family.to_config(model, export.image_size)
+  state_dict = weights.lazy_state_dict(params, model, family.layout)
   path.mkdir(parents=True)
-  write_safetensors(path / SINGLE, state_dict)
+  write_sharded(path, state_dict, export.max_shard_size)
   _write_json(path / CONFIG, config)
-  if preprocessor is not None:
-    _write_json(path / PREPROCESSOR, preprocessor)
+  if export.preprocessor is not None:
+    _write_json(path / PREPROCESSOR, export.preprocessor)
 
 
-def _write_pth(path: pathlib.Path, model: Backbone, params: Mapping[str, Any], *_: Any) -> None:
+def _write_pth(path: pathlib.Path, model: Backbone, params: Mapping[str, Any], export: _Export) -> None:
   layout = "dinov3" if isinstance(model, ConvNeXt) or model.position_table is None else "dinov2"
   model, params = _with_masking(model, params, True, path)
-  state_dict = weights.to_state_dict(params, model, layout)
+  state_dict = weights.lazy_state_dict(params, model, layout)
   path.parent.mkdir(parents=True, exist_ok=True)
-  write_pth(path, state_dict)
+  write_pth(path, state_dict, _texts(export))
 
 
-def _write_timm(path: pathlib.Path, model: Backbone, params: Mapping[str, Any], *_: Any) -> None:
+def _write_timm(path: pathlib.Path, model: Backbone, params: Mapping[str, Any], export: _Export) -> None:
   model, params = _with_masking(model, params, False, path)
-  state_dict = weights.to_state_dict(params, model, "timm")
+  state_dict = weights.lazy_state_dict(params, model, "timm")
   path.parent.mkdir(parents=True, exist_ok=True)
-  write_safetensors(path, state_dict)
+  write_safetensors(path, state_dict, _texts(export))
 
 
-def _write_orbax(path: pathlib.Path, model: Backbone, params: Mapping[str, Any], *_: Any) -> None:
+def _texts(export: _Export) -> dict[str, str]:
+  """What a single file says besides its tensors."""
+  return {} if export.preprocessor is None else {PREPROCESSOR: json.dumps(export.preprocessor)}
+
+
+def _write_orbax(path: pathlib.Path, model: Backbone, params: Mapping[str, Any], export: _Export) -> None:
   path.mkdir(parents=True)
   _write_json(path / MODEL, {"module": type(model).__name__, "attributes": _attributes(model)})
   trees.write_tree(path / PARAMS, params)
+  if export.preprocessor is not None:
+    _write_json(path / PREPROCESSOR, export.preprocessor)
 
 
 _WRITERS = {"safetensors": _write_safetensors, "pth": _write_pth, "timm": _write_timm, "orbax": _write_orbax}
@@ -291,12 +384,20 @@ def _write_json(path: pathlib.Path, value: Any) -> None:
   path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
+def _read_json(path: pathlib.Path) -> Any:
+  try:
+    check_no_pointer(path)
+    return json.loads(path.read_text())
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise UnknownModel(f"{path} is no JSON: {error}.") from error
+
+
 def _free_place(path: pathlib.Path, *, is_folder: bool) -> pathlib.Path:
   """The path, if an export may be put there."""
   strangers = []
   if path.is_dir():
-    known = {SINGLE, CONFIG, PREPROCESSOR, MODEL, PARAMS}
-    strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in known)
+    known = (SINGLE, INDEX, SHARDS, CONFIG, PREPROCESSOR, MODEL, PARAMS)
+    strangers = sorted(entry.name for entry in path.iterdir() if not any(map(entry.match, known)))
     if not is_folder:
       raise UnknownModel(f"{path} is a folder; this format writes a file.")
   elif path.exists() and is_folder:

@@ -32,6 +32,13 @@ IMPOSSIBLE = {  # for every key whose values can be impossible by themselves: su
   "batch_size": [0, -8],
   "micro_batches": [0, -1],
   "loss_group_size": [0],
+  "model.in_channels": [0],
+  "model.depths": [(3, 0, 9, 3)],
+  "model.widths": [(0,)],
+  "model.pool": ["max"],
+  "model.positions": ["absolute"],
+  "model.position_table.image_size": [0],
+  "model.position_table.prefix": ["patches"],
   "model.mlp": ["relu"],
   "model.norm": ["batchnorm"],
   "model.norm_eps": [0.0],
@@ -114,7 +121,17 @@ for name, values in {"lr": [-1.0], "weight_decay": [-1.0], "momentum": [-0.1, 1.
   IMPOSSIBLE |= {f"schedules.{name}.{end}": values for end in ("start", "peak", "end")}
   IMPOSSIBLE |= {f"schedules.{name}.{part}": ["long", "-1 steps", "101 %"] for part in ("warmup", "cosine")}
 
-ANY_VALUE = {"model.name", "model.layer_scale", "augment.mean", "data.cache_dir"}  # or judged where the model is known
+IMPOSSIBLE |= {  # with the default method
+  "distillation.teacher": ["runs/x"], "distillation.fingerprint": ["ab"], "distillation.students": [("a=b.py",)],
+}  # fmt: skip
+
+ANY_VALUE = {  # or judged where the model is known
+  "model.name",
+  "model.layer_scale",
+  "model.position_table.offset",
+  "augment.mean",
+  "data.cache_dir",
+}
 
 
 def test_default_is_valid():
@@ -152,6 +169,7 @@ def test_all_problems_are_named_at_once():
 
 
 COMBINATIONS = {
+  "distillation.teacher=None": dict(method="distillation"),
   "loss_group_size=10": dict(batch_size=64, loss_group_size=10),
   "loss_group_size=128": dict(batch_size=64, loss_group_size=128),
   "micro_batches=3": dict(batch_size=64, micro_batches=3),
@@ -172,6 +190,10 @@ COMBINATIONS = {
   "mesh={": dict(mesh__fsdp=-1),
   "batch_size=64": dict(mesh__data=3),
   "model.width=100": dict(model__width=100, model__num_heads=3),
+  "augment.mean=(0.485, 0.456, 0.406)": dict(model__in_channels=1, augment__std=(0.25,)),
+  "augment.std=(0.2, 0.2)": dict(augment__std=(0.2, 0.2)),
+  "model.rope.base=50.0": dict(model__rope__base=50.0, model__positions="learned"),
+  "model.position_table.antialias=True": dict(model__position_table__antialias=True, model__positions="rope"),
   "model.rope.base=100.0": dict(model__rope__base=100.0, model__rope__min_period=1.0),
   "model.rope.min_period=2.0": dict(model__rope__min_period=2.0, model__rope__max_period=1.0),
   "schedules.lr.warmup='200 steps'": dict(duration="100 steps", schedules__lr__warmup="200 steps"),
@@ -203,6 +225,8 @@ def test_impossible_combination_is_named_in_one_line(start):
     dict(ibot__loss_weight=0.0, ibot__mask_probability=0.0),
     dict(mesh__data=8, mesh__fsdp=-1),
     dict(mesh__data=1, mesh__fsdp=1),
+    dict(model__in_channels=2, augment__mean=(0.5, 0.5), augment__std=(0.2, 0.2)),
+    dict(model__width=36, model__num_heads=6, model__positions="learned", model__position_table__offset=0.1),
     dict(model__rope__min_period=1.0, model__rope__max_period=2.0),
     dict(duration="100 steps", schedules__lr__warmup="100 steps", schedules__lr__cosine="0 steps"),
     dict(duration="100 steps", schedules__lr__warmup="6400 examples"),

@@ -35,4 +35,7 @@ PARAMETERS = {
   "vit_l16": 303_301_632,
   "vit_l32": 305_510_400,
   "vit_h14": 630_764_800,
+  "deit_ti16_distilled": 5_524_800,  # of 5,910,800 with the two classifiers
+  "deit_s16_distilled": 21_666_432,  # of 22,436,432
+  "deit_b16_distilled": 85_800_192,  # of 87,338,192
 }

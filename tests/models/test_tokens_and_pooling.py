@@ -120,9 +120,9 @@ def test_rotary_positions_go_with_average_pooling_and_registers():
 @pytest.mark.parametrize(
   ("overrides", "message"),
   [
-    (dict(class_token=False), 'pool="cls" needs a class token'),
-    (dict(pool="max"), "pool must be one of cls, avg, map, got 'max'"),
-    (dict(pool_norm=True, separate_cls_norm=True), "pool_norm=True does not go with"),
+    (dict(class_token=False), "pool='cls': needs a class token"),
+    (dict(pool="max"), "pool='max': must be one of cls, avg, map, distilled"),
+    (dict(pool_norm=True, separate_cls_norm=True), "pool_norm=True: does not go with"),
   ],
 )
 def test_attributes_that_do_not_go_together_are_refused(overrides, message):

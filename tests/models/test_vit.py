@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.golden import Golden
+from tests.models.reference import reference_vit
 from tests.models.sizes import PARAMETERS
 from vit_jax import weights
 from vit_jax.models import MODELS, Draws, Rope, VisionTransformer, create_model
@@ -37,43 +38,8 @@ RELATIVE = 2e-6  # of the largest element; float32 against float32
 
 
 def build(golden, **overrides):
-  s, arrays = golden.settings, golden.under("sd")
-  hidden = next(a.shape[0] for k, a in arrays.items() if k.startswith("blocks.0.mlp") and k.endswith("weight"))
-  r = s["rope"]
-  rope = Rope(
-    base=r["base"],
-    min_period=r["min_period"],
-    max_period=r["max_period"],
-    normalize=r["normalize_coords"],
-    shift=r["shift"],
-    jitter=r["jitter"],
-    rescale=r["rescale"],
-    dtype={"fp32": "float32", "bf16": "bfloat16", "fp64": "float64"}[r["dtype"]],
-  )
-  attributes = dict(
-    patch_size=s["patch_size"],
-    width=s["width"],
-    depth=s["depth"],
-    num_heads=s["heads"],
-    mlp="gelu" if s["ffn"] == "mlp" else "swiglu",
-    mlp_hidden=hidden,
-    num_registers=s["storage_tokens"],
-    layer_scale=1e-5 if s["layer_scale"] else None,
-    qkv_bias=s["qkv_bias"],
-    proj_bias=s["proj_bias"],
-    mlp_bias=s["ffn_bias"],
-    mask_k_bias=s["mask_k_bias"],
-    norm="rmsnorm" if s["norm"] == "rmsnorm" else "layernorm",
-    norm_eps=s["norm_eps"],
-    separate_cls_norm=s["untie_cls_and_patch_norms"],
-    separate_local_cls_norm=s["untie_global_and_local_cls_norm"],
-    rope=rope,
-    drop_path=s["drop_path_rate"],
-    dtype=s["dtype"],
-    param_dtype=s["dtype"],
-  )
-  model = VisionTransformer(**(attributes | overrides))
-  return model, {"params": jax.tree.map(jnp.asarray, weights.from_state_dict(arrays, model))}
+  model = reference_vit(golden, **overrides)
+  return model, {"params": weights.from_state_dict(golden.under("sd"), model)}
 
 
 def channels_last(images):

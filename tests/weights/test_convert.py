@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from tests.golden import Golden
+from tests.models.reference import reference_vit
 from vit_jax import weights
 from vit_jax.models import ConvNeXt, ProjectionHead, Rope, VisionTransformer
 from vit_jax.weights import WeightMismatch, WeightsError
 from vit_jax.weights.families import family_of_config
 from vit_jax.weights.hf_config import to_attributes, to_config
-from vit_jax.weights.infer import infer_attributes
+from vit_jax.weights.infer import infer_attributes, recognise
 
 REFERENCE = [
   "vit_both_untied_rope_augmented",
@@ -24,28 +25,6 @@ REFERENCE = [
   "vit_swiglu64_untie_globallocal",
   "vit_swiglu_reg4_untie_clspatch",
 ]
-
-
-def reference_model(settings: dict) -> VisionTransformer:
-  s, rope = settings, settings["rope"]
-  return VisionTransformer(
-    patch_size=s["patch_size"],
-    width=s["width"],
-    depth=s["depth"],
-    num_heads=s["heads"],
-    mlp="gelu" if s["ffn"] == "mlp" else "swiglu",
-    num_registers=s["storage_tokens"],
-    layer_scale=1e-5 if s["layer_scale"] else None,
-    qkv_bias=s["qkv_bias"],
-    proj_bias=s["proj_bias"],
-    mlp_bias=s["ffn_bias"],
-    mask_k_bias=s["mask_k_bias"],
-    norm="rmsnorm" if s["norm"] == "rmsnorm" else "layernorm",
-    norm_eps=s["norm_eps"],
-    separate_cls_norm=s["untie_cls_and_patch_norms"],
-    separate_local_cls_norm=s["untie_global_and_local_cls_norm"],
-    rope=Rope(base=rope["base"], min_period=rope["min_period"], max_period=rope["max_period"]),
-  )
 
 
 def small() -> tuple[VisionTransformer, dict[str, np.ndarray]]:
@@ -59,9 +38,9 @@ def test_reference_backbones_round_trip_and_are_recognised(name: str):
   golden = Golden(name)
   state_dict = golden.under("sd")
   inferred = infer_attributes(state_dict)
-  told = reference_model(golden.settings)
+  told = reference_vit(golden)
   for field in dataclasses.fields(told):
-    if field.name in inferred and field.name not in ("norm_eps", "mlp_hidden", "rope"):
+    if field.name in inferred and field.name not in ("norm_eps", "rope"):
       expected = getattr(told, field.name)
       assert inferred[field.name] == (expected and told.qkv_bias if field.name == "mask_k_bias" else expected), (
         field.name
@@ -135,7 +114,7 @@ def test_a_second_copy_of_a_tensor_may_be_absent_but_not_different():
   state_dict = golden.under("sd")
   model = ConvNeXt(depths=tuple(golden.settings["depths"]), widths=tuple(golden.settings["dims"]))
   weights.from_state_dict({k: v for k, v in state_dict.items() if not k.startswith("norms.")}, model)
-  with pytest.raises(WeightMismatch, match=r"norms\.3\.bias should repeat .* final_norm/bias, but differs"):
+  with pytest.raises(WeightMismatch, match=r"norms\.3\.bias should repeat another tensor, norm\.bias, but differs"):
     weights.from_state_dict(state_dict | {"norms.3.bias": state_dict["norms.3.bias"] + 1}, model)
 
 
@@ -255,5 +234,5 @@ def test_unknown_hugging_face_models_are_refused(kind: str | None):
 
 
 def test_other_names_are_not_taken_for_a_backbone():
-  with pytest.raises(WeightsError, match=r"lacks cls_token, .*; it has fc\.weight"):
-    infer_attributes({"fc.weight": np.zeros((2, 2))})
+  with pytest.raises(WeightsError, match=r"not a backbone of DINOv3, DINOv2 or timm: .*; it has fc\.weight"):
+    recognise({"fc.weight": np.zeros((2, 2))})

@@ -1,16 +1,20 @@
 """Saving and restoring runs: `Checkpoints` writes and resumes, `restore_params` and friends only read."""
 
+from vit_jax.checkpoints.address import STUDENTS, Address, find
 from vit_jax.checkpoints.manager import Checkpoints, Restored
 from vit_jax.checkpoints.reading import FOLDER, Damaged, NotSaved, latest, read_meta, restore_params, steps
 from vit_jax.checkpoints.tree import Mismatch
 
 __all__ = [
+  "Address",
   "Checkpoints",
   "FOLDER",
   "Damaged",
   "Mismatch",
   "NotSaved",
   "Restored",
+  "STUDENTS",
+  "find",
   "latest",
   "read_meta",
   "restore_params",

@@ -56,7 +56,10 @@ def read_meta(workdir: str | epath.PathLike, step: int | None = None) -> dict[st
 
 
 def restore_params(
-  workdir: str | epath.PathLike, path: tuple[str, ...] = ("teacher", "backbone"), step: int | None = None
+  workdir: str | epath.PathLike,
+  path: tuple[str, ...] = ("teacher", "backbone"),
+  step: int | None = None,
+  sharding: tree.Placement | None = None,
 ) -> dict[str, Any]:
   """Reads one subtree of a saved state as numpy arrays, on any machine, whatever devices wrote it.
 
@@ -64,6 +67,8 @@ def restore_params(
     workdir: the run.
     path: names that lead to the subtree in the state.
     step: the step; None: the newest that can be read.
+    sharding: how an array of the subtree, by its path and shape, is spread over devices: it is then read shard by
+      shard, as a jax array.
 
   Raises:
     NotSaved: if nothing was saved (or not that step).
@@ -77,7 +82,9 @@ def restore_params(
     inside = [tuple(name.split("/")) for name in manifest if name.startswith(prefix)]
     if not inside:
       raise tree.Mismatch(_no_subtree(manifest, path, folder))
-    wanted = {names: ocp.RestoreArgs(restore_type=np.ndarray) for names in inside}
+    wanted = {
+      names: tree.restore_argument(names[len(path) :], manifest["/".join(names)]["shape"], sharding) for names in inside
+    }
     arrays = read_arrays(folder, wanted, wanted, partial=True)
     return tree.nest({names[len(path) :]: array for names, array in arrays.items()})
 

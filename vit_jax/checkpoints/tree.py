@@ -8,14 +8,16 @@ restores into, and any subtree can be read alone by its names. A *manifest* says
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 
 PyTree = Any
 Manifest = dict[str, dict[str, Any]]
+Placement = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]  # of an array, by its path and shape
 
 
 class Mismatch(ValueError):
@@ -62,6 +64,13 @@ def plain(leaf: Any) -> Any:
 def like(array: jax.Array, leaf: Any) -> jax.Array:
   """Undoes `plain`: `array` as typed PRNG keys where `leaf` is that."""
   return jax.random.wrap_key_data(array, impl=_key_implementation(leaf)) if is_key(leaf) else array
+
+
+def restore_argument(path: Sequence[str], shape: Sequence[int], sharding: Placement | None) -> ocp.RestoreArgs:
+  """How Orbax is to read an array: whole as a numpy array, or spread over devices."""
+  if sharding is None:
+    return ocp.RestoreArgs(restore_type=np.ndarray)
+  return ocp.ArrayRestoreArgs(sharding=sharding("/".join(path), tuple(shape)), global_shape=tuple(shape))
 
 
 def manifest(leaves: Mapping[tuple[str, ...], Any]) -> Manifest:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -22,11 +21,11 @@ def write_tree(path: str | os.PathLike, params: Mapping[str, Any]) -> None:
     checkpointer.save(epath.Path(path).absolute(), args=ocp.args.PyTreeSave(arrays))
 
 
-def read_tree(path: str | os.PathLike) -> dict[str, Any]:
-  """Reads what `write_tree` wrote, as numpy arrays."""
+def read_tree(path: str | os.PathLike, sharding: tree.Placement | None = None) -> dict[str, Any]:
+  """Reads what `write_tree` wrote, as numpy arrays, or shard by shard where `sharding` says."""
   quiet_orbax()
   path = epath.Path(path).absolute()
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     leaves = tree.leaves_by_path(checkpointer.metadata(path).item_metadata.tree)
-    arguments = tree.nest({names: ocp.RestoreArgs(restore_type=np.ndarray) for names in leaves})
+    arguments = tree.nest({names: tree.restore_argument(names, leaf.shape, sharding) for names, leaf in leaves.items()})
     return checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=arguments))

@@ -14,8 +14,17 @@ from ml_collections import ConfigDict
 
 from vit_jax.config.errors import ConfigError
 from vit_jax.config.schema import default
+from vit_jax.config.students import is_own, split_key
 
-_EMPTY = {"crops.resolutions": (int, int, int, float)}  # elements of the tuples whose default is empty
+# Elements of the tuples whose default is empty, None, or of another length than a value may be.
+_ELEMENTS = {
+  "augment.mean": float,
+  "augment.std": float,
+  "crops.resolutions": (int, int, int, float),
+  "distillation.students": str,
+  "model.depths": int,
+  "model.widths": int,
+}
 _NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -33,6 +42,8 @@ class Field(NamedTuple):
     elif isinstance(self.element, tuple):
       row = f"({','.join('0.5' if kind is float else '96' for kind in self.element)})"
       text = f"rows of {len(self.element)} numbers such as ({row},{row})"
+    elif self.length is None and self.element is not str:
+      text = f"numbers such as ({'0.5' if self.element is float else '2'},)"
     elif self.length is None:
       text = 'names such as "(knn,linear)"'
     else:
@@ -59,8 +70,8 @@ def fields() -> dict[str, Field]:
   result = {}
   for key, value in flatten(schema).items():
     section, name = _locate(schema, key)
-    if key in _EMPTY:
-      result[key] = Field(tuple, False, _EMPTY[key])
+    if key in _ELEMENTS:
+      result[key] = Field(tuple, value is None, _ELEMENTS[key])
     elif isinstance(value, tuple):
       element = type(value[0])
       result[key] = Field(tuple, False, element, None if element is str else len(value))
@@ -72,6 +83,12 @@ def fields() -> dict[str, Field]:
 def check_key(key: str, *, where: str = "") -> None:
   """Raises ConfigError, naming the nearest keys, unless `key` is a key of the schema; `where` opens the message."""
   known = fields()
+  student, rest = split_key(key)
+  if student is not None:
+    check_key(rest, where=f"{where}{key[: -len(rest)]}")
+    if not is_own(rest):
+      raise ConfigError(f"{where}{key}: is common to all students: set {rest} itself")
+    return
   if key in known:
     return
   inside = [k for k in known if k.startswith(key + ".")]
@@ -88,7 +105,7 @@ def check_value(key: str, value: Any, *, where: str = "") -> Any:
   Raises:
     ConfigError: naming key, value and expected type.
   """
-  field = fields()[key]
+  field = _field(key)
   try:
     return _convert(value, field)
   except (TypeError, ValueError):
@@ -101,7 +118,7 @@ def parse_value(key: str, text: str, *, where: str = "") -> Any:
   Raises:
     ConfigError: naming key, text and expected type.
   """
-  field = fields()[key]
+  field = _field(key)
   try:
     return _parse(text.strip(), field)
   except ValueError:
@@ -109,15 +126,44 @@ def parse_value(key: str, text: str, *, where: str = "") -> Any:
 
 
 def assign(config: ConfigDict, key: str, value: Any) -> None:
-  """Sets a dotted key of a config to a value already checked."""
+  """Sets a dotted key of a config to a value already checked; the section of a student is made if it is missing."""
+  student, _ = split_key(key)
+  if student is not None and student not in config.students:
+    with config.unlocked():
+      config.students[student] = _own_default()
   section, name = _locate(config, key)
   section[name] = value
+
+
+def defaults_of(config: ConfigDict) -> ConfigDict:
+  """The schema with a section of defaults for every student that `config` has: what to compare it with."""
+  defaults = default()
+  for name in config.students:
+    defaults.students[name] = _own_default()
+  return defaults
 
 
 def did_you_mean(value: str, choices: Iterable[str]) -> str:
   """Brackets that ask for the nearest of the choices, to append to a message; nothing if none is near."""
   near = difflib.get_close_matches(value, list(choices), n=1)
   return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _field(key: str) -> Field:
+  return fields()[split_key(key)[1]]
+
+
+def _own_default() -> ConfigDict:
+  """The sections of a student's own keys, with their defaults."""
+
+  def cut(section: ConfigDict, prefix: str) -> ConfigDict:
+    for name, value in list(section.items(preserve_field_references=True)):
+      inside = cut(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else is_own(prefix + name)
+      if not inside:
+        del section[name]
+    return section
+
+  return cut(default(), "")
 
 
 def _locate(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:

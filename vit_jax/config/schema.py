@@ -31,14 +31,33 @@ def default() -> ConfigDict:
   c.model = ConfigDict()
   # A name of vit_jax.models.zoo. The placeholders below override attributes of the named model; None keeps them.
   c.model.name = "dinov3_vits16"
+  # Channels of the images; augment.mean and augment.std have as many entries. Sources of RGB images serve 3, and 1 by
+  # their grey values.
+  c.model.in_channels = 3
   for key in ("patch_size", "width", "depth", "num_heads", "mlp_hidden", "num_registers"):
     c.model[key] = placeholder(int)
-  for key in ("mlp", "norm"):  # mlp: "gelu" | "swiglu"; norm: "layernorm" | "rmsnorm"
+  for key in ("mlp", "norm"):  # mlp: "gelu" | "gelu_tanh" | "swiglu"; norm: "layernorm" | "rmsnorm"
     c.model[key] = placeholder(str)
+  # The feature of the image: "cls" (class token) | "avg" (mean of the patches) | "map" (attention pooling) |
+  # "distilled" (mean of class token and first register). Without class token: "avg" or "map".
+  c.model.pool = placeholder(str)
+  c.model.pool_norm = placeholder(bool)  # the final norm is that of the pooled feature alone
   for key in ("layer_scale", "norm_eps", "init_std"):
     c.model[key] = placeholder(float)
-  for key in ("qkv_bias", "proj_bias", "mlp_bias", "mask_k_bias", "separate_cls_norm", "separate_local_cls_norm"):
+  for key in ("qkv_bias", "proj_bias", "mlp_bias", "mask_k_bias", "patch_bias", "qk_norm", "pre_norm", "class_token"):
     c.model[key] = placeholder(bool)
+  for key in ("separate_cls_norm", "separate_local_cls_norm"):
+    c.model[key] = placeholder(bool)
+  for key in ("depths", "widths"):  # of a ConvNeXt: blocks and channels of its stages
+    c.model[key] = placeholder(tuple)
+  # "rope" (rotary, see model.rope) | "learned" (a table, see model.position_table) | "sincos" (fixed) | "none"; None:
+  # those of the named model.
+  c.model.positions = placeholder(str)
+  c.model.position_table = ConfigDict()  # learned positions; None keeps the named model's
+  c.model.position_table.image_size = placeholder(int)  # side of the images that fit the table; others have it resized
+  c.model.position_table.prefix = placeholder(str)  # tokens that have one besides patches: "none" | "cls" | "all"
+  c.model.position_table.antialias = placeholder(bool)  # resize with antialiasing
+  c.model.position_table.offset = placeholder(float)  # added to the new grid in the resizing: 0.1 in DINOv2
   c.model.rope = ConfigDict()  # rotary positions; None keeps the named model's
   for key in ("base", "min_period", "max_period", "shift", "jitter", "rescale"):
     c.model.rope[key] = placeholder(float)
@@ -71,6 +90,17 @@ def default() -> ConfigDict:
   c.koleo.loss_weight = 0.1
   c.koleo.topk = 1
   c.koleo.group_size = placeholder(int)  # images among which neighbours are searched; None: loss_group_size
+
+  c.distillation = ConfigDict()  # of method="distillation": a frozen teacher in place of the student's average
+  # The teacher, with both heads: a run, one of its steps or students, or a .pth training export {"teacher": …}. A run
+  # means its newest step, at the start of this run.
+  c.distillation.teacher = placeholder(str)
+  # Of the teacher's parameters, which no checkpoint repeats. None: taken when the run starts, checked when it resumes.
+  c.distillation.fingerprint = placeholder(str)
+  # "name=file.py[:arg]" for each of several students (a file's model, heads, losses, schedules and optimizer count;
+  # the rest is common, see students.py); (): one student, described by this config itself.
+  c.distillation.students = ()
+  c.students = ConfigDict()  # their own keys by name, as read from their files: students.NAME.model.width, …
 
   c.schedules = ConfigDict()
   # 2: warm-up without its end point, cosine with both (the 7B recipes); 1: warm-up with its end point, cosine without
@@ -126,7 +156,7 @@ def default() -> ConfigDict:
   c.augment.blur_sigma = (0.1, 2.0)
   c.augment.solarize = (0.0, 0.2, 0.0)
   c.augment.share_color_jitter = False  # jitter and grayscale once, before the image is cropped, not for each crop
-  c.augment.mean = (0.485, 0.456, 0.406)
+  c.augment.mean = (0.485, 0.456, 0.406)  # of each channel, for values from 0 to 1; stored with exported weights
   c.augment.std = (0.229, 0.224, 0.225)
 
   c.data = ConfigDict()

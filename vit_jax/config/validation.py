@@ -16,6 +16,7 @@ from vit_jax.config.durations import parse_duration
 from vit_jax.config.errors import ConfigError
 from vit_jax.config.fields import did_you_mean, flatten
 from vit_jax.config.schema import loss_group_size
+from vit_jax.config.students import SECTION, split_entry, split_key, student_config, student_names
 
 SOURCES = {  # by prefix: how it is written, what it reads
   "folder": ("folder:/path", "a folder of JPEG, PNG or WebP images; names of sub-folders are labels"),
@@ -30,9 +31,12 @@ EMBEDDED = {
 }
 
 _CHOICES = {
-  "method": ("dinov3",),
-  "model.mlp": ("gelu", "swiglu"),
+  "method": ("dinov3", "distillation"),
+  "model.mlp": ("gelu", "gelu_tanh", "swiglu"),
   "model.norm": ("layernorm", "rmsnorm"),
+  "model.pool": ("cls", "avg", "map", "distilled"),
+  "model.positions": ("rope", "learned", "sincos", "none"),
+  "model.position_table.prefix": ("none", "cls", "all"),
   "model.rope.normalize": ("separate", "min", "max"),
   "model.rope.dtype": ("float32", "bfloat16"),
   "model.dtype": ("float32", "bfloat16"),
@@ -50,10 +54,11 @@ _RANGES: tuple[_Rule, ...] = (  # what is right, its test, the keys (of tuples: 
     "must be at least 1",
     lambda v: v >= 1,
     "epoch_steps batch_size micro_batches loss_group_size model.patch_size model.width model.depth model.num_heads "
-    "model.mlp_hidden model.rope.jitter model.rope.rescale model.unroll dino.hidden dino.bottleneck dino.num_layers "
-    "ibot.hidden ibot.bottleneck ibot.num_layers koleo.topk koleo.group_size crops.global_size crops.local_size "
-    "crops.local_number crops.gram_size data.prefetch evaluation.image_size evaluation.batch_size "
-    "evaluation.max_examples checkpoint.keep log.every",
+    "model.mlp_hidden model.in_channels model.depths model.widths model.position_table.image_size "
+    "model.rope.jitter model.rope.rescale model.unroll dino.hidden dino.bottleneck dino.num_layers ibot.hidden "
+    "ibot.bottleneck ibot.num_layers koleo.topk koleo.group_size crops.global_size crops.local_size crops.local_number "
+    "crops.gram_size data.prefetch evaluation.image_size evaluation.batch_size evaluation.max_examples checkpoint.keep "
+    "log.every",
   ),
   ("must be at least 2", lambda v: v >= 2, "dino.prototypes ibot.prototypes"),
   (
@@ -110,7 +115,16 @@ def validate(config: ConfigDict) -> None:
   Raises:
     ConfigError: every problem found, one a line: the key, its value, what would be right.
   """
-  values = flatten(config)
+  problems = [*_problems(config), *_distillation(config)]
+  if not problems:  # what is common is right: what is left to say is of the students themselves
+    for name in student_names(config):
+      problems += [f"{SECTION}.{name}.{problem}" for problem in _problems(student_config(config, name))]
+  if problems:
+    raise ConfigError("\n".join(problems))
+
+
+def _problems(config: ConfigDict) -> list[str]:
+  values = {key: value for key, value in flatten(config).items() if split_key(key)[0] is None}
   problems = [*_single_values(values), *_durations(values)]
   if not problems:  # combinations are checked among values that make sense by themselves
     problems = [
@@ -121,8 +135,7 @@ def validate(config: ConfigDict) -> None:
       *_losses(config),
       *_schedules(config),
     ]
-  if problems:
-    raise ConfigError("\n".join(problems))
+  return problems
 
 
 def _wrong(values: dict[str, Any] | ConfigDict, key: str, right: str) -> str:
@@ -280,7 +293,19 @@ def _mesh(config: ConfigDict) -> Iterator[str]:
 
 def _model(config: ConfigDict) -> Iterator[str]:
   model, rope = config.model, config.model.rope
-  if model.width is not None and model.num_heads is not None and model.width % (4 * model.num_heads):
+  for key in ("mean", "std"):
+    values = config.augment[key]
+    if len(values) != model.in_channels:
+      yield (
+        f"augment.{key}={values}: must have {model.in_channels} entries, one for each of the channels that "
+        f"model.in_channels={model.in_channels} says"
+      )
+  yield from _positions(model)
+  if (
+    model.positions in (None, "rope")
+    and None not in (model.width, model.num_heads)
+    and (model.width % (4 * model.num_heads))
+  ):
     yield (
       f"model.width={model.width}: must be a multiple of 4 x model.num_heads = {4 * model.num_heads} (rotary positions "
       "take a quarter of a head each)"
@@ -291,11 +316,46 @@ def _model(config: ConfigDict) -> Iterator[str]:
     yield f"model.rope.min_period={rope.min_period}: must be less than model.rope.max_period={rope.max_period}"
 
 
+def _positions(model: ConfigDict) -> Iterator[str]:
+  """Settings of positions of a kind that the model does not get."""
+  for section, kind in (("rope", "rope"), ("position_table", "learned")):
+    given = [key for key, value in model[section].items() if value is not None]
+    if given and model.positions not in (None, kind):
+      yield (
+        f"model.{section}.{given[0]}={model[section][given[0]]!r}: has no meaning with "
+        f"model.positions={model.positions!r}"
+      )
+
+
 def _losses(config: ConfigDict) -> Iterator[str]:
   if not (config.dino.loss_weight or config.ibot.loss_weight):
     yield "dino.loss_weight=0.0: with ibot.loss_weight=0.0 nothing ties the student to the teacher: raise one of them"
   if config.ibot.loss_weight and config.ibot.mask_ratio[1] == 0:
     yield f"ibot.mask_ratio={config.ibot.mask_ratio}: masks no patch: raise it, or set ibot.loss_weight=0"
+
+
+def _distillation(config: ConfigDict) -> Iterator[str]:
+  values = flatten(config.distillation)
+  if config.method != "distillation":
+    for key, value in values.items():
+      if value:
+        yield f"distillation.{key}={value!r}: has a meaning for method='distillation' only, this is {config.method!r}"
+    return
+  if not config.distillation.teacher:
+    yield (
+      "distillation.teacher=None: must be the frozen teacher: a run, one of its steps, or a .pth training export with "
+      "both heads"
+    )
+  seen: set[str] = set()
+  for entry in config.distillation.students:
+    found = split_entry(entry)
+    if found is None:
+      yield f"distillation.students={entry!r}: must be name=file.py[:argument], the name of letters, digits, _ and -"
+    elif found[0] in seen:
+      yield f"distillation.students={entry!r}: there is already a student {found[0]!r}"
+    elif found[0] not in config.students:
+      yield f"distillation.students={entry!r}: its run file has not been read: load the config with vit_jax.config.load"
+    seen.add(found[0] if found else "")
 
 
 def _schedules(config: ConfigDict) -> Iterator[str]:

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from vit_jax.evaluation.errors import EvaluationError
+from vit_jax.models.inputs import prepare_images
 
 # uint8 images [B, H, W, 3] -> {"cls": [B, D]} and, where the features have patches, {"patch_mean": [B, D]}; float32.
 FeatureFn = Callable[[UInt8[np.ndarray, "B H W 3"]], Mapping[str, Array]]
@@ -87,8 +88,7 @@ def make_feature_fn(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _apply(model, mean, std, replicated, params, images) -> dict[str, Array]:
-  normalized = (images.astype(jnp.float32) / 255.0 - jnp.asarray(mean)) / jnp.asarray(std)  # [B, H, W, 3]
-  features = model.apply({"params": params}, normalized)
+  features = model.apply({"params": params}, prepare_images(model, images, mean, std))
   outputs = {
     "cls": features.cls.astype(jnp.float32),  # [B, D]
     "patch_mean": jnp.mean(features.patches.astype(jnp.float32), axis=1),  # [B, D]

@@ -95,7 +95,7 @@ def evaluate_model(
 
 def untrained_params(model: Any, params: Any, *, image_size: int, seed: int = 0) -> Any:
   """Initial parameters of `model`, with the types and on the devices of `params`."""
-  image = jnp.zeros((1, image_size, image_size, 3))
+  image = jnp.zeros((1, image_size, image_size, model.in_channels))
   initial = jax.jit(model.init)(jax.random.key(seed), image)["params"]
   return jax.tree.map(
     lambda new, old: jax.device_put(new.astype(old.dtype), old.sharding if isinstance(old, jax.Array) else None),

@@ -76,7 +76,7 @@ class StepCost:
     return sum(self.parts.values())
 
 
-def count(model: VisionTransformer | ConvNeXt, image_size: Size, *, channels: int = 3) -> Cost:
+def count(model: VisionTransformer | ConvNeXt, image_size: Size) -> Cost:
   """The cost of a backbone for images of this size (side, or height and width, in pixels).
 
   Raises:
@@ -89,7 +89,7 @@ def count(model: VisionTransformer | ConvNeXt, image_size: Size, *, channels: in
   patches = grid[0] * grid[1]
   tokens = 1 + model.num_registers + patches
   parts = _convnext_parts if isinstance(model, ConvNeXt) else _vit_parts
-  operations = parts(model, patches, channels)
+  operations = parts(model, patches, model.in_channels)
   return Cost(parameter_count(abstract_params(model)), grid, tokens, sum(operations.values()), operations)
 
 
@@ -134,20 +134,27 @@ def dino_step(
   local_number: int,
   masked: float,
   gram_size: Size | None = None,
+  own_teacher: bool = True,
   global_number: int = 2,
 ) -> StepCost:
-  """The cost of a training step per image; `masked` is the masked patches per image, both global crops together."""
+  """The cost of a training step per image.
+
+  Args:
+    masked: masked patches per image, both global crops together.
+    own_teacher: whether the teacher is the model's own average; False: its targets come from elsewhere.
+  """
   whole, part = count(model, global_size), count(model, local_size)
   dino, ibot = head_flops(dino_head, model.width), head_flops(ibot_head, model.width)
   gram = {} if gram_size is None else {"gram teacher": global_number * count(model, gram_size).flops}
+  teachers = global_number if own_teacher else 0
   return StepCost(
     {
       "student, global crops": 3 * global_number * _with_drop_path(whole, model.drop_path),
       "student, local crops": 3 * local_number * _with_drop_path(part, model.drop_path),
-      "teacher": global_number * whole.flops,
+      "teacher": teachers * whole.flops,
       **gram,
-      "DINO head": (3 * (global_number + local_number) + global_number) * dino,
-      "iBOT head": 4 * masked * ibot,
+      "DINO head": (3 * (global_number + local_number) + teachers) * dino,
+      "iBOT head": (4 if own_teacher else 3) * masked * ibot,
     }
   )
 
@@ -157,12 +164,12 @@ def _with_drop_path(cost: Cost, rate: float) -> float:
   return embedding + (1 - rate) * (cost.flops - embedding)
 
 
-def abstract_params(module: nn.Module, *, width: int = 0, channels: int = 3) -> Any:
+def abstract_params(module: nn.Module, *, width: int = 0) -> Any:
   """Shapes and types of all parameters, as a tree; nothing is computed. `width` is the input width of a head."""
   if isinstance(module, ProjectionHead):
     inputs = jax.ShapeDtypeStruct((1, width), jnp.float32)
   else:
-    inputs = jax.ShapeDtypeStruct((1, module.stride, module.stride, channels), jnp.float32)
+    inputs = jax.ShapeDtypeStruct((1, module.stride, module.stride, module.in_channels), jnp.float32)
   return jax.eval_shape(module.init, jax.random.key(0), inputs)["params"]
 
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from vit_jax.inspect.pca import foreground_mask, principal_colours
 from vit_jax.models import ConvNeXt, VisionTransformer
+from vit_jax.models.inputs import prepare_images
 
 Picture = UInt8[np.ndarray, "height width 3"]
 
@@ -151,7 +151,7 @@ def feature_sheet(
   """
   images = np.asarray(images)
   grid = images.shape[1] // model.stride, images.shape[2] // model.stride
-  patches = _patches(model, params, images, jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32))
+  patches = _patches(model, tuple(mean), tuple(std), params, images)
   return pca_sheet(images, np.asarray(patches, np.float32), grid, foreground=foreground)
 
 
@@ -177,11 +177,11 @@ def to_uint8(crops: np.ndarray, mean: Sequence[float] | None, std: Sequence[floa
   return pixels.round().clip(0, 255).astype(np.uint8)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _patches(
-  model: VisionTransformer | ConvNeXt, params: Any, images: Array, mean: Array, std: Array
+  model: VisionTransformer | ConvNeXt, mean: tuple[float, ...], std: tuple[float, ...], params: Any, images: Array
 ) -> Float[Array, "B N D"]:
-  return model.apply({"params": params}, (images.astype(jnp.float32) / 255 - mean) / std).patches
+  return model.apply({"params": params}, prepare_images(model, images, mean, std)).patches
 
 
 def _enlarge(crops: np.ndarray, factor: int) -> np.ndarray:

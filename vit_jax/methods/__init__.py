@@ -15,10 +15,12 @@ import importlib
 from types import ModuleType
 from typing import Any
 
+from vit_jax.config.students import each_student
 from vit_jax.methods.settings import build_backbone
 from vit_jax.methods.state import State
+from vit_jax.methods.teachers import FrozenTeacher, frozen_teacher
 
-METHODS = ("dinov3",)
+METHODS = ("dinov3", "distillation")
 
 
 def get(name: str) -> ModuleType:
@@ -33,9 +35,14 @@ def get(name: str) -> ModuleType:
   return importlib.import_module(f"vit_jax.methods.{name}")
 
 
-def backbone(config: Any) -> Any:
-  """The model that `config` trains and exports."""
-  return build_backbone(config)
+def backbone(config: Any, student: str = "") -> Any:
+  """The model that `config` trains and exports; of several students, the one of that name."""
+  return build_backbone(each_student(config)[student])
 
 
-__all__ = ["METHODS", "State", "backbone", "get"]
+def exports(method: ModuleType, state: State, config: Any) -> dict[str, tuple[Any, Any]]:
+  """(model, parameters) of every model that a run trains, by its name; a run that trains one model calls it ""."""
+  return {name: method.export(state, name) if name else method.export(state) for name in each_student(config)}
+
+
+__all__ = ["METHODS", "FrozenTeacher", "State", "backbone", "each_student", "exports", "frozen_teacher", "get"]

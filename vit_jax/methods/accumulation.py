@@ -117,8 +117,7 @@ class MicroBatches:
     if first_pass is None:
       return self._mean(whole, params, parts)
 
-    with jax.named_scope("first_pass"):
-      features = jax.lax.map(lambda part: first_pass(params, part), parts)  # [num, rows, ...]
+    features = jax.lax.map(lambda part: first_pass(params, part), parts)  # [num, rows, ...]
     (loss, terms), pull = jax.value_and_grad(lambda f: across(self.merge(f)), has_aux=True)(features)
 
     def injected(params: Params, scanned: tuple[Part, Any]) -> tuple[jax.Array, tuple[Terms, Any]]:
@@ -136,7 +135,8 @@ class MicroBatches:
     value_and_grad = jax.value_and_grad(function, has_aux=True)
 
     def add(total: Params, part: Part) -> tuple[Params, Any]:
-      value, grads = value_and_grad(params, part)
+      with jax.named_scope("micro_batch"):
+        value, grads = value_and_grad(params, part)
       return jax.tree.map(lambda t, g: t + g.astype(t.dtype) / self.num, total, grads), value
 
     zeros = jax.tree.map(lambda p: jnp.zeros_like(upcast(p)), params)

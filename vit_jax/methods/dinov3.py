@@ -91,7 +91,7 @@ def init(config: Any, key: jax.Array) -> State:
   """A fresh state: random student, teacher equal to it, zero moments."""
   net = modules(config)
   keys = jax.random.split(key, 4)
-  image = jnp.zeros((1, config.crops.global_size, config.crops.global_size, 3))
+  image = jnp.zeros((1, config.crops.global_size, config.crops.global_size, net.backbone.in_channels))
   token = jnp.zeros((1, net.backbone.width))
   student = {
     "backbone": net.backbone.init(keys[0], image)["params"],
@@ -124,7 +124,7 @@ def make_step(config: Any) -> Callable[[State, Batch], tuple[State, Metrics]]:
     with jax.named_scope("teacher"):
       outputs = micro_batches(config, batch).map(lambda part: teacher_outputs(config, net, state.teacher, part), batch)
       targets = assign(outputs, temperature(state.step))
-    state, metrics, _ = learn(state, batch, targets)
+    state, metrics = learn(state, batch, targets)
     with jax.named_scope("health"):
       metrics |= health.targets(targets.cls) | health.features(outputs.features) | health.means(outputs.similarity)
     return state, metrics
@@ -132,25 +132,43 @@ def make_step(config: Any) -> Callable[[State, Batch], tuple[State, Metrics]]:
   return step
 
 
-def make_learner(config: Any) -> Callable[[State, Batch, Targets], tuple[State, Metrics, Array]]:
-  """The part of a step that the targets are given to: losses, gradients, clipping, AdamW, EMA.
+def make_learner(config: Any, *, distilling: bool = False) -> Callable[[State, Batch, Targets], tuple[State, Metrics]]:
+  """What a student does with its targets: losses, gradients, clipping, AdamW, EMA.
+
+  Args:
+    config: resolved.
+    distilling: the targets are those of a frozen teacher: the student's crops are not masked (iBOT is at the masked
+      positions either way), and the health of its own features is among the metrics.
 
   Returns:
-    (state, batch, targets) -> (state, metrics, the student's class tokens of the global crops [2B, D]).
+    (state, batch, targets) -> (state, metrics).
   """
   net = modules(config)
   schedules = build_schedules(config, scale_lr(config.batch_size, config.optim.lr_scaling))
   frozen_steps = num_steps(config.optim.freeze_last_layer)
 
-  def learn(state: State, batch: Batch, targets: Targets) -> tuple[State, Metrics, Array]:
+  def learn(state: State, batch: Batch, targets: Targets) -> tuple[State, Metrics]:
     now = {name: schedule(state.step) for name, schedule in schedules.items()}
     draws = draw(net, state.student, batch, jax.random.fold_in(state.key, state.step))
+
+    def local(student: Params, part: Any) -> tuple[jax.Array, Metrics, Array]:
+      with jax.named_scope("student"):
+        return student_loss(config, net, student, *part, now["local_loss_weight"], masked=not distilling)
+
+    def first_pass(student: Params, part: Any) -> Array:
+      with jax.named_scope("student"):
+        return global_cls(config, net, student, *part, masked=not distilling)
+
+    def across(cls: Array) -> tuple[jax.Array, Metrics]:
+      with jax.named_scope("koleo"):
+        return spread_loss(config, cls)
+
     loss, terms, cls, grads = micro_batches(config, batch).value_and_grad(
-      lambda student, part: student_loss(config, net, student, *part, now["local_loss_weight"]),
-      lambda cls: spread_loss(config, cls),
+      local,
+      across,
       state.student,
       (targets, batch, draws),
-      first_pass=(lambda student, part: global_cls(config, net, student, *part)) if couples_groups(config) else None,
+      first_pass=first_pass if couples_groups(config) else None,
     )
     with jax.named_scope("optimizer"):
       grads, norms = optimizer.clip(grads, config.optim.clip)
@@ -184,8 +202,9 @@ def make_learner(config: Any) -> Callable[[State, Batch, Targets], tuple[State, 
       opt_state=opt_state,
       counters=state.counters | {"nonfinite": nonfinite},
     )
-    grad_norms = {f"grad_norm/{name}": norm for name, norm in norms.items()}
-    return state, {"loss": loss, **terms, **now, **grad_norms, "nonfinite": nonfinite}, cls
+    values = {"loss": loss, **terms, **now, **{f"grad_norm/{name}": norm for name, norm in norms.items()}}
+    own = health.features(cls) if distilling else {}
+    return state, values | own | {"nonfinite": nonfinite}
 
   return learn
 
@@ -206,11 +225,17 @@ def teacher_outputs(config: Any, net: Modules, teacher: Params, batch: Batch) ->
   """Teacher logits of class tokens and masked patches of the global crops."""
   crops = flatten_crops(normalized(config, batch)["global_crops"])  # [2B, H, W, 3]
   features = net.backbone.apply({"params": teacher["backbone"]}, crops)
-  cls = net.dino_head.apply({"params": teacher["dino_head"]}, features.cls)  # [2B, K]
+  cls = scores(net, teacher, "dino_head", features.cls)  # [2B, K]
   masked = gather_masked(features.patches, batch["mask_indices"])  # [groups * M, D]
-  patches = net.ibot_head.apply({"params": teacher["ibot_head"]}, masked)  # [groups * M, K]
+  patches = scores(net, teacher, "ibot_head", masked)  # [groups * M, K]
   similarity = health.similarity(features.cls, features.patches)
   return TeacherOutputs(cls=cls, patches=patches, features=features.cls, similarity=similarity)
+
+
+def scores(net: Modules, params: Params, head: str, tokens: Float[Array, "R D"]) -> Float[Array, "R K"]:
+  """Prototype scores of tokens by one of the heads."""
+  with jax.named_scope(head):
+    return getattr(net, head).apply({"params": params[head]}, tokens)
 
 
 def assign(outputs: TeacherOutputs, temperature: jax.Array) -> Targets:
@@ -233,9 +258,9 @@ def draw(net: Modules, student: Params, batch: Batch, key: jax.Array) -> list[Dr
 
 
 def student_features(
-  net: Modules, student: Params, batch: Batch, draws: list[Draws], names: tuple[str, ...]
+  net: Modules, student: Params, batch: Batch, draws: list[Draws], names: tuple[str, ...], *, masked: bool
 ) -> list[Features]:
-  """Features of the crops with these names, in one pass; global crops carry the iBOT masks.
+  """Features of the crops with these names, in one pass; global crops carry the iBOT masks where `masked`.
 
   Args:
     batch: normalised.
@@ -245,7 +270,7 @@ def student_features(
   return net.backbone.apply(
     {"params": student["backbone"]},
     [flatten_crops(batch[name]) for name in names],
-    masks=[masks if name == "global_crops" else None for name in names],
+    masks=[masks if masked and name == "global_crops" else None for name in names],
     train=True,
     groups=batch["mask_indices"].shape[0],
     draws=draws[: len(names)],
@@ -260,6 +285,8 @@ def student_loss(
   batch: Batch,
   draws: list[Draws],
   local_loss_weight: jax.Array,
+  *,
+  masked: bool = True,
 ) -> tuple[jax.Array, dict[str, jax.Array], Array]:
   """The weighted sum of the losses that are means over images, and these unweighted by name (reference section 3.7).
 
@@ -267,34 +294,39 @@ def student_loss(
     batch: one micro-batch, or the whole batch; `targets` and `draws` are those of its images.
 
   Returns:
-    The sum, the terms (and `student_entropy`), and the class tokens of the global crops [2B, D], for `spread_loss`.
+    The sum, the terms (and metrics of health), and the class tokens of the global crops [2B, D], for `spread_loss`.
   """
   batch = normalized(config, batch)
-  global_features, local_features = student_features(net, student, batch, draws, ("global_crops", "local_crops"))
+  names = ("global_crops", "local_crops")
+  global_features, local_features = student_features(net, student, batch, draws, names, masked=masked)
   num_local = batch["local_crops"].shape[1]
   parts = (split_crops(global_features.cls, NUM_GLOBAL), split_crops(local_features.cls, num_local))
   # The crops of an image stay together: crop after crop, rows would move between devices.
   tokens = jnp.concatenate(parts).swapaxes(0, 1).reshape(-1, net.backbone.width)  # [B (2 + L), D]
-  logits = net.dino_head.apply({"params": student["dino_head"]}, tokens)
+  logits = scores(net, student, "dino_head", tokens)
   global_logits, local_logits = jnp.split(split_crops(logits, NUM_GLOBAL + num_local), [NUM_GLOBAL])  # [C, B, K]
-  masked = gather_masked(global_features.patches, batch["mask_indices"])  # [groups * M, D]
-  patch_logits = net.ibot_head.apply({"params": student["ibot_head"]}, masked)  # [groups * M, K]
+  hidden = gather_masked(global_features.patches, batch["mask_indices"])  # [groups * M, D]
+  patch_logits = scores(net, student, "ibot_head", hidden)  # [groups * M, K]
 
   ignore = config.dino.ignore_diagonal
   cls_targets = split_crops(targets.cls, NUM_GLOBAL)  # [2, B, K]
   weights, num_crops = batch["mask_weights"].reshape(-1), targets.cls.shape[0]
-  terms = {
-    "dino_local": losses.dino(local_logits, cls_targets),
-    "dino_global": losses.dino(global_logits, cls_targets, ignore_diagonal=ignore),
-    "ibot": losses.ibot(patch_logits, targets.patches, weights, num_crops=num_crops),
-  }
+  with jax.named_scope("losses"):
+    terms = {
+      "dino_local": losses.dino(local_logits, cls_targets),
+      "dino_global": losses.dino(global_logits, cls_targets, ignore_diagonal=ignore),
+      "ibot": losses.ibot(patch_logits, targets.patches, weights, num_crops=num_crops),
+    }
   global_pairs = NUM_GLOBAL * (NUM_GLOBAL - 1 if ignore else NUM_GLOBAL)
   local_share = NUM_GLOBAL * num_local / (global_pairs + NUM_GLOBAL * num_local)
   total = config.dino.loss_weight * (
     local_share * local_loss_weight * terms["dino_local"] + (1 - local_share) * terms["dino_global"]
   )
   total += config.ibot.loss_weight * terms["ibot"]
-  return total, terms | health.student(global_logits), global_features.cls
+  terms |= health.student(global_logits)
+  if not masked:
+    terms |= health.means(health.similarity(global_features.cls, global_features.patches))
+  return total, terms, global_features.cls
 
 
 def spread_loss(config: Any, cls: Float[Array, "R D"]) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -311,10 +343,17 @@ def couples_groups(config: Any) -> bool:
 
 
 def global_cls(
-  config: Any, net: Modules, student: Params, targets: Targets, batch: Batch, draws: list[Draws]
+  config: Any,
+  net: Modules,
+  student: Params,
+  targets: Targets,
+  batch: Batch,
+  draws: list[Draws],
+  *,
+  masked: bool = True,
 ) -> Float[Array, "R D"]:
   """The class tokens that `student_loss` returns for the same arguments, without the rest of it."""
-  return student_features(net, student, normalized(config, batch), draws, ("global_crops",))[0].cls
+  return student_features(net, student, normalized(config, batch), draws, ("global_crops",), masked=masked)[0].cls
 
 
 def flatten_crops(crops: Float[Array, "B C H W 3"]) -> Float[Array, "BC H W 3"]:

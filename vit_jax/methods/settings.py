@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 from vit_jax.data.views import Views
-from vit_jax.models import ConvNeXt, Rope, VisionTransformer, create_model
+from vit_jax.models import ConvNeXt, PositionTable, Rope, VisionTransformer, create_model
 from vit_jax.optim.schedules import Schedule
 
 
@@ -16,28 +17,64 @@ def build_backbone(config: Any) -> VisionTransformer | ConvNeXt:
   Raises:
     ValueError: for an unknown name, or attributes that do not fit together.
   """
-  named = create_model(config.model.name)
-  given = {key: value for key, value in config.model.items() if value is not None and key not in ("name", "rope")}
-  rope = {key: value for key, value in config.model.rope.items() if value is not None}
-  known = type(named).__dataclass_fields__
-  for key in [*given, *(["rope"] if rope else [])]:
+  settings, named = config.model, create_model(config.model.name)
+  rope, table = (_given(settings[section]) for section in ("rope", "position_table"))
+  given = _given(settings, without=("name", "rope", "position_table", "positions"))
+  known = set(type(named).__dataclass_fields__) | ({"positions"} if isinstance(named, VisionTransformer) else set())
+  asked = {"rope": rope, "position_table": table, "positions": settings.positions}
+  for key in [*given, *(key for key, value in asked.items() if value)]:
     if key not in known:
-      raise ValueError(f"model.{key}: {config.model.name} is a {type(named).__name__}, which has no such attribute.")
-  if "min_period" in rope or "max_period" in rope:
-    rope.setdefault("base", None)
-  if rope:
-    given["rope"] = dataclasses.replace(named.rope or Rope(), **rope)
+      raise ValueError(f"model.{key}: {settings.name} is a {type(named).__name__}, which has no such attribute.")
   if "width" in given and "mlp_hidden" not in given:
     given["mlp_hidden"] = named.mlp_hidden * given["width"] // named.width
-  if isinstance(named, ConvNeXt):
-    return named.clone(**given)
-  model = named.clone(**given, masking=True)  # plain ViTs have no mask token by default
-  if model.width % model.num_heads or (model.rope and (model.width // model.num_heads) % 4):
-    raise ValueError(
-      f"model.num_heads={model.num_heads}: it must divide model.width={model.width} into heads whose width is a "
-      "multiple of 4."
-    )
+  if not isinstance(named, ConvNeXt):
+    patch_size = given.get("patch_size", named.patch_size)
+    given |= _positions(named, settings.positions, rope, table, config.crops.global_size, patch_size)
+    given["masking"] = True  # plain ViTs have no mask token by default
+  model = named.clone(**given)
+  try:
+    model.check()
+  except ValueError as error:
+    raise ValueError(f"model.{error}") from error
   return model
+
+
+def _given(section: Any, without: Collection[str] = ()) -> dict[str, Any]:
+  """The keys of a section that are set."""
+  return {key: value for key, value in section.items() if value is not None and key not in without}
+
+
+def _positions(
+  named: VisionTransformer,
+  kind: str | None,
+  rope: dict[str, Any],
+  table: dict[str, Any],
+  image_size: int,
+  patch_size: int,
+) -> dict[str, Any]:
+  """The attributes of a ViT that say where tokens are, as far as they are not those of the named model.
+
+  Args:
+    kind: "rope", "learned", "sincos", "none", or None: the named model's.
+    rope, table: the settings of rotary and learned positions that are given.
+    image_size: of a table that the named model does not have, unless the settings say another.
+    patch_size: pixels of a side of a patch.
+  """
+  found: dict[str, Any] = {}
+  if "min_period" in rope or "max_period" in rope:
+    rope = {"base": None} | rope
+  if rope or kind == "rope":
+    found["rope"] = dataclasses.replace(named.rope or Rope(), **rope)
+  if table or kind == "learned":
+    own = named.position_table if named.position_table and named.position_table.kind == "learned" else None
+    side = table.pop("image_size", None) or (None if own else image_size)
+    grid = {} if side is None else {"grid": (side // patch_size,) * 2}
+    found["position_table"] = dataclasses.replace(own or PositionTable(), **grid, **table)
+  if kind == "sincos":
+    found["position_table"] = PositionTable(kind="sincos")
+  if kind is not None:
+    found = {"rope": None, "position_table": None} | found
+  return found
 
 
 def build_views(config: Any, stride: int) -> Views:

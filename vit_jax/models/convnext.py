@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from vit_jax.models.blocks import add_branch, draw_kept
 from vit_jax.models.features import Draws, Features
+from vit_jax.models.inputs import check_channels
 from vit_jax.models.layers import LayerScale, linear_init, make_norm
 from vit_jax.models.mlp import GeluMlp
 from vit_jax.models.patches import PatchEmbed
@@ -130,6 +131,7 @@ class ConvNeXt(nn.Module):
   from the rng stream "drop_path", and only when `train=True`.
 
   Attributes:
+    in_channels: C, channels of the images.
     depths: blocks of the four stages.
     widths: their channels.
     patch_size: `intermediate` resizes its maps to (H / patch_size, W / patch_size); None: they keep their own sizes.
@@ -142,6 +144,7 @@ class ConvNeXt(nn.Module):
     unroll: blocks per iteration of a stage's scan.
   """
 
+  in_channels: int = 3
   depths: tuple[int, ...] = (3, 3, 9, 3)
   widths: tuple[int, ...] = (96, 192, 384, 768)
   patch_size: int | None = None
@@ -173,10 +176,14 @@ class ConvNeXt(nn.Module):
     """Pixels between neighbouring patch tokens."""
     return 4 * 2 ** (len(self.depths) - 1)
 
-  def setup(self) -> None:
-    if len(self.depths) != len(self.widths):
-      raise ValueError(f"depths {self.depths} and widths {self.widths} are not of the same number of stages.")
+  def check(self) -> None:
+    """Raises a ValueError, opening with `attribute=value`, if the attributes do not fit together."""
     check_remat(self.remat)
+    if len(self.depths) != len(self.widths):
+      raise ValueError(f"depths={self.depths}: must have as many stages as widths={self.widths}.")
+
+  def setup(self) -> None:
+    self.check()
     types = {"dtype": jnp.dtype(self.dtype), "param_dtype": jnp.dtype(self.param_dtype)}
     self.downsamples = [
       Downsample(2 if i else 4, width, not i, self.norm_eps, name=f"downsample{i}", **types)
@@ -248,6 +255,7 @@ class ConvNeXt(nn.Module):
   def _maps(self, images: Sequence[Array], draws: Sequence[Draws]) -> list[tuple[Array, ...]]:
     """The feature maps of every stage, each for every list entry."""
     for batch in images:
+      check_channels(batch, self.in_channels)
       if min(batch.shape[1:3]) < self.stride:
         raise ValueError(
           f"images of {batch.shape[1]}x{batch.shape[2]} pixels are smaller than the stride of {self.stride}."

@@ -13,7 +13,7 @@ from vit_jax.models.mlp import MLPS
 from vit_jax.ops.attention import attention
 from vit_jax.ops.normalize import upcast
 
-POOLS = ("cls", "avg", "map")
+POOLS = ("cls", "avg", "map", "distilled")
 
 
 class AttentionPool(nn.Module):

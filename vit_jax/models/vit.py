@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from vit_jax.models.blocks import Block, BlockInputs, draw_kept
 from vit_jax.models.features import Draws, Features
+from vit_jax.models.inputs import check_channels
 from vit_jax.models.layers import INIT_STD, make_norm
 from vit_jax.models.patches import PatchEmbed
 from vit_jax.models.pooling import POOLS, AttentionPool, average
@@ -27,6 +28,7 @@ class VisionTransformer(nn.Module):
   `unroll` is. Random choices come from the rng streams "drop_path" and "rope", and only when `train=True`.
 
   Attributes:
+    in_channels: C, channels of the images.
     patch_size: side of a patch in pixels.
     width: D, channels of a token.
     depth: L, number of blocks.
@@ -47,7 +49,8 @@ class VisionTransformer(nn.Module):
     separate_local_cls_norm: one more for class token and registers of the local crops (list entry 1) in training.
     rope: rotary positions; None: none.
     position_table: absolute positions, added to the tokens; None: none.
-    pool: what `Features.cls` is: "cls" the class token, "avg" the mean of the patches, "map" attention pooling.
+    pool: what `Features.cls` is: "cls" the class token, "avg" the mean of the patches, "map" attention pooling,
+      "distilled" the mean of the class token and the first register, which is DeiT's distillation token.
     pool_norm: the final norm is that of the pooled feature alone; tokens stay as the last block leaves them.
     init_std: standard deviation of the blocks' initial weights. A narrow model learns faster from width ** -0.5,
       which keeps the size of what passes through; the published 0.02 is that for width 2500.
@@ -58,6 +61,7 @@ class VisionTransformer(nn.Module):
     unroll: blocks per iteration of the scan.
   """
 
+  in_channels: int = 3
   patch_size: int = 16
   width: int = 384
   depth: int = 12
@@ -96,9 +100,7 @@ class VisionTransformer(nn.Module):
     return self.patch_size
 
   def setup(self) -> None:
-    if self.width % self.num_heads:
-      raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}.")
-    self._check()
+    self.check()
     types = {"dtype": jnp.dtype(self.dtype), "param_dtype": jnp.dtype(self.param_dtype)}
     token = nn.initializers.normal(0.02)
     if self.class_token:
@@ -130,14 +132,24 @@ class VisionTransformer(nn.Module):
   def _has_learned_positions(self) -> bool:
     return self.position_table is not None and self.position_table.kind == "learned"
 
-  def _check(self) -> None:
+  def check(self) -> None:
+    """Raises a ValueError, opening with `attribute=value`, if the attributes do not fit together."""
     check_remat(self.remat)
+    if self.width % self.num_heads:
+      raise ValueError(f"num_heads={self.num_heads}: must divide width={self.width}.")
+    if self.rope is not None and (self.width // self.num_heads) % 4:
+      raise ValueError(
+        f"num_heads={self.num_heads}: must divide width={self.width} into heads whose width is a multiple of 4, for "
+        "rotary positions."
+      )
     if self.pool not in POOLS:
-      raise ValueError(f"pool must be one of {', '.join(POOLS)}, got {self.pool!r}.")
-    if self.pool == "cls" and not self.class_token:
-      raise ValueError('pool="cls" needs a class token: set class_token=True, or pool="avg" or "map".')
+      raise ValueError(f"pool={self.pool!r}: must be one of {', '.join(POOLS)}.")
+    if self.pool in ("cls", "distilled") and not self.class_token:
+      raise ValueError(f'pool={self.pool!r}: needs a class token: class_token=True, or else pool="avg" or "map".')
+    if self.pool == "distilled" and not self.num_registers:
+      raise ValueError("pool='distilled': needs a distillation token: num_registers=1.")
     if self.pool_norm and (self.separate_cls_norm or self.separate_local_cls_norm):
-      raise ValueError("pool_norm=True does not go with separate_cls_norm or separate_local_cls_norm.")
+      raise ValueError("pool_norm=True: does not go with separate_cls_norm or separate_local_cls_norm.")
 
   def _stacked_blocks(self, types: dict[str, Any]) -> nn.Module:
     block = _ScanStep
@@ -243,6 +255,7 @@ class VisionTransformer(nn.Module):
     return int(self.class_token) + self.num_registers
 
   def _tokens(self, images: Array, mask: Bool[Array, "B N"] | None) -> Float[Array, "B T D"]:
+    check_channels(images, self.in_channels)
     patches = self.patch_embed(images)  # [B, N, D]
     if mask is not None:
       if not self.masking:
@@ -305,6 +318,8 @@ class VisionTransformer(nn.Module):
   def _pool(self, tokens: Float[Array, "B T D"]) -> Float[Array, "B D"]:
     if self.pool == "map":
       return self.attn_pool(tokens)
+    if self.pool == "distilled":
+      return average(tokens[:, :2])
     return tokens[:, 0] if self.pool == "cls" else average(tokens[:, self._prefix :])
 
 

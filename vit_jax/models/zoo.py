@@ -1,7 +1,9 @@
 """Model names: the published DINOv3 and DINOv2 backbones, what the DINOv3 repository trains, and plain ViTs.
 
-The plain ViTs (`vit_ti16` … `vit_h14`) are those of Dosovitskiy et al. 2021 and, for Ti, S and B, of DeiT. Others are
-theirs with attributes replaced: `create_model("vit_b16", class_token=False, pool="avg", position_table=…)`.
+The plain ViTs (`vit_ti16` … `vit_h14`) are those of Dosovitskiy et al. 2021 and, for Ti, S and B, of DeiT (Touvron et
+al. 2021), whose distilled variants (`deit_…_distilled`) have one register, with a position: the distillation token.
+Their feature is the mean of it and the class token (DeiT averages the classifiers of the two). Others are theirs with
+attributes replaced: `create_model("vit_b16", class_token=False, pool="avg", position_table=…)`.
 """
 
 from __future__ import annotations
@@ -31,6 +33,10 @@ def _vit(patch_size: int, **sizes: Any) -> dict[str, Any]:
   """A plain ViT with learned positions of 224 pixels."""
   table = PositionTable((224 // patch_size,) * 2)
   return dict(patch_size=patch_size, norm_eps=1e-6, rope=None, position_table=table, masking=False) | sizes
+
+
+def _deit_distilled(**sizes: Any) -> dict[str, Any]:
+  return _vit(16, num_registers=1, position_table=PositionTable((14, 14), prefix="all"), pool="distilled", **sizes)
 
 
 def _sizes(width: int, depth: int, num_heads: int, mlp_hidden: int, mlp: str = "gelu") -> dict[str, Any]:
@@ -67,6 +73,9 @@ _VITS: dict[str, dict[str, Any]] = {
   "vit_l16": _vit(16, **_L),
   "vit_l32": _vit(32, **_L),
   "vit_h14": _vit(14, **_H),
+  "deit_ti16_distilled": _deit_distilled(**_TI),
+  "deit_s16_distilled": _deit_distilled(**_S),
+  "deit_b16_distilled": _deit_distilled(**_B),
 }
 
 _CONVNEXTS: dict[str, dict[str, Any]] = {

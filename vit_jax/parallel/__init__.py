@@ -1,7 +1,7 @@
 """Processes, the device mesh, and the sharding rules."""
 
 from vit_jax.parallel.mesh import BATCH_AXES, MeshError, batch_sharding, batch_shards, check_batch, make_mesh
-from vit_jax.parallel.rules import ACTIVATION_AXES, state_shardings
+from vit_jax.parallel.rules import ACTIVATION_AXES, parameter_sharding, state_shardings
 
 __all__ = [
   "ACTIVATION_AXES",
@@ -11,5 +11,6 @@ __all__ = [
   "batch_shards",
   "check_batch",
   "make_mesh",
+  "parameter_sharding",
   "state_shardings",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -96,8 +97,13 @@ def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
   return PartitionSpec(*(place(axis, size) for axis, size in zip(logical_axes(path, len(shape)), shape, strict=True)))
 
 
+def parameter_sharding(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
+  """A function that says how the parameter at a path, of a shape, is spread over the mesh."""
+  return lambda path, shape: NamedSharding(mesh, partition_spec(path, shape, mesh))
+
+
 # Subtrees of a state that have the structure of the parameters.
-_LIKE_PARAMETERS = re.compile(r"^(student|teacher|gram_teacher|opt_state/(mu|nu))/")
+_LIKE_PARAMETERS = re.compile(r"^(student|teacher|gram_teacher|frozen|opt_state/([^/]+/)?(mu|nu))/")
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:

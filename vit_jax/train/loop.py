@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,14 @@ from vit_jax.data.pipeline import make_pipeline
 from vit_jax.data.views import Views
 from vit_jax.inspect import pictures, tables
 from vit_jax.methods import State
-from vit_jax.train import setup
+from vit_jax.train import frozen, setup
 from vit_jax.train.compiling import CompiledSteps
 from vit_jax.train.evaluations import Evaluations
-from vit_jax.train.health import Health
 from vit_jax.train.interrupts import Interrupts, Stopped
 from vit_jax.train.prefetch import prefetch
 from vit_jax.train.progress import Progress
 from vit_jax.train.summary import write_summary
+from vit_jax.train.watch import Watch
 from vit_jax.train.writers import METRICS, Writers, read_lines
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def describe(config: ConfigDict, workdir: str) -> str:
   """What `train` would do, without compiling or writing anything."""
   run = setup.prepare(config)
   facts = "\n".join(f"{name:<12}{value}" for name, value in setup.describe(run).items())
-  return f"{tables.config_table(run.config, configs.default())}\n\n{facts}\nworkdir     {workdir}"
+  return f"{tables.config_table(run.config, configs.defaults_of(run.config))}\n\n{facts}\nworkdir     {workdir}"
 
 
 def train(config: ConfigDict, workdir: str, *, accept_config_change: bool = False) -> State:
@@ -60,8 +61,8 @@ def train(config: ConfigDict, workdir: str, *, accept_config_change: bool = Fals
     Stopped: after saving, if the process was asked to stop.
     UserError: if the loss is no longer finite.
   """
-  run = setup.prepare(config)
   folder = Path(workdir).expanduser().absolute()
+  run = frozen.pin(setup.prepare(config), folder)
   setup.remember(run.config, folder, accept_change=accept_config_change)
   for name, value in setup.describe(run).items():
     log.info("%-12s %s", name, value)
@@ -91,9 +92,9 @@ def abstract_state(run: setup.Run) -> State:
 
 
 def fresh_state(run: setup.Run) -> State:
-  """A new state, every array born on its devices."""
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run))
-  init = jax.jit(functools.partial(run.method.init, run.config), out_shardings=shardings)
+  """A new state, every array born on its devices; without the frozen teacher, which a file holds."""
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run).saved())
+  init = jax.jit(lambda key: run.method.init(run.config, key).saved(), out_shardings=shardings)
   return init(jax.random.key(run.config.seed))
 
 
@@ -115,19 +116,16 @@ class _Loop:
       max_bad_fraction=run.config.data.max_bad_fraction,
     )
     self.step_number, self.state = self._start(accept_config_change)
+    teacher = abstract_state(run).frozen
+    if teacher is not None:
+      self.state = self.state.replace(frozen=frozen.params_on_devices(run, teacher))
     self.health = self._watch()
     self.evaluations = Evaluations(run)
     self.last_metrics: dict[str, float] = {}
 
-  def _watch(self) -> Health:
+  def _watch(self) -> Watch:
     """The watch over the metrics, told again how the run began."""
-    config = self.run.config
-    health = Health(
-      self.total,
-      batch_size=config.batch_size,
-      prototypes={name: config[name].prototypes for name in ("dino", "ibot")},
-      mask_probability=config.ibot.mask_probability,
-    )
+    health = Watch(self.run.config, self.total)
     for line in read_lines(self.workdir / METRICS):
       if line["step"] <= self.step_number:
         health.check(int(line["step"]), {name: value for name, value in line.items() if name != "step"})
@@ -137,7 +135,7 @@ class _Loop:
     if self.checkpoints.latest_step() is None:
       log.info("Starting from scratch.")
       return 0, fresh_state(self.run)
-    restored = self.checkpoints.restore(abstract_state(self.run))
+    restored = self.checkpoints.restore(abstract_state(self.run).saved())
     self.pipeline.set_state(restored.data_state, exact=not accept_config_change)
     log.info("Going on from step %d of %d.", restored.step, self.total)
     return restored.step, restored.state
@@ -271,7 +269,7 @@ class _Loop:
         self.writers.scalars(step, scores)
         self.last_metrics |= scores
         self._judge(step, scores)
-        shown = {name: value for name, value in scores.items() if name.endswith("top1") and "/k" not in name}
+        shown = {n: value for n, value in scores.items() if n.endswith("/top1") and not re.search(r"/k\d+/", n)}
         log.info("step %d: %s", step, ", ".join(f"{name} {value:.3f}" for name, value in shown.items()))
       if self.run.config.log.pictures and jax.process_index() == 0:
         self.writers.images(step, self.evaluations.pictures(self.state))
@@ -284,4 +282,4 @@ class _Loop:
   def _save(self, step: int, data_state: dict[str, Any]) -> None:
     with self.progress.pausing("saving"):
       self.writers.flush()
-      self.checkpoints.save(step, self.state, data_state, configs.to_dict(self.run.config), self.last_metrics)
+      self.checkpoints.save(step, self.state.saved(), data_state, configs.to_dict(self.run.config), self.last_metrics)

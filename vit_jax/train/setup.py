@@ -12,8 +12,8 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vit_jax import checkpoints, methods, parallel
 from vit_jax import config as configs
-from vit_jax import methods, parallel
 from vit_jax.config import ConfigError
 from vit_jax.data.sources import Source, open_source, split_specs
 from vit_jax.data.views import Views
@@ -67,9 +67,11 @@ def prepare(config: ConfigDict) -> Run:
     resolved = configs.resolve(config, len(source))
     mesh = parallel.make_mesh(resolved.mesh)
     views = method.views(resolved)
-    sizes = {key: resolved[key] for key in ("batch_size", "loss_group_size", "micro_batches")}
-    parallel.check_batch(mesh, **sizes)
-    _check_koleo(resolved)
+    sizes = {key: resolved[key] for key in ("batch_size", "loss_group_size")}
+    for alone in methods.each_student(resolved).values():
+      parallel.check_batch(mesh, **sizes, micro_batches=alone.micro_batches)
+      _check_koleo(alone)
+      _check_channels(alone)
     sources = _evaluation_sources(resolved, source)
   except (ValueError, ImportError, FileNotFoundError) as error:
     if isinstance(error, ConfigError):
@@ -84,6 +86,14 @@ def _check_koleo(config: ConfigDict) -> None:
     raise ConfigError(
       f"koleo.group_size={group}: must be larger than koleo.topk={topk}; raise batch_size or loss_group_size, or set "
       "koleo.loss_weight=0"
+    )
+
+
+def _check_channels(config: ConfigDict) -> None:
+  if config.model.in_channels not in (1, 3):
+    raise ConfigError(
+      f"model.in_channels={config.model.in_channels}: data.source={config.data.source} has RGB images, which serve a "
+      "model of 3 channels, or of 1 by their grey values"
     )
 
 
@@ -122,9 +132,13 @@ def remember(config: ConfigDict, workdir: Path, *, accept_change: bool) -> None:
   """
   path = workdir / CONFIG_FILE
   if path.exists():
-    changes = configs.difference(configs.read(path), config)
-    if changes and not accept_change:
-      listed = "\n".join(f"  {change}" for change in changes)
+    begun = configs.read(path)
+    changes = configs.difference(begun, config)
+    if begun.distillation.fingerprint and begun.distillation.fingerprint == config.distillation.fingerprint:
+      begun.distillation.teacher = config.distillation.teacher  # the same parameters in another place
+    refused = configs.difference(begun, config)
+    if refused and not accept_change:
+      listed = "\n".join(f"  {change}" for change in refused)
       raise ConfigError(
         f"{workdir} was started with another config:\n{listed}\n"
         "use another --workdir, or --accept_config_change to go on with the new values"
@@ -136,6 +150,9 @@ def remember(config: ConfigDict, workdir: Path, *, accept_change: bool) -> None:
   if jax.process_index() == 0:
     workdir.mkdir(parents=True, exist_ok=True)
     configs.save(config, path)
+    for name, alone in methods.each_student(config).items():
+      if name:  # what distils this student alone; and its folder is its address for `load_model`
+        configs.save(alone, workdir / checkpoints.STUDENTS / name / CONFIG_FILE)
 
 
 def describe(run: Run) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vit_jax.models import ProjectionHead
+from vit_jax.weights.assembly import Parameter, Slot, maker
 from vit_jax.weights.dinov2 import DINOV2
 from vit_jax.weights.dinov3 import DINOV3
 from vit_jax.weights.errors import WeightMismatch, WeightsError
@@ -21,7 +23,8 @@ from vit_jax.weights.hf import HF_DINOV3
 from vit_jax.weights.hf_convnext import HF_DINOV3_CONVNEXT
 from vit_jax.weights.hf_dinov2 import HF_DINOV2
 from vit_jax.weights.hf_vit import HF_VIT
-from vit_jax.weights.layout import STACKED, Buffer, Layout, Row, Shape
+from vit_jax.weights.layout import STACKED, Buffer, Layout, Shape
+from vit_jax.weights.lazy import LazyTensor
 from vit_jax.weights.timm import TIMM
 
 LAYOUTS: dict[str, Layout] = {
@@ -37,44 +40,28 @@ LAYOUTS: dict[str, Layout] = {
 _log = logging.getLogger(__name__)
 
 
-class _Slot(NamedTuple):
-  """Where one tensor of the file, or one chunk of it, belongs."""
-
-  row: Row
-  layer: int | None
-  shape: Shape  # of the parameter's slice that the tensor holds
-
-  @property
-  def file_shape(self) -> Shape:
-    """The shape of the whole tensor."""
-    first, *rest = self.row.form.file_shape(self.shape)
-    return (first * (self.row.chunk[1] if self.row.chunk else 1), *rest)
-
-  @property
-  def index(self) -> tuple[Any, ...]:
-    """The tensor's place in the parameter."""
-    index: list[Any] = [] if self.layer is None else [self.layer]
-    if self.row.part is not None:
-      axis, number = self.row.part
-      index += [slice(None)] * axis + [number]
-    return tuple(index)
-
-  def own(self, tensor: np.ndarray) -> np.ndarray:
-    """The chunk of the tensor that belongs here."""
-    return tensor if self.row.chunk is None else np.split(tensor, self.row.chunk[1])[self.row.chunk[0]]
-
-
-def from_state_dict(state_dict: Mapping[str, Any], model: nn.Module, layout: str = "dinov3") -> dict[str, Any]:
+def from_state_dict(
+  state_dict: Mapping[str, Any],
+  model: nn.Module,
+  layout: str = "dinov3",
+  *,
+  sharding: Callable[[str, Shape], jax.sharding.Sharding] | None = None,
+) -> dict[str, Any]:
   """Parameters of a model from a state dict.
+
+  One parameter (the stack of one kind of tensor of all blocks) is put together at a time, and given `sharding` and lazy
+  tensors (`open_safetensors`, `open_pth`), one shard of it: a file may be larger than the memory of the host.
 
   Buffers that follow from the model's attributes (rotary periods, bias masks) are checked where the state dict has
   them. Narrow types are widened to the model's `param_dtype`; float64 stays float64 where jax's x64 mode is on. Of a
   file that holds more than a backbone by design (a classifier), the rest is left out, and the log says so.
 
   Args:
-    state_dict: tensor names → arrays. Take a part of a larger one with `select` first.
+    state_dict: tensor names → arrays or lazy tensors. Take a part of a larger one with `select` first.
     model: a `VisionTransformer`, `ConvNeXt` or `ProjectionHead` of the same architecture.
     layout: the naming scheme, a key of `LAYOUTS`.
+    sharding: how a parameter of this path ("blocks/mlp/fc1/kernel") and shape is spread over devices, see
+      `parallel.parameter_sharding`; None: all of it on the default device.
 
   Returns:
     The tree to pass as `model.apply({"params": …})`.
@@ -97,23 +84,36 @@ def from_state_dict(state_dict: Mapping[str, Any], model: nn.Module, layout: str
       f"{len(problems)} tensors of the state dict do not fit the {type(model).__name__} (layout {layout!r}); check the "
       "model's attributes:\n" + "\n".join(problems) + hint
     )
-  least = jnp.dtype(model.param_dtype)
-  params: dict[str, np.ndarray] = {}
-  for name in required:
-    tensor = np.asarray(state_dict[name])
-    for slot in slots[name]:
-      path = slot.row.path
-      if path not in params:
-        params[path] = np.zeros(shapes[path], jnp.promote_types(tensor.dtype, least))
-      params[path][slot.index] = slot.row.form.from_file(slot.own(tensor), slot.shape)
   for name, slot in copies.items():
-    if not np.array_equal(slot.row.form.from_file(np.asarray(state_dict[name]), slot.shape), params[slot.row.path]):
-      raise WeightMismatch(f"{name} should repeat another tensor, the one of {slot.row.path}, but differs from it.")
-  return unflatten_dict({path: jnp.asarray(value) for path, value in params.items()}, sep="/")
+    original = next(other for other in required if slots[other][0].row.path == slot.row.path)
+    if not np.array_equal(state_dict[name], state_dict[original]):
+      raise WeightMismatch(f"{name} should repeat another tensor, {original}, but differs from it.")
+  least = jnp.dtype(model.param_dtype)
+  sources: dict[str, list[tuple[Any, Slot]]] = {}
+  for name in required:
+    for slot in slots[name]:
+      sources.setdefault(slot.row.path, []).append((state_dict[name], slot))
+  parameters = {
+    path: Parameter(shapes[path], jax.dtypes.canonicalize_dtype(jnp.promote_types(found[0][0].dtype, least)), found)
+    for path, found in sources.items()
+  }
+  loaded = {
+    path: jnp.asarray(parameter.read()) if sharding is None else parameter.put(sharding(path, parameter.shape))
+    for path, parameter in parameters.items()
+  }
+  return unflatten_dict(loaded, sep="/")
 
 
 def to_state_dict(params: Mapping[str, Any], model: nn.Module, layout: str = "dinov3") -> dict[str, np.ndarray]:
   """The state dict of a model's parameters (or of anything of their structure, such as gradients), buffers included.
+
+  See `lazy_state_dict`, which makes one tensor at a time.
+  """
+  return {name: np.asarray(tensor) for name, tensor in lazy_state_dict(params, model, layout).items()}
+
+
+def lazy_state_dict(params: Mapping[str, Any], model: nn.Module, layout: str = "dinov3") -> dict[str, LazyTensor]:
+  """The state dict of a model's parameters, each tensor made (and brought from the devices) when it is asked for.
 
   Args:
     params: the model's parameter tree.
@@ -132,13 +132,13 @@ def to_state_dict(params: Mapping[str, Any], model: nn.Module, layout: str = "di
     raise WeightMismatch(
       f"{len(problems)} parameters are not those of the {type(model).__name__}:\n" + "\n".join(problems)
     )
-  arrays = {path: np.asarray(value) for path, value in given.items()}
-  state_dict = {}
+  tensors: dict[str, LazyTensor] = {}
   for name, slots in _slots(table, layout, model, shapes).items():
-    ordered = sorted(slots, key=lambda slot: slot.row.chunk or (0, 1))
-    parts = [slot.row.form.to_file(arrays[slot.row.path][slot.index]) for slot in ordered]
-    state_dict[name] = np.ascontiguousarray(np.concatenate(parts) if len(parts) > 1 else parts[0])
-  return state_dict | {buffer.name: buffer.value for buffer in table.buffers(model)}
+    parts = [(given[slot.row.path], slot) for slot in slots]
+    tensors[name] = LazyTensor(slots[0].file_shape, parts[0][0].dtype, maker(parts))
+  for buffer in table.buffers(model):
+    tensors[buffer.name] = LazyTensor(buffer.value.shape, buffer.value.dtype, functools.partial(np.array, buffer.value))
+  return tensors
 
 
 def select(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def _parameter_shapes(model: nn.Module, width: int) -> dict[str, Shape]:
   if isinstance(model, ProjectionHead):
     example = jax.ShapeDtypeStruct((1, width), jnp.float32)
   else:
-    example = jax.ShapeDtypeStruct((1, model.stride, model.stride, 3), jnp.float32)
+    example = jax.ShapeDtypeStruct((1, model.stride, model.stride, model.in_channels), jnp.float32)
   variables = jax.eval_shape(model.init, jax.random.key(0), example)
   return {path: leaf.shape for path, leaf in flatten_dict(variables["params"], sep="/").items()}
 
@@ -190,9 +190,9 @@ def _input_width(state_dict: Mapping[str, Any], table: Layout, model: nn.Module)
   return np.shape(state_dict[name])[-1] if name in state_dict and np.ndim(state_dict[name]) == 2 else 1
 
 
-def _slots(table: Layout, layout: str, model: nn.Module, shapes: Mapping[str, Shape]) -> dict[str, list[_Slot]]:
+def _slots(table: Layout, layout: str, model: nn.Module, shapes: Mapping[str, Shape]) -> dict[str, list[Slot]]:
   """What every tensor of the file holds: one parameter, or the chunks of several."""
-  slots: dict[str, list[_Slot]] = {}
+  slots: dict[str, list[Slot]] = {}
   covered = set()
   for row in table.rows(model):
     if row.path not in shapes:
@@ -203,7 +203,7 @@ def _slots(table: Layout, layout: str, model: nn.Module, shapes: Mapping[str, Sh
     if row.part is not None:
       shape = shape[: row.part[0]] + shape[row.part[0] + 1 :]
     for layer in range(shapes[row.path][0]) if stacked else (None,):
-      slots.setdefault(row.name.format(i=layer), []).append(_Slot(row, layer, shape))
+      slots.setdefault(row.name.format(i=layer), []).append(Slot(row, layer, shape))
   uncovered = sorted(set(shapes) - covered)
   if uncovered:
     raise WeightMismatch(f"layout {layout!r} has no place for {', '.join(uncovered)}: {table.hint}.")
@@ -221,6 +221,8 @@ def _compare(
       problems.append(f"  extra: {name} {shape}")
     elif shape != allowed[name]:
       problems.append(f"  shape: {name} is {shape}, expected {allowed[name]}")
+    elif not jnp.issubdtype(value.dtype, jnp.floating):
+      problems.append(f"  type: {name} is {value.dtype}, expected floating-point numbers")
   return problems
 
 
@@ -240,7 +242,7 @@ def _contradictions(found: Mapping[str, Any], buffers: Mapping[str, Buffer]) -> 
   return problems
 
 
-def _prefix_hint(state_dict: Mapping[str, Any], slots: Mapping[str, list[_Slot]]) -> str:
+def _prefix_hint(state_dict: Mapping[str, Any], slots: Mapping[str, list[Slot]]) -> str:
   for name, value in state_dict.items():
     if isinstance(value, Mapping):
       return f"\nThe weights may be inside: pass weights.select(state_dict, {name!r})."

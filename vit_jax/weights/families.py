@@ -18,6 +18,7 @@ FAMILIES: dict[str, Family] = {
   hf_dinov2.MODEL_TYPE: Family("hf_dinov2", VisionTransformer, hf_dinov2.to_attributes, hf_dinov2.to_config),
   hf_dinov2.WITH_REGISTERS: Family("hf_dinov2", VisionTransformer, hf_dinov2.to_attributes, hf_dinov2.to_config, True),
   hf_vit.MODEL_TYPE: Family("hf_vit", VisionTransformer, hf_vit.to_attributes, hf_vit.to_config, False),
+  hf_vit.DISTILLED: Family("hf_vit", VisionTransformer, hf_vit.to_attributes, hf_vit.to_config, False),
 }
 
 

@@ -30,6 +30,16 @@ class Family(NamedTuple):
   masking: bool | None = None
 
 
+# What the Vision Transformers of Hugging Face say with the same value under another name: ours: theirs.
+SAME = {
+  "in_channels": "num_channels",
+  "patch_size": "patch_size",
+  "width": "hidden_size",
+  "depth": "num_hidden_layers",
+  "num_heads": "num_attention_heads",
+  "norm_eps": "layer_norm_eps",
+}
+
 # What the plain Vision Transformers of Hugging Face have in common.
 PLAIN = dict(
   class_token=True,
@@ -42,6 +52,31 @@ PLAIN = dict(
   pool="cls",
   pool_norm=False,
 )
+
+
+def make_config(
+  model: nn.Module, model_type: str, architecture: str, same: Mapping[str, str], **specific: Any
+) -> dict[str, Any]:
+  """A config.json: the attributes of `same` (ours: theirs), and what is specific to the family."""
+  named = {theirs: getattr(model, ours) for ours, theirs in same.items()}
+  return dict(architectures=[architecture], model_type=model_type, dtype="float32") | named | specific
+
+
+def same_attributes(config: Mapping[str, Any], same: Mapping[str, str]) -> dict[str, Any]:
+  """The attributes of `same` (ours: theirs) in a config.json.
+
+  Raises:
+    WeightsError: naming the keys that it lacks.
+  """
+  missing = [theirs for theirs in same.values() if theirs not in config]
+  if missing:
+    raise WeightsError(f"the configuration lacks {', '.join(missing)}.")
+  return {ours: config[theirs] for ours, theirs in same.items()}
+
+
+def is_distilled(model: VisionTransformer) -> bool:
+  """Whether a model's one register is a distillation token: it has a position, as the class token has."""
+  return model.num_registers == 1 and model.position_table is not None and model.position_table.prefix == "all"
 
 
 def deviations(model: VisionTransformer, fixed: Mapping[str, Any]) -> list[str]:

@@ -11,16 +11,11 @@ from vit_jax.weights.errors import WeightsError
 
 MODEL_TYPE = "dinov3_vit"
 
-_SAME = {  # ours: theirs
-  "patch_size": "patch_size",
-  "width": "hidden_size",
-  "depth": "num_hidden_layers",
-  "num_heads": "num_attention_heads",
+_SAME = family.SAME | {  # ours: theirs
   "mlp_hidden": "intermediate_size",
   "num_registers": "num_register_tokens",
   "proj_bias": "proj_bias",
   "mlp_bias": "mlp_bias",
-  "norm_eps": "layer_norm_eps",
   "layer_scale": "layerscale_value",
 }
 _SAME_ROPE = {
@@ -31,6 +26,7 @@ _SAME_ROPE = {
 }
 _DEFAULTS = {  # of transformers, for keys that a config.json may leave out
   "patch_size": 16,
+  "num_channels": 3,
   "hidden_size": 384,
   "num_hidden_layers": 12,
   "num_attention_heads": 6,
@@ -60,10 +56,11 @@ def to_config(model: VisionTransformer, image_size: int) -> dict[str, Any]:
   """
   family.refuse("DINOv3 ViT", _inexpressible(model))
   gated = model.mlp == "swiglu"
-  return dict(
-    architectures=["DINOv3ViTModel"],
-    model_type=MODEL_TYPE,
-    **{theirs: getattr(model, ours) for ours, theirs in _SAME.items() if ours != "mlp_hidden"},
+  return family.make_config(
+    model,
+    MODEL_TYPE,
+    "DINOv3ViTModel",
+    _SAME,
     intermediate_size=model.mlp_hidden or 4 * model.width,
     **{theirs: getattr(model.rope, ours) for ours, theirs in _SAME_ROPE.items()},
     query_bias=model.qkv_bias,
@@ -72,8 +69,6 @@ def to_config(model: VisionTransformer, image_size: int) -> dict[str, Any]:
     use_gated_mlp=gated,
     hidden_act="silu" if gated else "gelu",
     image_size=image_size,
-    num_channels=3,
-    dtype="float32",
   )
 
 
@@ -97,7 +92,7 @@ def to_attributes(config: Mapping[str, Any]) -> dict[str, Any]:
   if problems:
     raise WeightsError(f"VisionTransformer has no counterpart for {'; '.join(problems)}.")
   return dict(
-    **{ours: c[theirs] for ours, theirs in _SAME.items()},
+    **family.same_attributes(c, _SAME),
     rope=Rope(**{ours: c[theirs] for ours, theirs in _SAME_ROPE.items()}),
     qkv_bias=c["query_bias"],
     mask_k_bias=not c["key_bias"],
@@ -123,9 +118,12 @@ def to_preprocessor(mean: Sequence[float], std: Sequence[float], image_size: int
 
 def from_preprocessor(values: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...], int]:
   """Mean, standard deviation and image side of a preprocessor_config.json."""
-  size = values["crop_size"] if values.get("do_center_crop") else values["size"]
-  side = size if isinstance(size, int) else size.get("height") or size["shortest_edge"]
-  return tuple(values["image_mean"]), tuple(values["image_std"]), side
+  try:
+    size = values["crop_size"] if values.get("do_center_crop") else values["size"]
+    side = size if isinstance(size, int) else size.get("height") or size["shortest_edge"]
+    return tuple(values["image_mean"]), tuple(values["image_std"]), side
+  except KeyError as error:
+    raise WeightsError(f"the preprocessor_config.json lacks {error}.") from error
 
 
 def _inexpressible(model: VisionTransformer) -> list[str]:

@@ -6,12 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.models import ConvNeXt
+from vit_jax.weights import family
 from vit_jax.weights.errors import WeightsError
 from vit_jax.weights.layout import CONVOLUTION, FLAT, Layout, Row, dense, norm
 
 MODEL_TYPE = "dinov3_convnext"
 
+_SAME = {  # ours: theirs
+  "in_channels": "num_channels",
+  "depths": "depths",
+  "widths": "hidden_sizes",
+  "norm_eps": "layer_norm_eps",
+  "layer_scale": "layer_scale_init_value",
+}
 _DEFAULTS = {  # of transformers, for keys that a config.json may leave out
+  "num_channels": 3,
   "hidden_sizes": (96, 192, 384, 768),
   "depths": (3, 3, 9, 3),
   "hidden_act": "gelu",
@@ -42,17 +51,13 @@ HF_DINOV3_CONVNEXT = Layout(_rows, modules=(ConvNeXt,))
 
 def to_config(model: ConvNeXt, image_size: int) -> dict[str, Any]:
   """The config.json of a model."""
-  return dict(
-    architectures=["DINOv3ConvNextModel"],
-    model_type=MODEL_TYPE,
-    hidden_sizes=list(model.widths),
-    depths=list(model.depths),
+  return family.make_config(
+    model,
+    MODEL_TYPE,
+    "DINOv3ConvNextModel",
+    _SAME,
     hidden_act="gelu",
-    layer_norm_eps=model.norm_eps,
-    layer_scale_init_value=model.layer_scale,
     image_size=image_size,
-    num_channels=3,
-    dtype="float32",
   )
 
 
@@ -65,9 +70,5 @@ def to_attributes(config: Mapping[str, Any]) -> dict[str, Any]:
   c = _DEFAULTS | dict(config)
   if c["hidden_act"] != "gelu":
     raise WeightsError(f"ConvNeXt has no counterpart for hidden_act={c['hidden_act']!r} instead of 'gelu'.")
-  return dict(
-    depths=tuple(c["depths"]),
-    widths=tuple(c["hidden_sizes"]),
-    norm_eps=c["layer_norm_eps"],
-    layer_scale=c["layer_scale_init_value"],
-  )
+  attributes = family.same_attributes(c, _SAME)
+  return attributes | {name: tuple(attributes[name]) for name in ("depths", "widths")}

@@ -44,7 +44,9 @@ HF_DINOV2 = Layout(
 )
 
 _FIXED = family.PLAIN | dict(rope=None, mask_k_bias=False, proj_bias=True, mlp_bias=True)
+_SAME = family.SAME | {"qkv_bias": "qkv_bias", "layer_scale": "layerscale_value"}  # ours: theirs
 _DEFAULTS = {  # of transformers, for keys that a config.json may leave out
+  "num_channels": 3,
   "hidden_size": 768,
   "num_hidden_layers": 12,
   "num_attention_heads": 12,
@@ -78,22 +80,15 @@ def to_config(model: VisionTransformer, image_size: int) -> dict[str, Any]:
     problems.append(f"mlp_hidden={model.mlp_hidden} (its mlp_ratio is a whole number)")
   family.refuse("DINOv2", problems)
   specific = {"num_register_tokens": model.num_registers} if with_registers else {"use_mask_token": model.masking}
-  return dict(
-    architectures=["Dinov2WithRegistersModel" if with_registers else "Dinov2Model"],
-    model_type=WITH_REGISTERS if with_registers else MODEL_TYPE,
-    patch_size=model.patch_size,
+  return family.make_config(
+    model,
+    WITH_REGISTERS if with_registers else MODEL_TYPE,
+    "Dinov2WithRegistersModel" if with_registers else "Dinov2Model",
+    _SAME,
     image_size=family.image_size_of(model),
-    hidden_size=model.width,
-    num_hidden_layers=model.depth,
-    num_attention_heads=model.num_heads,
     mlp_ratio=ratio,
     hidden_act="gelu",
-    layer_norm_eps=model.norm_eps,
-    qkv_bias=model.qkv_bias,
-    layerscale_value=model.layer_scale,
     use_swiglu_ffn=gated,
-    num_channels=3,
-    dtype="float32",
     **specific,
   )
 
@@ -109,17 +104,11 @@ def to_attributes(config: Mapping[str, Any]) -> dict[str, Any]:
   family.unknown_settings(c, {"hidden_act": "gelu"})
   gated = c["use_swiglu_ffn"]
   return dict(
-    patch_size=c["patch_size"],
-    width=c["hidden_size"],
-    depth=c["num_hidden_layers"],
-    num_heads=c["num_attention_heads"],
+    **family.same_attributes(c, _SAME),
     mlp="swiglu" if gated else "gelu",
     mlp_hidden=_hidden(c["hidden_size"], c["mlp_ratio"], gated),
     num_registers=c["num_register_tokens"] if with_registers else 0,
     masking=with_registers or c["use_mask_token"],
-    layer_scale=c["layerscale_value"],
-    qkv_bias=c["qkv_bias"],
-    norm_eps=c["layer_norm_eps"],
     rope=None,
     position_table=PositionTable(family.grid_of(c), antialias=with_registers),
   )

@@ -1,4 +1,4 @@
-"""Hugging Face's ViT (model_type "vit"): tensor names and config.json."""
+"""Hugging Face's ViT (model_type "vit") and distilled DeiT ("deit"): tensor names and config.json."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vit_jax.models import PositionTable, VisionTransformer
 from vit_jax.weights import family
 from vit_jax.weights.layout import CONVOLUTION, Layout, Row, dense, linear, norm, separate_qkv, token
 
-MODEL_TYPE = "vit"
+MODEL_TYPE, DISTILLED = "vit", "deit"
 
 _ROWS = (
   Row("cls_token", "embeddings.cls_token", token(2)),
@@ -24,27 +24,23 @@ _ROWS = (
   *norm("final_norm", "layernorm"),
 )
 
+_DISTILLATION = (Row("registers", "embeddings.distillation_token", token(1)),)
+
 HF_VIT = Layout(
-  lambda model: _ROWS,
+  lambda model: _ROWS + (_DISTILLATION if family.is_distilled(model) else ()),
   (VisionTransformer,),
-  outside=("classifier.", "pooler."),
+  outside=("classifier.", "cls_classifier.", "distillation_classifier.", "pooler."),
   hint='the Hugging Face ViT has no such tensor: keep it with format="timm" or format="orbax"',
 )
 
 _FIXED = family.PLAIN | dict(
   rope=None, num_registers=0, masking=False, layer_scale=None, mask_k_bias=False, proj_bias=True, mlp_bias=True
 )
+_FIXED_DISTILLED = _FIXED | dict(num_registers=1, pool="distilled")
 _ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}  # ours: theirs
-_SAME = {  # ours: theirs
-  "patch_size": "patch_size",
-  "width": "hidden_size",
-  "depth": "num_hidden_layers",
-  "num_heads": "num_attention_heads",
-  "mlp_hidden": "intermediate_size",
-  "qkv_bias": "qkv_bias",
-  "norm_eps": "layer_norm_eps",
-}
+_SAME = family.SAME | {"mlp_hidden": "intermediate_size", "qkv_bias": "qkv_bias"}  # ours: theirs
 _DEFAULTS = {  # of transformers, for keys that a config.json may leave out
+  "num_channels": 3,
   "patch_size": 16,
   "hidden_size": 768,
   "num_hidden_layers": 12,
@@ -63,19 +59,21 @@ def to_config(model: VisionTransformer, image_size: int) -> dict[str, Any]:
   Raises:
     WeightsError: if Hugging Face's ViT cannot express the model; names every attribute that is in the way.
   """
-  problems = family.deviations(model, _FIXED) + family.table_deviations(model.position_table)
+  distilled = family.is_distilled(model)
+  prefix = "all" if distilled else "cls"
+  problems = family.deviations(model, _FIXED_DISTILLED if distilled else _FIXED)
+  problems += family.table_deviations(model.position_table, prefix=prefix)
   if model.mlp not in _ACTIVATIONS:
     problems.append(f"mlp={model.mlp!r}")
-  family.refuse("ViT", problems)
-  same = {theirs: getattr(model, ours) for ours, theirs in _SAME.items()}
-  return same | dict(
-    architectures=["ViTModel"],
-    model_type=MODEL_TYPE,
+  family.refuse("DeiT" if distilled else "ViT", problems)
+  return family.make_config(
+    model,
+    DISTILLED if distilled else MODEL_TYPE,
+    "DeiTModel" if distilled else "ViTModel",
+    _SAME,
     intermediate_size=model.mlp_hidden or 4 * model.width,
     image_size=family.image_size_of(model),
     hidden_act=_ACTIVATIONS[model.mlp],
-    num_channels=3,
-    dtype="float32",
   )
 
 
@@ -90,10 +88,8 @@ def to_attributes(config: Mapping[str, Any]) -> dict[str, Any]:
   if c["hidden_act"] not in names:
     family.unknown_settings(c, {"hidden_act": "gelu"})
   family.unknown_settings(c, {})
-  return dict(
-    **{ours: c[theirs] for ours, theirs in _SAME.items()},
-    mlp=names[c["hidden_act"]],
-    masking=False,
-    rope=None,
-    position_table=PositionTable(family.grid_of(c)),
-  )
+  attributes = family.same_attributes(c, _SAME) | dict(mlp=names[c["hidden_act"]], masking=False, rope=None)
+  if c["model_type"] == DISTILLED:
+    table = PositionTable(family.grid_of(c), prefix="all")
+    return attributes | dict(position_table=table, num_registers=1, pool="distilled")
+  return attributes | dict(position_table=PositionTable(family.grid_of(c)))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import collections
+import functools
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,6 +21,10 @@ ASSUMED = {"norm_eps": 1e-5, "rope.normalize": "separate", "rope.rescale": 2.0}
 
 # Attention heads by width, where heads are not 64 wide.
 HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
+
+
+_BLOCK = re.compile(r"blocks\.\d+\.")
+_STAGE = re.compile(r"stages\.(\d+)\.(\d+)\.")
 
 
 class Recognised(NamedTuple):
@@ -36,62 +43,111 @@ class Recognised(NamedTuple):
   assumed: dict[str, Any]
 
 
-def recognise(state_dict: Mapping[str, np.ndarray]) -> Recognised:
-  """The model of a state dict in a layout of the DINO repositories or of timm.
+class _Shapes:
+  """The shapes of a state dict, and what its blocks have in common, even if some of them are broken."""
+
+  def __init__(self, state_dict: Mapping[str, Any]):
+    self._shapes = {name: np.shape(value) for name, value in state_dict.items()}
+
+  def __contains__(self, name: str) -> bool:
+    return name in self._shapes
+
+  def of(self, name: str, rank: int) -> tuple[int, ...]:
+    """The shape of a tensor, which has so many axes.
+
+    Raises:
+      WeightsError: if it is missing or has not.
+    """
+    if name not in self._shapes:
+      raise WeightsError(f"cannot tell which model this is: {name} is missing; there are {self._some()}.")
+    if len(self._shapes[name]) != rank or 0 in self._shapes[name]:
+      raise WeightsError(f"cannot tell which model this is: {name} is {self._shapes[name]}, expected {rank} axes.")
+    return self._shapes[name]
+
+  def block(self, kind: str, rank: int) -> tuple[int, ...]:
+    """The shape that a tensor has in most blocks.
+
+    Raises:
+      WeightsError: if no block has it.
+    """
+    found = [shape for shape in self._of_blocks.get(kind, []) if len(shape) == rank and 0 not in shape]
+    if not found:
+      raise WeightsError(f"cannot tell which model this is: no block has {kind}; there are {self._some()}.")
+    return collections.Counter(found).most_common(1)[0][0]
+
+  def in_blocks(self, kind: str) -> bool:
+    """Whether a block has this tensor."""
+    return kind in self._of_blocks
+
+  @functools.cached_property
+  def depth(self) -> int:
+    """How many blocks there are."""
+    return 1 + max((int(name.split(".")[1]) for name in self._shapes if _BLOCK.match(name)), default=-1)
+
+  @functools.cached_property
+  def _of_blocks(self) -> dict[str, list[tuple[int, ...]]]:
+    kinds: dict[str, list[tuple[int, ...]]] = {}
+    for name, shape in self._shapes.items():
+      if _BLOCK.match(name):
+        kinds.setdefault(name.split(".", 2)[2], []).append(shape)
+    return kinds
+
+  def _some(self) -> str:
+    names = sorted(self._shapes)
+    return ", ".join(names[:5]) + (f", … ({len(names)} in all)" if len(names) > 5 else "") if names else "none"
+
+
+def recognise(state_dict: Mapping[str, Any]) -> Recognised:
+  """The model of a state dict (arrays or lazy tensors) in a layout of the DINO repositories or of timm.
 
   Raises:
     WeightsError: if it is of none of these.
   """
-  if "downsample_layers.0.0.weight" in state_dict:
+  if any(name.startswith("downsample_layers.") for name in state_dict):
     return Recognised("dinov3", ConvNeXt, _convnext(state_dict), {})
-  if "patch_embed.proj.weight" not in state_dict or "rope_embed.periods" in state_dict:
+  if "rope_embed.periods" in state_dict or "storage_tokens" in state_dict:
     return Recognised("dinov3", VisionTransformer, infer_attributes(state_dict), ASSUMED)
-  if "pos_embed" in state_dict and "mask_token" in state_dict:
-    attributes = _dinov2(state_dict)
+  shapes = _Shapes(state_dict)
+  if "patch_embed.proj.weight" not in shapes and not shapes.depth:
+    names = ", ".join(sorted(state_dict)[:5]) or "nothing"
+    raise WeightsError(
+      f"not a backbone of DINOv3, DINOv2 or timm: there is neither patch_embed.proj.weight nor a block; it has {names}."
+    )
+  if "pos_embed" in shapes and "mask_token" in shapes:
+    attributes = _dinov2(shapes)
     assumed = {name: attributes[name] for name in ("num_heads", "norm_eps", "position_table")}
     return Recognised("dinov2", VisionTransformer, attributes, assumed)
-  attributes = _timm(state_dict)
+  attributes = _timm(shapes)
   assumed = {name: attributes[name] for name in ("num_heads", "norm_eps", "mlp", "pool")}
   return Recognised("timm", VisionTransformer, attributes, assumed)
 
 
-def infer_attributes(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
-  """The attributes of the `VisionTransformer` that a backbone's state dict was saved from.
+def infer_attributes(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+  """The attributes of the `VisionTransformer` that a DINOv3 backbone's state dict was saved from.
 
   The norm epsilon and the way rotary coordinates are normalised leave no trace in a file: `ASSUMED`.
 
   Raises:
     WeightsError: if the names are not those of a DINOv3 ViT backbone.
   """
-  needed = ("cls_token", "patch_embed.proj.weight", "rope_embed.periods", "blocks.0.attn.qkv.weight")
-  missing = [name for name in needed if name not in state_dict]
-  if missing:
-    begin = ", ".join(sorted(state_dict)[:5])
-    raise WeightsError(
-      f"not the state dict of a DINOv3 ViT backbone: it lacks {', '.join(missing)}; it has {begin}, …."
-    )
-  shape = {name: np.shape(value) for name, value in state_dict.items()}
-  width = shape["cls_token"][-1]
+  shapes = _Shapes(state_dict)
+  width = shapes.block("norm1.weight", 1)[0]
+  shapes.of("rope_embed.periods", 1)
   period = np.asarray(state_dict["rope_embed.periods"], np.float64)
-  gated = "blocks.0.mlp.w1.weight" in shape
-  hidden = shape.get("blocks.0.mlp.w1.weight" if gated else "blocks.0.mlp.fc1.weight", (4 * width,))[0]
-  return dict(
-    patch_size=shape["patch_embed.proj.weight"][-1],
-    width=width,
-    depth=1 + max(int(name.split(".")[1]) for name in shape if name.startswith("blocks.")),
+  gated = shapes.in_blocks("mlp.w1.weight")
+  return _trunk(shapes) | dict(
     num_heads=width // (4 * period.size),
     mlp="swiglu" if gated else "gelu",
-    mlp_hidden=hidden,
-    num_registers=shape["storage_tokens"][1] if "storage_tokens" in shape else 0,
-    layer_scale=1e-5 if "blocks.0.ls1.gamma" in shape else None,
-    qkv_bias="blocks.0.attn.qkv.bias" in shape,
-    proj_bias="blocks.0.attn.proj.bias" in shape,
-    mlp_bias=f"blocks.0.mlp.{'w1' if gated else 'fc1'}.bias" in shape,
-    mask_k_bias="blocks.0.attn.qkv.bias_mask" in shape,
-    norm="layernorm" if "norm.bias" in shape else "rmsnorm",
+    mlp_hidden=shapes.block("mlp.w1.weight" if gated else "mlp.fc1.weight", 2)[0],
+    num_registers=shapes.of("storage_tokens", 3)[1] if "storage_tokens" in shapes else 0,
+    layer_scale=1e-5 if shapes.in_blocks("ls1.gamma") else None,
+    qkv_bias=shapes.in_blocks("attn.qkv.bias"),
+    mlp_bias=shapes.in_blocks(f"mlp.{'w1' if gated else 'fc1'}.bias"),
+    mask_k_bias=shapes.in_blocks("attn.qkv.bias_mask"),
+    norm="layernorm" if shapes.in_blocks("norm1.bias") else "rmsnorm",
     norm_eps=ASSUMED["norm_eps"],
-    separate_cls_norm="cls_norm.weight" in shape,
-    separate_local_cls_norm="local_cls_norm.weight" in shape,
+    separate_cls_norm="cls_norm.weight" in shapes,
+    separate_local_cls_norm="local_cls_norm.weight" in shapes,
     rope=_rope(period),
   )
 
@@ -107,76 +163,78 @@ def _rope(period: np.ndarray) -> Rope:
   return Rope(base=None, min_period=float(period[0]), max_period=float(period[-1]), **kept)
 
 
-def _convnext(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
-  stages = sum(name.startswith("downsample_layers.") and name.endswith("1.weight") for name in state_dict)
-  depths = tuple(
-    sum(name.startswith(f"stages.{i}.") and name.endswith(".gamma") for name in state_dict) for i in range(stages)
-  )
-  widths = tuple(np.shape(state_dict[f"stages.{i}.0.gamma"])[0] for i in range(stages))
-  return dict(depths=depths, widths=widths)
-
-
-def _trunk(shape: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-  """What the names that DINOv2 and timm share say."""
-  width, _, patch_size, _ = shape["patch_embed.proj.weight"]
-  blocks = [int(name.split(".")[1]) for name in shape if name.startswith("blocks.")]
-  if "blocks.0.attn.qkv.weight" not in shape:
-    raise WeightsError("not the state dict of a ViT backbone: it lacks blocks.0.attn.qkv.weight.")
+def _convnext(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+  shapes, blocks = _Shapes(state_dict), collections.defaultdict(set)
+  for name in state_dict:
+    if match := _STAGE.match(name):
+      blocks[int(match[1])].add(int(match[2]))
+  stages = range(max(blocks, default=-1) + 1)
   return dict(
+    in_channels=shapes.of("downsample_layers.0.0.weight", 4)[1],
+    depths=tuple(1 + max(blocks[i], default=-1) for i in stages),
+    widths=tuple(shapes.of(f"downsample_layers.{i}.{1 if i else 0}.weight", 4)[0] for i in stages),
+  )
+
+
+def _trunk(shapes: _Shapes) -> dict[str, Any]:
+  """What the names that the DINO repositories and timm share say."""
+  width = shapes.block("norm1.weight", 1)[0]
+  _, in_channels, patch_size, _ = shapes.of("patch_embed.proj.weight", 4)
+  return dict(
+    in_channels=in_channels,
     patch_size=patch_size,
     width=width,
-    depth=1 + max(blocks),
+    depth=shapes.depth,
     num_heads=HEADS.get(width, max(width // 64, 1)),
-    proj_bias="blocks.0.attn.proj.bias" in shape,
+    proj_bias=shapes.in_blocks("attn.proj.bias"),
   )
 
 
-def _dinov2(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
-  shape = {name: np.shape(value) for name, value in state_dict.items()}
-  packed = shape.get("blocks.0.mlp.w12.weight")
-  registers = shape["register_tokens"][1] if "register_tokens" in shape else 0
-  grid = _square(shape["pos_embed"][1] - 1)
+def _dinov2(shapes: _Shapes) -> dict[str, Any]:
+  gated = shapes.in_blocks("mlp.w12.weight")
+  registers = shapes.of("register_tokens", 3)[1] if "register_tokens" in shapes else 0
+  grid = _square(shapes.of("pos_embed", 3)[1] - 1)
   table = PositionTable(grid, antialias=True) if registers else PositionTable(grid, offset=0.1)
-  return _trunk(shape) | dict(
-    mlp="swiglu" if packed else "gelu",
-    mlp_hidden=packed[0] // 2 if packed else shape["blocks.0.mlp.fc1.weight"][0],
+  return _trunk(shapes) | dict(
+    mlp="swiglu" if gated else "gelu",
+    mlp_hidden=shapes.block("mlp.w12.weight", 2)[0] // 2 if gated else shapes.block("mlp.fc1.weight", 2)[0],
     num_registers=registers,
-    layer_scale=1e-5 if "blocks.0.ls1.gamma" in shape else None,
-    qkv_bias="blocks.0.attn.qkv.bias" in shape,
-    mlp_bias="blocks.0.mlp.w12.bias" in shape or "blocks.0.mlp.fc1.bias" in shape,
+    layer_scale=1e-5 if shapes.in_blocks("ls1.gamma") else None,
+    qkv_bias=shapes.in_blocks("attn.qkv.bias"),
+    mlp_bias=shapes.in_blocks("mlp.w12.bias") or shapes.in_blocks("mlp.fc1.bias"),
     norm_eps=1e-6,
     rope=None,
     position_table=table,
   )
 
 
-def _timm(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
-  shape = {name: np.shape(value) for name, value in state_dict.items()}
-  rotary, has_class = "pos_embed" not in shape, "cls_token" in shape
-  trunk, registers = _trunk(shape), shape["reg_token"][1] if "reg_token" in shape else 0
-  down = shape["blocks.0.mlp.fc2.weight"]
-  gated = "blocks.0.mlp.fc1_g.weight" in shape or shape["blocks.0.mlp.fc1.weight"][0] == 2 * down[1]
-  if "blocks.0.attn.q_norm.weight" in shape:
-    trunk["num_heads"] = trunk["width"] // shape["blocks.0.attn.q_norm.weight"][0]
-  pool = "map" if "attn_pool.latent" in shape else "avg" if "fc_norm.weight" in shape or not has_class else "cls"
+def _timm(shapes: _Shapes) -> dict[str, Any]:
+  rotary, has_class, distilled = "pos_embed" not in shapes, "cls_token" in shapes, "dist_token" in shapes
+  trunk = _trunk(shapes)
+  registers = shapes.of("reg_token", 3)[1] if "reg_token" in shapes else int(distilled)
+  hidden = shapes.block("mlp.fc2.weight", 2)[1]
+  gated = shapes.in_blocks("mlp.fc1_g.weight") or shapes.block("mlp.fc1.weight", 2)[0] == 2 * hidden
+  if shapes.in_blocks("attn.q_norm.weight"):
+    trunk["num_heads"] = trunk["width"] // shapes.block("attn.q_norm.weight", 1)[0]
+  pool = "map" if "attn_pool.latent" in shapes else "avg" if "fc_norm.weight" in shapes or not has_class else "cls"
   return trunk | dict(
     mlp="swiglu" if gated else "gelu",
-    mlp_hidden=down[1],
+    mlp_hidden=hidden,
     class_token=has_class,
     masking=False,
     num_registers=registers,
-    layer_scale=1e-5 if "blocks.0.ls1.gamma" in shape or "blocks.0.gamma_1" in shape else None,
-    qkv_bias="blocks.0.attn.qkv.bias" in shape or "blocks.0.attn.q_bias" in shape,
-    mask_k_bias="blocks.0.attn.q_bias" in shape,
-    mlp_bias="blocks.0.mlp.fc2.bias" in shape,
-    patch_bias="patch_embed.proj.bias" in shape,
-    qk_norm="blocks.0.attn.q_norm.weight" in shape,
-    pre_norm="norm_pre.weight" in shape,
+    layer_scale=1e-5 if shapes.in_blocks("ls1.gamma") or shapes.in_blocks("gamma_1") else None,
+    qkv_bias=shapes.in_blocks("attn.qkv.bias") or shapes.in_blocks("attn.q_bias"),
+    mask_k_bias=shapes.in_blocks("attn.q_bias"),
+    mlp_bias=shapes.in_blocks("mlp.fc2.bias"),
+    patch_bias="patch_embed.proj.bias" in shapes,
+    qk_norm=shapes.in_blocks("attn.q_norm.weight"),
+    pre_norm="norm_pre.weight" in shapes,
     norm_eps=1e-5 if rotary else 1e-6,
     rope=Rope(rescale=ASSUMED["rope.rescale"]) if rotary else None,
-    position_table=None if rotary else _timm_table(shape["pos_embed"][1], has_class, registers),
-    pool=pool,
-    pool_norm="fc_norm.weight" in shape,
+    position_table=None if rotary else _timm_table(shapes.of("pos_embed", 3)[1], has_class, registers),
+    pool="distilled" if distilled else pool,
+    pool_norm="fc_norm.weight" in shapes,
   )
 
 

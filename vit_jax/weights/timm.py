@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from vit_jax.models import VisionTransformer
+from vit_jax.weights import family
 from vit_jax.weights.layout import FLAT, Layout, Row, dense, linear, norm, token
 from vit_jax.weights.trunk import LAYER_SCALE, QKV_BIAS, TRUNK, packed_swiglu
 
 _TOKENS = (
   Row("cls_token", "cls_token", token(2)),
   Row("positions", "pos_embed", token(1)),
-  Row("registers", "reg_token", token(1)),
 )
 
 _VIT = (
@@ -47,12 +47,13 @@ def _rows(model: VisionTransformer) -> tuple[Row, ...]:
     rows = tuple(row for row in _VIT if not (model.mask_k_bias and row in QKV_BIAS))
   else:
     rows = _EVA + (_EVA_BIAS if model.mask_k_bias else ())
-  return (*_TOKENS, *TRUNK, *rows, *final)
+  registers = Row("registers", "dist_token" if family.is_distilled(model) else "reg_token", token(1))
+  return (*_TOKENS, registers, *TRUNK, *rows, *final)
 
 
 TIMM = Layout(
   _rows,
   (VisionTransformer,),
-  outside=("head.",),  # the classifier
+  outside=("head.", "head_dist."),  # classifiers
   hint='timm has no such tensor: keep it with format="orbax"',
 )
