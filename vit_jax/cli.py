@@ -95,6 +95,12 @@ def _train(args: argparse.Namespace) -> None:
   loop.train(config, args.workdir, accept_config_change=args.accept_config_change)
 
 
+def _replay(args: argparse.Namespace) -> None:
+  from vit_jax.train.replay import replay
+
+  print(replay(args.folder, args.overrides))
+
+
 def _evaluate(args: argparse.Namespace) -> None:
   import rich
 
@@ -259,6 +265,11 @@ def _parser() -> argparse.ArgumentParser:
   train.add_argument(
     "--accept_config_change", action="store_true", help="resume although the config differs from the run's"
   )
+
+  again = _add(commands, "replay", _replay, "make the step again at which a run gave up, and say where it goes wrong")
+  again.add_argument("folder", metavar="DIR", help="WORKDIR/nonfinite/STEP, as the run that gave up said")
+  again.set_defaults(config=None)  # that of the folder, with overrides
+  again.epilog = _OVERRIDES_HELP
 
   evaluate = _add(commands, "evaluate", _evaluate, "score a model's frozen features on labelled images")
   _with_model(evaluate)

@@ -65,6 +65,7 @@ IMPOSSIBLE = {  # for every key whose values can be impossible by themselves: su
   "optim.b2": [1.0],
   "optim.eps": [0.0],
   "optim.clip": [-1.0],
+  "optim.max_nonfinite": [0],
   "optim.lr_scaling": ["sqrt"],
   "optim.layerwise_decay": [0.0, 1.1],
   "optim.patch_embed_lr": [-0.1],

@@ -124,6 +124,7 @@ def default() -> ConfigDict:
   c.optim.b2 = 0.999
   c.optim.eps = 1e-8
   c.optim.clip = 3.0  # gradient norm limit of each of backbone, dino_head, ibot_head; 0: no clipping
+  c.optim.max_nonfinite = 3  # steps in a row with a NaN or an infinity, whose updates are skipped, that stop the run
   c.optim.lr_scaling = "sqrt_1024"  # lr x 4 sqrt(batch/1024) | "linear_256": x batch/256 | "none"
   c.optim.layerwise_decay = 0.9
   c.optim.patch_embed_lr = 0.2  # extra lr factor of the patch embedding

@@ -33,6 +33,7 @@ from vit_jax.train import frozen, setup
 from vit_jax.train.compiling import CompiledSteps
 from vit_jax.train.evaluations import Evaluations
 from vit_jax.train.interrupts import Interrupts, Stopped
+from vit_jax.train.nonfinite import Guard, dump
 from vit_jax.train.prefetch import prefetch
 from vit_jax.train.progress import Progress
 from vit_jax.train.summary import write_summary
@@ -43,7 +44,6 @@ log = logging.getLogger(__name__)
 
 CROPS = ("global", "local", "gram")
 LOOK_AHEAD = 1000  # steps among which the resolutions are sought that are to be compiled ahead
-MAX_NONFINITE = 3  # logged steps in a row with a NaN or an infinity before the run stops
 
 
 def describe(config: ConfigDict, workdir: str) -> str:
@@ -172,6 +172,7 @@ class _Loop:
       self._evaluate(0)
     batches = prefetch(self.pipeline, parallel.batch_sharding(run.mesh), size=config.data.prefetch)
     pending: tuple[int, dict[str, jax.Array]] | None = None
+    guard = Guard(config.optim.max_nonfinite, self.state)
     with Interrupts() as interrupts, contextlib.closing(batches), self.progress, self._steps() as step_fn:
       for step in range(self.step_number + 1, self.total + 1):
         with self.progress.waiting():
@@ -185,6 +186,9 @@ class _Loop:
         if pending is not None:
           self._log(*pending)
         pending = (step, metrics)
+        if guard.reached(metrics):
+          self._log(*pending)
+          self._give_up(step, batch, data_state)
         if self._due(step, "evaluation.every"):
           pending = self._log(*pending)
           self._evaluate(step)
@@ -254,11 +258,18 @@ class _Loop:
   def _judge(self, step: int, values: dict[str, float]) -> None:
     for alarm in self.health.check(step, values):
       log.warning("%s", alarm)
-    if self.health.nonfinite >= MAX_NONFINITE:
-      raise UserError(
-        f"step {step}: the loss or a gradient was not finite {MAX_NONFINITE} times in a row ({self.workdir}); those "
-        "updates were skipped. Lower schedules.lr.peak or optim.clip, or compute in float32 (model.dtype)"
-      )
+
+  def _give_up(self, step: int, batch: dict[str, jax.Array], data_state: dict[str, Any]) -> None:
+    """Leaves what makes the step again, and stops."""
+    with self.progress.pausing("saving"):
+      self.writers.flush()
+      folder = dump(self.workdir, step, self.state, batch, data_state, self.run.config)
+    raise UserError(
+      f"step {step}: the loss or a gradient was not finite {self.run.config.optim.max_nonfinite} times in a row; those "
+      f"updates were skipped. See where it begins, on any machine, with\n  vit-jax replay {folder}\n"
+      "and whether a change cures it by adding, for example, --config.model.dtype=float32. Then go on from an earlier "
+      "checkpoint with a lower schedules.lr.peak or optim.clip, or in float32."
+    )
 
   def _evaluate(self, step: int) -> None:
     if not self.run.steps("evaluation.every"):

@@ -32,7 +32,7 @@ class Run:
     config: resolved: all durations in steps.
     method: the module of vit_jax.methods that trains.
     views: the crops and masks it asks for.
-    source: the training images.
+    source: the training images; None where a step is only made again.
     evaluation_sources: what is scored on, (train, test) specifications; test None: images held out from train;
       None: nothing, as configured or for want of labels.
     mesh: the devices.
@@ -41,7 +41,7 @@ class Run:
   config: ConfigDict
   method: ModuleType
   views: Views
-  source: Source
+  source: Source | None
   evaluation_sources: tuple[str, str | None] | None
   mesh: Mesh
 

@@ -30,11 +30,6 @@ class Watch:
     }
 
   @property
-  def nonfinite(self) -> int:
-    """Logged lines in a row, up to now, in which some model has a NaN or an infinity."""
-    return max(health.nonfinite for health in self._models.values())
-
-  @property
   def alarms(self) -> list[Alarm]:
     """All alarms so far, by step."""
     found = [alarm for name, health in self._models.items() for alarm in _named(health.alarms, name)]
