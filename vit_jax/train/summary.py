@@ -33,6 +33,7 @@ _NUMBERS = (  # (name in the files, what it says)
   ("dino_global", "DINO, global crops"),
   ("ibot", "iBOT, masked patches"),
   ("koleo", "KoLeo"),
+  ("gram", "Gram anchoring, similarities of patches"),
   ("teacher_entropy", "entropy of the teacher's targets (nats)"),
   ("prototype_usage", "prototypes in use (share)"),
   ("feature_std", "spread of the features (1: isotropic, 0: collapsed)"),
