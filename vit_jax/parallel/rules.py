@@ -103,7 +103,7 @@ def parameter_sharding(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedShar
 
 
 # Subtrees of a state that have the structure of the parameters.
-_LIKE_PARAMETERS = re.compile(r"^(student|teacher|gram_teacher|opt_state/(mu|nu))/")
+_LIKE_PARAMETERS = re.compile(r"^(student|teacher|gram_teacher|frozen|opt_state/([^/]+/)?(mu|nu))/")
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:

@@ -65,7 +65,6 @@ class Health:
       uniform guess scores this share of log K.
 
   Attributes:
-    nonfinite: logged lines in a row, up to now, with a NaN or an infinity.
     alarms: all alarms raised so far.
   """
 
@@ -81,7 +80,6 @@ class Health:
     self.batch_size = batch_size
     self.prototypes = dict(prototypes or {})
     self.uniform = uniform_losses(self.prototypes, mask_probability)
-    self.nonfinite = 0
     self.alarms: list[Alarm] = []
     self._grace = min(GRACE_SHARE * total_steps, GRACE_STEPS)
     self._in_a_row: Counter[str] = Counter()
@@ -94,8 +92,6 @@ class Health:
     """Judges the metrics of one step (host numbers; any subset of the names) and returns the new alarms."""
     new = []
     broken = sorted(name for name, value in metrics.items() if not math.isfinite(value))
-    if broken or "loss" in metrics:  # a line of other values, such as an evaluation, does not end a row
-      self.nonfinite = self.nonfinite + 1 if broken else 0
     if broken:
       new += self._raise("nonfinite", step, _nonfinite(broken))
     else:
