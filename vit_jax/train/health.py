@@ -195,8 +195,8 @@ class Health:
       return None
     return (
       f"dense features degrade: patches resemble the class token ever more (patch_cls_similarity {now:.2f}, "
-      f"{lowest:.2f} at step {when}). If dense tasks matter, add a stage of Gram anchoring that starts from a checkpoint of about "
-      "that step (gram.source), or evaluate earlier checkpoints."
+      f"{lowest:.2f} at step {when}). If dense tasks matter, add a stage of Gram anchoring that starts from a "
+      "checkpoint of about that step (gram.source), or evaluate earlier checkpoints."
     )
 
   def _knn(self, step: int, metrics: Mapping[str, float]) -> str | None:
