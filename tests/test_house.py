@@ -175,7 +175,7 @@ def test_constraints_pin_every_dependency_by_name_and_version():
   assert {re.split(r"[\[<>=]", name)[0].replace("_", "-") for name in needed} <= pinned
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.py")), ids=lambda path: path.name)
 def test_every_run_file_builds_and_says_how_to_run_it(path):
   text = path.read_text()
   variants = [None, *re.findall(r"^Variants?:.*", text, re.M)]
@@ -183,7 +183,7 @@ def test_every_run_file_builds_and_says_how_to_run_it(path):
   for spec in specs:
     config.validate(config.load(spec))
   header = ast.get_docstring(ast.parse(text))
-  assert f"vit-jax train --config=configs/{path.name} --workdir=" in header
+  assert f"vit-jax train --config={path.relative_to(ROOT)} --workdir=" in header
   assert all(word in header for word in ("Hardware:", "Wall time:", "Expected:"))
 
 

@@ -214,16 +214,16 @@ def _what_is_there(path: pathlib.Path) -> str:
 
 def _open_run(path: pathlib.Path, overrides: dict[str, Any], sharding: Placement | None) -> tuple[Backbone, dict]:
   from vit_jax import config, methods  # heavy: a model file needs neither
+  from vit_jax.config.students import config_at
 
-  workdir, step, student = address = checkpoints.find(path)
-  saved = config.from_dict(checkpoints.read_meta(workdir, step=step)["config"])
-  students = methods.each_student(saved)
-  if (student or "") not in students:
-    there = ", ".join(str(address._replace(student=name or None)) for name in students)
-    raise UnknownModel(f"{path}: that run trained {'several students' if saved.students else 'one model'}: {there}.")
-  where = ("teacher", student, "backbone") if student else ("teacher", "backbone")
-  tree = checkpoints.restore_params(workdir, path=where, step=step, sharding=sharding)
-  return methods.backbone(saved, student or "").clone(**overrides), tree
+  address = checkpoints.find(path)
+  saved = config.from_dict(checkpoints.read_meta(address.workdir, step=address.step)["config"])
+  try:
+    model = methods.backbone(config_at(saved, address)).clone(**overrides)
+  except ValueError as error:
+    raise UnknownModel(f"{path}: {error}.") from error
+  tree = checkpoints.restore_params(address.workdir, (*address.place, "backbone"), address.step, sharding)
+  return model, tree
 
 
 def _open_own(path: pathlib.Path, overrides: dict[str, Any], sharding: Placement | None) -> tuple[Backbone, dict]:

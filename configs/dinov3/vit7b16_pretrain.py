@@ -2,8 +2,8 @@
 
     vit-jax train --config=configs/dinov3/vit7b16_pretrain.py --workdir=runs/7b/pretrain --config.data.source=…
 
-All values are those of `dinov3_vit7b16_pretrain.yaml`; a loss group is the 16 images that one of its GPUs held. Stages 2
-and 3: vit7b16_gram_anchor.py and vit7b16_high_res.py. Not kept: fp8 matrix products (bfloat16 here).
+All values are those of `dinov3_vit7b16_pretrain.yaml`; a loss group is the 16 images that one of its GPUs held.
+Stages 2 and 3: vit7b16_gram_anchor.py and vit7b16_high_res.py. Not kept: fp8 matrix products (bfloat16 here).
 Hardware: the reference's was 256 H100. Wall time: not measured. Expected: not measured.
 """
 

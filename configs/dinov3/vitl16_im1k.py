@@ -1,6 +1,6 @@
 """The reference's quick recipe: ViT-L/16 on ImageNet-1k, 100 epochs of 1,250 steps of 2,048 images.
 
-    vit-jax train --config=configs/dinov3/vitl16_im1k.py --workdir=runs/vitl16 --config.data.source=tfds:imagenet2012/train
+    vit-jax train --config=configs/dinov3/vitl16_im1k.py --workdir=runs/vitl16
 
 All values are those of `vitl_im1k_lin834.yaml`; a loss group is the 64 images that one of its GPUs held.
 Hardware: the reference's was 4 x 8 H100. Wall time: not measured (the reference states about 14 h).

@@ -20,6 +20,23 @@ def test_durations_become_steps_and_automatic_sizes_are_set():
   assert flatten(config)["duration"] == "2 epochs"
 
 
+def test_durations_of_gram_anchoring_and_of_the_head_warm_up_become_steps():
+  config = changed(
+    duration="200 steps", gram__source="init", gram__load_at="10 %", gram__refresh__every="5 %",
+    gram__refresh__first="1 epochs", epoch_steps=50, init__freeze_backbone_steps="2 %",
+  )  # fmt: skip
+  resolved = flatten(resolve(config, num_examples=100))
+  assert [resolved[f"gram.{key}"] for key in ("load_at", "refresh.every", "refresh.first")] == [
+    "20 steps", "10 steps", "50 steps",
+  ]  # fmt: skip
+  assert resolved["init.freeze_backbone_steps"] == "4 steps"
+
+
+def test_a_gram_teacher_that_would_never_be_loaded_is_named():
+  with pytest.raises(ConfigError, match=r"^gram\.load_at='100 %': must be before the end of the run of 200 steps"):
+    resolve(changed(duration="200 steps", gram__load_at="100 %"), num_examples=100)
+
+
 def test_resolving_again_changes_nothing():
   once = resolve(default(), num_examples=1000)
   assert flatten(resolve(once, num_examples=5)) == flatten(once)

@@ -42,6 +42,9 @@ IMPOSSIBLE = {  # for every key whose values can be impossible by themselves: su
   "model.mlp": ["relu"],
   "model.norm": ["batchnorm"],
   "model.norm_eps": [0.0],
+  "model.init_std": [0.0],
+  "dino.init_std": [-0.02],
+  "ibot.init_std": [0.0],
   "model.rope.base": [0.0],
   "model.rope.min_period": [-1.0],
   "model.rope.max_period": [0.0],
@@ -60,6 +63,14 @@ IMPOSSIBLE = {  # for every key whose values can be impossible by themselves: su
   "koleo.group_size": [0],
   "ibot.mask_probability": [-0.1, 1.1],
   "ibot.mask_ratio": [(0.5, 0.1), (-0.1, 0.5), (0.1, 1.5)],
+  "init.freeze_backbone_steps": ["one epoch", "101 %"],
+  "gram.load_at": ["soon", "101 %"],
+  "gram.refresh.first": ["soon"],
+  "gram.refresh.every": ["0 steps", "often"],
+  "gram.refresh.max": [0],
+  "gram.tokens": ["visible"],
+  "gram.remove_negative": ["student"],
+  "gram.resize": ["nearest"],
   "schedules.version": [0, 3],
   "optim.b1": [1.0, -0.1],
   "optim.b2": [1.0],
@@ -118,7 +129,7 @@ for head in ("dino", "ibot"):
   IMPOSSIBLE |= {f"{head}.prototypes": [0, 1], f"{head}.loss_weight": [-1.0]}
 IMPOSSIBLE |= {f"mesh.{axis}": [0, -2] for axis in ("replica", "data", "fsdp", "tensor")}
 for name, values in {"lr": [-1.0], "weight_decay": [-1.0], "momentum": [-0.1, 1.1], "teacher_temperature": [0.0],
-                     "local_loss_weight": [-1.0]}.items():  # fmt: skip
+                     "local_loss_weight": [-1.0], "gram_loss_weight": [-1.0]}.items():  # fmt: skip
   IMPOSSIBLE |= {f"schedules.{name}.{end}": values for end in ("start", "peak", "end")}
   IMPOSSIBLE |= {f"schedules.{name}.{part}": ["long", "-1 steps", "101 %"] for part in ("warmup", "cosine")}
 
@@ -126,12 +137,14 @@ IMPOSSIBLE |= {  # with the default method
   "distillation.teacher": ["runs/x"], "distillation.fingerprint": ["ab"], "distillation.students": [("a=b.py",)],
 }  # fmt: skip
 
-ANY_VALUE = {  # or judged where the model is known
+ANY_VALUE = {  # or judged where the model, or the file, is known
   "model.name",
   "model.layer_scale",
   "model.position_table.offset",
   "augment.mean",
   "data.cache_dir",
+  "init_from",
+  "gram.source",
 }
 
 
@@ -197,6 +210,16 @@ COMBINATIONS = {
   "model.position_table.antialias=True": dict(model__position_table__antialias=True, model__positions="rope"),
   "model.rope.base=100.0": dict(model__rope__base=100.0, model__rope__min_period=1.0),
   "model.rope.min_period=2.0": dict(model__rope__min_period=2.0, model__rope__max_period=1.0),
+  "gram.tokens='masked'": dict(gram__source="init", gram__tokens="masked"),
+  "gram.tokens='unmasked'": dict(gram__source="ema", gram__tokens="unmasked"),
+  "gram.tokens='masked': no patch": dict(
+    gram__tokens="masked", gram__per_image=False, ibot__mask_probability=0.0, ibot__loss_weight=0.0
+  ),
+  "gram.load_at='5 %'": dict(gram__source="ema", gram__load_at="5 %"),
+  "gram.refresh.every='5 %'": dict(gram__source="ema", gram__refresh__every="5 %"),
+  "gram.refresh.every='10 %'": dict(gram__refresh__every="10 %"),
+  "gram.refresh.first='10 %'": dict(gram__source="init", gram__refresh__first="10 %"),
+  "gram.refresh.max=3": dict(gram__source="init", gram__refresh__max=3),
   "schedules.lr.warmup='200 steps'": dict(duration="100 steps", schedules__lr__warmup="200 steps"),
   "schedules.momentum.warmup='200 epochs'": dict(schedules__momentum__warmup="200 epochs"),
   "schedules.lr.warmup='6401 examples'": dict(duration="100 steps", schedules__lr__warmup="6401 examples"),
@@ -238,6 +261,9 @@ def test_impossible_combination_is_named_in_one_line(start):
     dict(optim__clip=0.0, evaluation__every="0 steps", evaluation__tasks=()),
     dict(data__source="embedded:textures/train?size=64&count=6000", evaluation__test_source="folder:/a"),
     dict(data__source="tfds:imagenet2012/train"),
+    dict(gram__load_at="20 %", gram__refresh__every="10 %", gram__refresh__first="30 %", gram__refresh__max=2),
+    dict(gram__source="ema", gram__tokens="masked", gram__per_image=False),
+    dict(gram__source="runs/a", gram__load_at="0 steps", init_from="runs/b"),
   ],
 )
 def test_possible_combination_passes(values):

@@ -52,17 +52,26 @@ def build_config(settings, *, groups=1, rope_dtype="float32"):
   c.optim.b1, c.optim.b2, c.optim.clip = o["adamw_beta1"], o["adamw_beta2"], o["clip_grad"]
   c.optim.layerwise_decay, c.optim.patch_embed_lr = o["layerwise_decay"], o["patch_embed_lr_mult"]
 
+  if settings["gram"]["use_loss"]:
+    gram = settings["gram"]
+    c.gram.source = "ema" if gram["ema_teacher"] else "gram_teacher.pth"
+    c.gram.per_image, c.gram.normalize, c.gram.tokens = gram["img_level"], gram["normalized"], gram["tokens_used"]
+    c.gram.remove_negative = "both" if gram["remove_neg"] else None
+    c.gram.resize = gram["global_teacher_resize_method"]
+    c.gram.antialias = gram["global_teacher_resize_antialias"]
+    c.schedules.gram_loss_weight.update({part: gram["loss_weight"] for part in ("start", "peak", "end")})
+
   crops = settings["crops"]
   c.crops.global_size, c.crops.local_size = crops["global_crops_size"], crops["local_crops_size"]
   c.crops.local_number = crops["local_crops_number"]
   return configs.resolve(c, num_examples=1)
 
 
-def build_params(config, arrays):
-  """Parameters of all sub-modules from the reference's names ("backbone.…", "dino_head.…", "ibot_head.…")."""
+def build_params(config, arrays, *, names=("backbone", "dino_head", "ibot_head")):
+  """Parameters of the sub-modules `names` from the reference's names ("backbone.…", "dino_head.…", "ibot_head.…")."""
   net = dinov3.modules(config)._asdict()
   part = lambda name: {k.removeprefix(f"{name}."): v for k, v in arrays.items() if k.startswith(f"{name}.")}  # noqa: E731
-  params = {name: weights.from_state_dict(part(name), module) for name, module in net.items()}
+  params = {name: weights.from_state_dict(part(name), net[name]) for name in names}
   return jax.tree.map(jnp.asarray, params)
 
 
@@ -70,11 +79,13 @@ def build_state(config, name) -> State:
   """The state that the golden step `name` starts from."""
   g = Golden(f"{name}_weights")
   state = jax.eval_shape(lambda key: dinov3.init(config, key), jax.random.key(0))
+  gram = g.under("gram_teacher")
   zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (state.opt_state, state.counters))
   return state.replace(
     step=jnp.zeros((), jnp.int32),
     student=build_params(config, g.under("student")),
     teacher=build_params(config, g.under("teacher")),
+    gram_teacher=build_params(config, gram, names=("backbone",))["backbone"] if gram else None,
     opt_state=zeros[0],
     counters=zeros[1],
     key=jax.random.key(0),

@@ -1,4 +1,5 @@
-"""The training step against the reference's: losses, gradients, AdamW, EMA, five steps, two loss groups."""
+"""The training step against the reference's: losses, gradients, AdamW, EMA, five steps, two loss groups; the same with
+Gram anchoring to a gram teacher that sees larger crops, and to the EMA teacher."""
 
 from __future__ import annotations
 
@@ -11,8 +12,9 @@ import pytest
 
 from tests.golden import Golden
 from tests.methods import reference_step as reference
-from vit_jax.methods import dinov3
+from vit_jax.methods import dinov3, gram
 
+STEPS = ("step_base", "step_gram")
 TERMS = {
   "loss": "total_loss",
   "dino_local": "dino_local_crops_loss",
@@ -22,15 +24,20 @@ TERMS = {
 }
 
 
+def terms(case):
+  """Our names and the reference's of what a step logs."""
+  return TERMS | ({"gram": "gram_loss"} if "gram" in case else {})
+
+
 @functools.cache
-def run():
-  """The five steps of the golden run: settings, states after each step, metrics of each step."""
-  golden = Golden("step_base_result")
+def run(name="step_base"):
+  """The five steps of a golden run: settings, states after each step, metrics of each step."""
+  golden = Golden(f"{name}_result")
   config = reference.build_config(golden.settings)
   step = jax.jit(dinov3.make_step(config))
-  states, metrics = [reference.build_state(config, "step_base")], []
+  states, metrics = [reference.build_state(config, name)], []
   for i in range(5):
-    state, values = step(states[-1], reference.build_batch(config, "step_base", i))
+    state, values = step(states[-1], reference.build_batch(config, name, i))
     states.append(state)
     metrics.append(values)
   return golden, config, states, metrics
@@ -40,10 +47,13 @@ def objective(config, state, batch, temperature):
   """student -> (loss, terms) of a batch."""
   net = dinov3.modules(config)
   targets = dinov3.assign(dinov3.teacher_outputs(config, net, state.teacher, batch), temperature)
+  anchor = gram.features(config, net.backbone, state, dinov3.normalized(config, batch), targets.anchor)
+  targets = targets._replace(anchor=anchor)
+  weights = jnp.float32(1), jnp.float32(config.schedules.gram_loss_weight.peak)
   draws = dinov3.draw(net, state.student, batch, jax.random.key(0))
 
   def losses(student):
-    total, terms, cls = dinov3.student_loss(config, net, student, targets, batch, draws, jnp.float32(1))
+    total, terms, cls = dinov3.student_loss(config, net, student, targets, batch, draws, *weights)
     koleo, more = dinov3.spread_loss(config, cls)
     return total + koleo, terms | more
 
@@ -61,9 +71,10 @@ def assert_trees_close(tree, expected, *, of_maximum, only=None):
     np.testing.assert_allclose(leaf, want, rtol=0, atol=of_maximum * scale + 1e-12, err_msg=str(path))
 
 
-def test_losses_of_five_steps_equal_the_reference():
-  golden, _, _, metrics = run()
-  for ours, theirs in TERMS.items():
+@pytest.mark.parametrize("golden_step", STEPS)
+def test_losses_of_five_steps_equal_the_reference(golden_step):
+  golden, _, _, metrics = run(golden_step)
+  for ours, theirs in terms(golden_step).items():
     values = [float(m[ours]) for m in metrics]
     np.testing.assert_allclose(values, golden[f"steps_f64/{theirs}"], rtol=2e-6, err_msg=ours)
   for name in ("backbone", "dino_head", "ibot_head"):
@@ -71,22 +82,25 @@ def test_losses_of_five_steps_equal_the_reference():
     np.testing.assert_allclose(values, golden[f"steps_f64/grad_norm_{name}"], rtol=1e-5)
 
 
-def test_schedules_of_five_steps_equal_the_reference():
-  golden, _, _, metrics = run()
+@pytest.mark.parametrize("golden_step", STEPS)
+def test_schedules_of_five_steps_equal_the_reference(golden_step):
+  golden, _, _, metrics = run(golden_step)
   names = {"lr": "lr", "weight_decay": "wd", "momentum": "momentum", "teacher_temperature": "teacher_temp"}
   for ours, theirs in names.items():
     np.testing.assert_allclose([float(m[ours]) for m in metrics], golden[f"steps/{theirs}"], rtol=1e-6)
 
 
-def test_gradients_of_the_first_step_equal_the_reference():
-  golden, config, states, metrics = run()
-  batch = reference.build_batch(config, "step_base", 0)
+@pytest.mark.parametrize("golden_step", STEPS)
+def test_gradients_of_the_first_step_equal_the_reference(golden_step):
+  golden, config, states, metrics = run(golden_step)
+  batch = reference.build_batch(config, golden_step, 0)
   grads = gradients(config, states[0], batch, metrics[0]["teacher_temperature"])
   assert_trees_close(grads, reference.build_params(config, golden.under("grad0")), of_maximum=1e-5)
 
 
-def test_student_after_adamw_equals_the_reference():
-  golden, config, states, metrics = run()
+@pytest.mark.parametrize("golden_step", STEPS)
+def test_student_after_adamw_equals_the_reference(golden_step):
+  golden, config, states, metrics = run(golden_step)
   expected = reference.build_params(config, golden.under("student1"))
   difference = jax.tree.map(lambda a, b: jnp.abs(a - b).ravel(), states[1].student, expected)
   error = jnp.concatenate(jax.tree.leaves(difference)) / metrics[0]["lr"]
@@ -106,16 +120,18 @@ def named_leaves(config, params):
   return out
 
 
-def test_teacher_after_the_average_and_student_after_five_steps_equal_the_reference():
-  golden, config, states, metrics = run()
+@pytest.mark.parametrize("golden_step", STEPS)
+def test_teacher_after_the_average_and_student_after_five_steps_equal_the_reference(golden_step):
+  golden, config, states, metrics = run(golden_step)
   for prefix, params, tolerance in (("teacher1", states[1].teacher, 1e-3), ("student5", states[5].student, 0.02)):
     ours = named_leaves(config, params)
     for key, want in golden.under(prefix).items():
       np.testing.assert_allclose(ours[key], want, rtol=0, atol=tolerance * float(metrics[0]["lr"]), err_msg=key)
 
 
-def test_norms_of_every_parameter_follow_the_reference_for_five_steps():
-  golden, config, states, _ = run()
+@pytest.mark.parametrize("golden_step", STEPS)
+def test_norms_of_every_parameter_follow_the_reference_for_five_steps(golden_step):
+  golden, config, states, _ = run(golden_step)
   for kind in ("student", "teacher"):
     for i in range(5):
       ours = named_leaves(config, getattr(states[i + 1], kind))
@@ -152,6 +168,23 @@ VARIANTS = {
     "schedules.local_loss_weight.end": 0.5,
     "schedules.local_loss_weight.warmup": "8 steps",
   },
+  "gram_from_ema_all_img": {
+    "gram.source": "ema",
+    "schedules.gram_loss_weight.peak": 1.5,
+    "schedules.gram_loss_weight.end": 1.5,
+  },
+  "gram_from_ema_masked": {
+    "gram.source": "ema",
+    "gram.per_image": False,
+    "gram.tokens": "masked",
+    "gram.remove_negative": "both",
+  },
+  "gram_from_ema_unmasked_nonorm": {
+    "gram.source": "ema",
+    "gram.per_image": False,
+    "gram.tokens": "unmasked",
+    "gram.normalize": False,
+  },
   "rope_bf16": {},
 }
 
@@ -164,7 +197,7 @@ def test_losses_of_changed_settings_equal_the_reference(case):
   config.update_from_flattened_dict(VARIANTS[case])
   state, batch = reference.build_state(config, "step_base"), reference.build_batch(config, "step_base", 0)
   _, metrics = jax.jit(dinov3.make_step(config))(state, batch)
-  for ours, theirs in TERMS.items():
+  for ours, theirs in terms(case).items():
     np.testing.assert_allclose(metrics[ours], golden[theirs], rtol=1e-5, err_msg=ours)
   for name in ("backbone", "dino_head", "ibot_head"):
     np.testing.assert_allclose(metrics[f"grad_norm/{name}"], golden[f"grad_norm_{name}"], rtol=1e-4)

@@ -2,7 +2,15 @@
 
 from vit_jax.checkpoints.address import STUDENTS, Address, find
 from vit_jax.checkpoints.manager import Checkpoints, Restored
-from vit_jax.checkpoints.reading import FOLDER, Damaged, NotSaved, latest, read_meta, restore_params, steps
+from vit_jax.checkpoints.reading import (
+  FOLDER,
+  Damaged,
+  NotSaved,
+  latest,
+  read_meta,
+  restore_params,
+  steps,
+)
 from vit_jax.checkpoints.tree import Mismatch
 
 __all__ = [

@@ -31,6 +31,11 @@ class Address(NamedTuple):
   step: int | None
   student: str | None
 
+  @property
+  def place(self) -> tuple[str, ...]:
+    """Names that lead to the averaged parameters of the model in a saved state."""
+    return ("teacher",) if self.student is None else ("teacher", self.student)
+
   def pinned(self) -> Address:
     """The same model at the step that is the newest now."""
     return self._replace(step=latest(self.workdir) if self.step is None else self.step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from fractions import Fraction
 
@@ -15,6 +16,10 @@ from vit_jax.config.students import SECTION, is_own, student_config, student_nam
 
 # Durations besides `duration`; a percentage is of the run.
 _DURATIONS = (
+  "init.freeze_backbone_steps",
+  "gram.load_at",
+  "gram.refresh.first",
+  "gram.refresh.every",
   "optim.freeze_last_layer",
   "evaluation.every",
   "checkpoint.every",
@@ -44,8 +49,11 @@ def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
     return f"{resolve_duration(value, key=key, total_steps=total, **sizes)} steps"
 
   for key in _DURATIONS:
-    section, name = key.split(".")
-    c[section][name] = steps(c[section][name], key)
+    section, _, name = key.rpartition(".")
+    values = functools.reduce(lambda inner, part: inner[part], section.split("."), c)
+    values[name] = steps(values[name], key)
+  if c.gram.load_at is not None and int(c.gram.load_at.split()[0]) >= total:
+    raise ConfigError(f"gram.load_at={config.gram.load_at!r}: must be before the end of the run of {total} steps")
   for name, schedule in c.schedules.items():
     if name == "version":
       continue

@@ -28,6 +28,14 @@ def default() -> ConfigDict:
   # GPU), whatever the number of devices. None: a micro-batch up to 64 images, else its largest divisor up to 64.
   c.loss_group_size = placeholder(int)
 
+  # Parameters to start from: a run's folder or one of its steps (its teacher), or a weight file or folder as
+  # vit_jax.load_model opens them. Student and teacher take from it the backbone, and the heads that it has and that are
+  # of the same size; the log lists what came from where. None: random. A checkpoint in the workdir comes first.
+  c.init_from = placeholder(str)
+  c.init = ConfigDict()
+  # Head warm-up: so long the backbone keeps its parameters (learning rate 0; Adam's moments go on) and the heads learn.
+  c.init.freeze_backbone_steps = "0 steps"
+
   c.model = ConfigDict()
   # A name of vit_jax.models.zoo. The placeholders below override attributes of the named model; None keeps them.
   c.model.name = "dinov3_vits16"
@@ -74,6 +82,7 @@ def default() -> ConfigDict:
   c.dino.hidden = 2048
   c.dino.bottleneck = 256
   c.dino.num_layers = 3
+  c.dino.init_std = 0.02  # of the head's initial weights
   c.dino.ignore_diagonal = True  # leave out the pairs of one global crop with itself
 
   c.ibot = ConfigDict()
@@ -82,6 +91,7 @@ def default() -> ConfigDict:
   c.ibot.hidden = 2048
   c.ibot.bottleneck = 256
   c.ibot.num_layers = 3
+  c.ibot.init_std = 0.02
   c.ibot.mask_probability = 0.5  # share of the global crops that are masked
   c.ibot.mask_ratio = (0.1, 0.5)  # masked share of the patches of a masked crop: evenly spread over this range
   c.ibot.mask_shift = False  # roll every mask by a random offset
@@ -102,6 +112,26 @@ def default() -> ConfigDict:
   c.distillation.students = ()
   c.students = ConfigDict()  # their own keys by name, as read from their files: students.NAME.model.width, …
 
+  c.gram = ConfigDict()  # Gram anchoring: patches keep the similarities that they have for an earlier teacher
+  # Where the gram teacher comes from. "init": the backbone that the run starts from; a run, one of its steps, a weight
+  # file: as in init_from; "ema": none of its own, the teacher of the same step; "teacher": none of its own, the frozen
+  # teacher of a distillation. None: no anchoring before `load_at`.
+  c.gram.source = placeholder(str)
+  c.gram.load_at = placeholder(str)  # before this step the teacher is copied to the gram teacher; None: never
+  c.gram.refresh = ConfigDict()  # later copies of the teacher, after the steps whose number is a multiple of `every`
+  c.gram.refresh.first = placeholder(str)  # none before this step; None: from the start
+  c.gram.refresh.every = placeholder(str)  # None: no refreshes
+  c.gram.refresh.max = placeholder(int)  # how many; None: no limit
+  c.gram.normalize = True  # L2-normalise the patch features
+  c.gram.per_image = True  # one Gram matrix a crop; False: one over all the patches of a loss group
+  c.gram.tokens = "all"  # patches compared: "all" | "masked" | "unmasked" (the last two with per_image=False)
+  # Negative similarities set to 0: "both": those of either side; "teacher": the teacher's, and the student's where both
+  # are negative; "teacher_only": the teacher's alone (what the reference's option computes). None: kept
+  c.gram.remove_negative = placeholder(str)
+  c.gram.resize = "bicubic"  # how larger feature maps come to the student's grid: "bicubic" | "bilinear"
+  c.gram.antialias = False
+  c.gram.stats = False  # log the loss of masked and of unmasked patches, too
+
   c.schedules = ConfigDict()
   # 2: warm-up without its end point, cosine with both (the 7B recipes); 1: warm-up with its end point, cosine without
   # (the ViT-L recipe). Each schedule rises linearly start -> peak over `warmup`, then follows a cosine peak -> end over
@@ -118,6 +148,7 @@ def default() -> ConfigDict:
   c.schedules.momentum = schedule(0.992, 0.992, 1.0)
   c.schedules.teacher_temperature = schedule(0.04, 0.07, 0.07, "30 %")
   c.schedules.local_loss_weight = schedule(1.0, 1.0, 1.0)  # extra factor of the local DINO term
+  c.schedules.gram_loss_weight = schedule(1.0, 1.0, 1.0)  # factor of the Gram term
 
   c.optim = ConfigDict()
   c.optim.b1 = 0.9

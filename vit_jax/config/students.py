@@ -1,7 +1,7 @@
 """The students of a distillation with several: which keys are a student's own, and the config of one of them.
 
-`distillation.students` names a run file for each. Of that file only the student's own keys count: model, heads, losses,
-schedules and optimizer. They are kept in the section `students.NAME`, where overrides reach them
+`distillation.students` names a run file for each. Of that file only the student's own keys count: what it starts from,
+model, heads, losses, schedules and optimizer. They are kept in the section `students.NAME`, where overrides reach them
 (`--config.students.small.model.drop_path=0.1`). Everything that decides which images, crops, masks and targets there
 are is common to all students and comes from the main config: a batch is made once and the teacher answers it once.
 
@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import re
 from pathlib import PurePath
+from typing import Any
 
 from ml_collections import ConfigDict
 
 SECTION = "students"
 
-_OWN = re.compile(r"(model|dino|ibot|koleo|schedules|optim)\..+|micro_batches")
+_OWN = re.compile(r"(init|model|dino|ibot|koleo|gram|schedules|optim)\..+|init_from|micro_batches")
 # Of those sections: what decides the masks and the teacher's targets.
 _COMMON = re.compile(r"(dino|ibot)\.prototypes|ibot\.mask_.+|schedules\.teacher_temperature\..+")
 _ENTRY = re.compile(r"([A-Za-z][A-Za-z0-9_-]*)=(.+)")
@@ -66,3 +67,16 @@ def each_student(config: ConfigDict) -> dict[str, ConfigDict]:
   """The config of every model that a run trains by its name; a run that trains a single one calls it ""."""
   names = student_names(config)
   return {name: student_config(config, name) for name in names} if names else {"": config}
+
+
+def config_at(config: ConfigDict, address: Any) -> ConfigDict:
+  """The config of the model at an address in a run (`checkpoints.Address`), of the config that the run saved.
+
+  Raises:
+    ValueError: if the run has no such student, or several and the address names none; says which addresses there are.
+  """
+  students = each_student(config)
+  if (address.student or "") not in students:
+    there = " or ".join(str(address._replace(student=name or None)) for name in students)
+    raise ValueError(f"that run trained {'several students' if config.students else 'one model'}: give {there}")
+  return students[address.student or ""]

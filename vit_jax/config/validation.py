@@ -41,6 +41,9 @@ _CHOICES = {
   "model.rope.dtype": ("float32", "bfloat16"),
   "model.dtype": ("float32", "bfloat16"),
   "model.remat": ("none", "dots", "blocks"),
+  "gram.tokens": ("all", "masked", "unmasked"),
+  "gram.remove_negative": ("both", "teacher", "teacher_only"),
+  "gram.resize": ("bicubic", "bilinear"),
   "schedules.version": (1, 2),
   "optim.lr_scaling": ("sqrt_1024", "linear_256", "none"),
   "evaluation.tasks": ("knn", "linear"),
@@ -58,14 +61,15 @@ _RANGES: tuple[_Rule, ...] = (  # what is right, its test, the keys (of tuples: 
     "model.rope.jitter model.rope.rescale model.unroll dino.hidden dino.bottleneck dino.num_layers ibot.hidden "
     "ibot.bottleneck ibot.num_layers koleo.topk koleo.group_size crops.global_size crops.local_size crops.local_number "
     "crops.gram_size data.prefetch evaluation.image_size evaluation.batch_size evaluation.max_examples checkpoint.keep "
-    "log.every",
+    "log.every gram.refresh.max optim.max_nonfinite",
   ),
   ("must be at least 2", lambda v: v >= 2, "dino.prototypes ibot.prototypes"),
   (
     "must be more than 0",
     lambda v: v > 0,
-    "model.norm_eps model.init_std model.rope.base model.rope.min_period model.rope.max_period optim.eps augment.std "
-    "schedules.teacher_temperature.start schedules.teacher_temperature.peak schedules.teacher_temperature.end",
+    "model.norm_eps model.init_std dino.init_std ibot.init_std model.rope.base model.rope.min_period "
+    "model.rope.max_period optim.eps augment.std schedules.teacher_temperature.start "
+    "schedules.teacher_temperature.peak schedules.teacher_temperature.end",
   ),
   (
     "must not be negative",
@@ -73,7 +77,8 @@ _RANGES: tuple[_Rule, ...] = (  # what is right, its test, the keys (of tuples: 
     "model.num_registers model.rope.shift dino.loss_weight ibot.loss_weight koleo.loss_weight optim.clip "
     "optim.patch_embed_lr augment.brightness augment.contrast augment.saturation schedules.lr.start schedules.lr.peak "
     "schedules.lr.end schedules.weight_decay.start schedules.weight_decay.peak schedules.weight_decay.end "
-    "schedules.local_loss_weight.start schedules.local_loss_weight.peak schedules.local_loss_weight.end",
+    "schedules.local_loss_weight.start schedules.local_loss_weight.peak schedules.local_loss_weight.end "
+    "schedules.gram_loss_weight.start schedules.gram_loss_weight.peak schedules.gram_loss_weight.end",
   ),
   (
     "must be from 0 to 1",
@@ -102,6 +107,10 @@ _PAIRS = {  # (low, high) with low <= high, both within these bounds; the lower 
 
 _DURATIONS = {  # may it be nothing?
   "duration": False,
+  "init.freeze_backbone_steps": True,
+  "gram.load_at": True,
+  "gram.refresh.first": True,
+  "gram.refresh.every": False,
   "optim.freeze_last_layer": True,
   "evaluation.every": True,
   "checkpoint.every": False,
@@ -133,6 +142,7 @@ def _problems(config: ConfigDict) -> list[str]:
       *_crops(config),
       *_model(config),
       *_losses(config),
+      *_gram(config),
       *_schedules(config),
     ]
   return problems
@@ -356,6 +366,36 @@ def _distillation(config: ConfigDict) -> Iterator[str]:
     elif found[0] not in config.students:
       yield f"distillation.students={entry!r}: its run file has not been read: load the config with vit_jax.config.load"
     seen.add(found[0] if found else "")
+
+
+def _gram(config: ConfigDict) -> Iterator[str]:
+  gram, refresh = config.gram, config.gram.refresh
+  if gram.source == "teacher" and config.method != "distillation":
+    yield (
+      f"gram.source='teacher': means the frozen teacher of a distillation, this is method={config.method!r}; 'ema' is "
+      "the average of the student"
+    )
+  if gram.tokens != "all" and gram.per_image:
+    yield (
+      f"gram.tokens={gram.tokens!r}: the crops differ in how many patches are {gram.tokens}, so there is no matrix per "
+      "image: set gram.per_image=False"
+    )
+  if gram.tokens == "masked" and not int(2 * loss_group_size(config) * config.ibot.mask_probability):
+    yield "gram.tokens='masked': no patch is masked: raise ibot.mask_probability or loss_group_size"
+  for key, value in (("load_at", gram.load_at), ("refresh.every", refresh.every)):
+    if gram.source in ("ema", "teacher") and value is not None:
+      yield (
+        f"gram.{key}={value!r}: with gram.source={gram.source!r} there is no gram teacher to copy to: remove one of "
+        "the two"
+      )
+  for key in ("first", "max"):
+    if refresh[key] is not None and refresh.every is None:
+      yield f"gram.refresh.{key}={refresh[key]!r}: needs gram.refresh.every, the steps from one refresh to the next"
+  if refresh.every is not None and gram.source is None and gram.load_at is None:
+    yield (
+      f"gram.refresh.every={refresh.every!r}: there is no gram teacher to refresh: set gram.source, or gram.load_at to "
+      "take the teacher at a step"
+    )
 
 
 def _schedules(config: ConfigDict) -> Iterator[str]:

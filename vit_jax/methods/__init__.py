@@ -1,9 +1,11 @@
 """Training methods: how one turns (state, batch) into (state, metrics).
 
-A method is a module with four functions, and nothing else in the program asks which one runs:
+A method is a module with a few functions, and nothing else in the program asks which one runs:
 
     views(config) -> Views                        what crops and masks the data must make
+    modules(config) -> NamedTuple                 the modules that a student is made of, by sub-module
     init(config, key) -> State                    a fresh state
+    starts(config) -> tuple[Start, ...]           what a fresh state takes from other runs and from files
     make_step(config) -> (state, batch) -> (state, metrics)
     export(state) -> (model, params)              what a user of the trained model wants
 """
@@ -35,9 +37,9 @@ def get(name: str) -> ModuleType:
   return importlib.import_module(f"vit_jax.methods.{name}")
 
 
-def backbone(config: Any, student: str = "") -> Any:
-  """The model that `config` trains and exports; of several students, the one of that name."""
-  return build_backbone(each_student(config)[student])
+def backbone(config: Any) -> Any:
+  """The model that `config` trains and exports; of several students, take the config of one first."""
+  return build_backbone(config)
 
 
 def exports(method: ModuleType, state: State, config: Any) -> dict[str, tuple[Any, Any]]:

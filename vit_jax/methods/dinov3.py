@@ -1,7 +1,7 @@
-"""DINOv3 pretraining, stage 1: DINO on class tokens, iBOT on masked patches, KoLeo, with an EMA teacher.
+"""DINOv3 training: DINO on class tokens, iBOT on masked patches, KoLeo, Gram anchoring, with an EMA teacher.
 
-Siméoni et al. 2025 (arXiv 2508.10104); the objective is DINOv2's (Oquab et al. 2023). One step, in order: teacher
-targets, student on all crops, losses, gradients, clipping per sub-module, AdamW, EMA.
+Siméoni et al. 2025 (arXiv 2508.10104); without Gram anchoring the objective is DINOv2's (Oquab et al. 2023). One step,
+in order: teacher targets, student on all crops, losses, gradients, clipping per sub-module, AdamW, EMA.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from jaxtyping import Array, Float
 
 from vit_jax import losses
 from vit_jax.data.views import Views
-from vit_jax.methods import health
+from vit_jax.methods import gram, health
 from vit_jax.methods.accumulation import MicroBatches
 from vit_jax.methods.settings import build_backbone, build_schedules, build_views, num_steps
+from vit_jax.methods.starting import Start
 from vit_jax.methods.state import State
 from vit_jax.models import Features, ProjectionHead, VisionTransformer
 from vit_jax.models.features import Draws
@@ -47,12 +48,14 @@ class TeacherOutputs(NamedTuple):
     patches: [groups * M, K] logits of the masked patches.
     features: [2B, D] class tokens.
     similarity: [2B] of patches by name: see `health.similarity`.
+    anchor: [2B, N, D] patch features, where they are to anchor the student's; else None.
   """
 
   cls: Array
   patches: Array
   features: Array
   similarity: dict[str, Array]
+  anchor: Array | None = None
 
 
 class Targets(NamedTuple):
@@ -61,10 +64,13 @@ class Targets(NamedTuple):
   Attributes:
     cls: [2B, K] assignment of the class tokens of the global crops.
     patches: [groups * M, K] assignment of the masked patches.
+    anchor: [2B, N, D] patch features whose similarities the student's keep; None: no Gram anchoring, or by features
+      that `gram.features` has yet to compute.
   """
 
   cls: Array
   patches: Array
+  anchor: Array | None = None
 
 
 def views(config: Any) -> Views:
@@ -81,6 +87,7 @@ def modules(config: Any) -> Modules:
       bottleneck=values.bottleneck,
       prototypes=values.prototypes,
       num_layers=values.num_layers,
+      init_std=values.init_std,
       dtype=config.model.dtype,
     )
 
@@ -98,16 +105,31 @@ def init(config: Any, key: jax.Array) -> State:
     "dino_head": net.dino_head.init(keys[1], token)["params"],
     "ibot_head": net.ibot_head.init(keys[2], token)["params"],
   }
+  gram_teacher, gram_counters = gram.init(config, student["backbone"])
   return State(
     step=jnp.zeros((), jnp.int32),
     student=student,
     teacher=jax.tree.map(jnp.copy, student),
-    gram_teacher=None,
+    gram_teacher=gram_teacher,
     opt_state=optimizer.adam(config.optim.b1, config.optim.b2, config.optim.eps).init(student),
     key=keys[3],
-    counters={"nonfinite": jnp.zeros((), jnp.int32)},
+    counters={"nonfinite": jnp.zeros((), jnp.int32)} | gram_counters,
     model=net.backbone,
   )
+
+
+def starts(config: Any) -> tuple[Start, ...]:
+  """What a fresh state takes from elsewhere: the gram teacher of `gram.source`, all else of `init_from`."""
+  places = {name: [("student", name), ("teacher", name)] for name in Modules._fields}
+  found = []
+  if gram.has_own_teacher(config):
+    if config.gram.source in (None, "init"):
+      places["backbone"].append(("gram_teacher",))
+    else:
+      found.append(Start("gram.source", config.gram.source, {"backbone": (("gram_teacher",),)}))
+  if config.init_from is not None:
+    found.insert(0, Start("init_from", config.init_from, {name: tuple(where) for name, where in places.items()}))
+  return tuple(found)
 
 
 def export(state: State) -> tuple[VisionTransformer, Params]:
@@ -122,7 +144,9 @@ def make_step(config: Any) -> Callable[[State, Batch], tuple[State, Metrics]]:
 
   def step(state: State, batch: Batch) -> tuple[State, Metrics]:
     with jax.named_scope("teacher"):
-      outputs = micro_batches(config, batch).map(lambda part: teacher_outputs(config, net, state.teacher, part), batch)
+      outputs = micro_batches(config, batch).map(
+        lambda part: teacher_outputs(config, net, state.teacher, part, keep_patches=gram.is_shared(config)), batch
+      )
       targets = assign(outputs, temperature(state.step))
     state, metrics = learn(state, batch, targets)
     with jax.named_scope("health"):
@@ -146,14 +170,27 @@ def make_learner(config: Any, *, distilling: bool = False) -> Callable[[State, B
   net = modules(config)
   schedules = build_schedules(config, scale_lr(config.batch_size, config.optim.lr_scaling))
   frozen_steps = num_steps(config.optim.freeze_last_layer)
+  warmup_steps = num_steps(config.init.freeze_backbone_steps)
+  if not gram.enabled(config):
+    del schedules["gram_loss_weight"]
 
   def learn(state: State, batch: Batch, targets: Targets) -> tuple[State, Metrics]:
     now = {name: schedule(state.step) for name, schedule in schedules.items()}
+    state = gram.load(config, state)
+    if gram.enabled(config):
+      now["gram_loss_weight"] *= gram.loaded(config, state)
     draws = draw(net, state.student, batch, jax.random.fold_in(state.key, state.step))
+    shared = not distilling or config.gram.source == "teacher"  # the targets' teacher is that of Gram anchoring
 
     def local(student: Params, part: Any) -> tuple[jax.Array, Metrics, Array]:
+      targets, batch, draws = part
+      with jax.named_scope("gram_teacher"):
+        given = targets.anchor if shared else None
+        anchor = gram.features(config, net.backbone, state, normalized(config, batch), given)
       with jax.named_scope("student"):
-        return student_loss(config, net, student, *part, now["local_loss_weight"], masked=not distilling)
+        weights = now["local_loss_weight"], now.get("gram_loss_weight")
+        targets = targets._replace(anchor=anchor)
+        return student_loss(config, net, student, targets, batch, draws, *weights, masked=not distilling)
 
     def first_pass(student: Params, part: Any) -> Array:
       with jax.named_scope("student"):
@@ -186,7 +223,11 @@ def make_learner(config: Any, *, distilling: bool = False) -> Callable[[State, B
         b2=config.optim.b2,
         eps=config.optim.eps,
       )
+      if warmup_steps:
+        student = hold_backbone(state.step < warmup_steps, student, state.student)
       teacher = ema.update(state.teacher, student, now["momentum"])
+      if warmup_steps:
+        teacher = hold_backbone(state.step < warmup_steps, teacher, state.teacher)
 
     finite = jnp.isfinite(loss) & jnp.all(jnp.isfinite(jnp.stack(list(norms.values()))))
     nonfinite = jnp.where(finite, 0, state.counters["nonfinite"] + 1)
@@ -202,6 +243,8 @@ def make_learner(config: Any, *, distilling: bool = False) -> Callable[[State, B
       opt_state=opt_state,
       counters=state.counters | {"nonfinite": nonfinite},
     )
+    state = gram.refresh(config, state)
+    terms = gram.logged(config, state, terms)
     values = {"loss": loss, **terms, **now, **{f"grad_norm/{name}": norm for name, norm in norms.items()}}
     own = health.features(cls) if distilling else {}
     return state, values | own | {"nonfinite": nonfinite}
@@ -217,19 +260,32 @@ def micro_batches(config: Any, batch: Batch) -> MicroBatches:
 def normalized(config: Any, batch: Batch) -> Batch:
   """The batch with its crops normalised once, wherever they came from as uint8."""
   mean, std = config.augment.mean, config.augment.std
-  crops = {name: normalize_images(batch[name], mean, std) for name in ("global_crops", "local_crops")}
-  return batch | crops
+  kinds = ("global_crops", "local_crops", "gram_crops")
+  return batch | {name: normalize_images(batch[name], mean, std) for name in kinds if name in batch}
 
 
-def teacher_outputs(config: Any, net: Modules, teacher: Params, batch: Batch) -> TeacherOutputs:
-  """Teacher logits of class tokens and masked patches of the global crops."""
+def hold_backbone(frozen: jax.Array, new: Params, old: Params) -> Params:
+  """`new`, with the backbone of `old` while it is `frozen`: a head warm-up.
+
+  Nothing else is held: Adam's moments of the backbone go on, as they do for frozen prototypes, so that its first own
+  step is as well scaled as any other.
+  """
+  backbone = jax.tree.map(lambda n, o: jnp.where(frozen, o, n), new["backbone"], old["backbone"])
+  return new | {"backbone": backbone}
+
+
+def teacher_outputs(
+  config: Any, net: Modules, teacher: Params, batch: Batch, *, keep_patches: bool = False
+) -> TeacherOutputs:
+  """Teacher logits of class tokens and masked patches of the global crops; `keep_patches`: also the anchor."""
   crops = flatten_crops(normalized(config, batch)["global_crops"])  # [2B, H, W, 3]
   features = net.backbone.apply({"params": teacher["backbone"]}, crops)
   cls = scores(net, teacher, "dino_head", features.cls)  # [2B, K]
   masked = gather_masked(features.patches, batch["mask_indices"])  # [groups * M, D]
   patches = scores(net, teacher, "ibot_head", masked)  # [groups * M, K]
   similarity = health.similarity(features.cls, features.patches)
-  return TeacherOutputs(cls=cls, patches=patches, features=features.cls, similarity=similarity)
+  anchor = features.patches if keep_patches else None
+  return TeacherOutputs(cls=cls, patches=patches, features=features.cls, similarity=similarity, anchor=anchor)
 
 
 def scores(net: Modules, params: Params, head: str, tokens: Float[Array, "R D"]) -> Float[Array, "R K"]:
@@ -241,7 +297,7 @@ def scores(net: Modules, params: Params, head: str, tokens: Float[Array, "R D"])
 def assign(outputs: TeacherOutputs, temperature: jax.Array) -> Targets:
   """Sinkhorn-Knopp assignments, each over the whole batch."""
   cls, patches = (losses.sinkhorn_knopp(logits, temperature) for logits in (outputs.cls, outputs.patches))
-  return jax.lax.stop_gradient(Targets(cls=cls, patches=patches))
+  return jax.lax.stop_gradient(Targets(cls=cls, patches=patches, anchor=outputs.anchor))
 
 
 def draw(net: Modules, student: Params, batch: Batch, key: jax.Array) -> list[Draws]:
@@ -285,6 +341,7 @@ def student_loss(
   batch: Batch,
   draws: list[Draws],
   local_loss_weight: jax.Array,
+  gram_loss_weight: jax.Array | None = None,
   *,
   masked: bool = True,
 ) -> tuple[jax.Array, dict[str, jax.Array], Array]:
@@ -323,6 +380,9 @@ def student_loss(
     local_share * local_loss_weight * terms["dino_local"] + (1 - local_share) * terms["dino_global"]
   )
   total += config.ibot.loss_weight * terms["ibot"]
+  if gram.enabled(config):
+    terms |= gram.terms(config, global_features.patches, targets.anchor, batch)
+    total += gram_loss_weight * terms["gram"]
   terms |= health.student(global_logits)
   if not masked:
     terms |= health.means(health.similarity(global_features.cls, global_features.patches))

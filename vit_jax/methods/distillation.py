@@ -36,6 +36,7 @@ from vit_jax.data.views import Views
 from vit_jax.methods import dinov3, health
 from vit_jax.methods.dinov3 import Batch, Params, modules
 from vit_jax.methods.settings import build_schedules, build_views
+from vit_jax.methods.starting import Start
 from vit_jax.methods.state import State
 from vit_jax.methods.teachers import FrozenTeacher, frozen_teacher
 from vit_jax.ops.resize import resize_map
@@ -80,6 +81,11 @@ def init(config: Any, key: jax.Array) -> State:
   return _merged(students).replace(frozen=frozen)
 
 
+def starts(config: Any) -> tuple[Start, ...]:
+  """What a fresh student takes from elsewhere; several are asked one by one, each with its own config."""
+  return dinov3.starts(config)
+
+
 def export(state: State, student: str = "") -> tuple[Any, Params]:
   """The backbone and its averaged parameters, of the student of that name where there are several."""
   return dinov3.export(_part(state, student))
@@ -94,13 +100,15 @@ def make_step(config: Any) -> Callable[[State, Batch], tuple[State, dict[str, ja
   learners = {name: dinov3.make_learner(alone, distilling=True) for name, alone in students.items()}
   stride = modules(next(iter(students.values()))).backbone.stride
   temperature = build_schedules(config, 1.0)["teacher_temperature"]
+  keep_patches = any(alone.gram.source == "teacher" for alone in students.values())
 
   def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
     size = teacher_size(batch["global_crops"].shape[2], stride, net.backbone.stride)
 
     def look(part: Batch) -> dinov3.TeacherOutputs:
       crops = resized(dinov3.normalized(config, part)["global_crops"], size)
-      return dinov3.teacher_outputs(config, net, state.frozen, part | {"global_crops": crops})
+      seen = part | {"global_crops": crops}
+      return dinov3.teacher_outputs(config, net, state.frozen, seen, keep_patches=keep_patches)
 
     now = temperature(state.step)
     targets = dinov3.assign(dinov3.micro_batches(config, batch).map(look, batch), now)
@@ -165,9 +173,9 @@ def _check(config: Any, teacher: FrozenTeacher) -> None:
         f"{f'students.{name}.' if name else ''}model.in_channels={channels}: the frozen teacher {teacher.address} has "
         f"{teacher.modules.backbone.in_channels}, and sees the same images."
       )
-  for key in ("mean", "std"):
-    ours, theirs = config.augment[key], getattr(teacher, key)
-    if theirs is not None and tuple(ours) != tuple(theirs):
+  for key, theirs in zip(("mean", "std"), teacher.normalization or (), strict=False):
+    ours = config.augment[key]
+    if tuple(ours) != tuple(theirs):
       raise ValueError(
         f"augment.{key}={tuple(ours)}: the frozen teacher {teacher.address} was trained with {tuple(theirs)}: "
         f"--config.augment.{key}={','.join(map(str, theirs))}."

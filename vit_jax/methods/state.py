@@ -23,7 +23,8 @@ class State:
     gram_teacher: backbone parameters that anchor the Gram matrices, or None.
     opt_state: AdamW's moments of the student.
     key: the run's typed PRNG key; a step derives its own from it and `step`.
-    counters: int32 scalars by name: "nonfinite", consecutive steps whose loss or gradient was not finite.
+    counters: int32 scalars by name: "nonfinite", consecutive steps whose loss or gradient was not finite; with a gram
+      teacher "gram_loaded" and "gram_refreshes", how often the teacher was copied to it.
     model: the backbone that the parameters belong to (static).
     frozen: the parameters of a teacher that never changes, by sub-module, or None.
   """

@@ -19,10 +19,11 @@ from flax.traverse_util import flatten_dict
 
 from vit_jax import checkpoints
 from vit_jax.config.saving import from_dict
-from vit_jax.config.students import student_config, student_names
+from vit_jax.config.students import config_at
 from vit_jax.methods.dinov3 import Modules, modules
-from vit_jax.weights.heads import NoHeads, read_training_export
-from vit_jax.weights.pth import read_pth
+from vit_jax.weights import WeightsError, from_state_dict, parameter_shapes
+from vit_jax.weights.infer import infer_head
+from vit_jax.weights.opening import HEADS, open_weights
 
 _KEY = "distillation.teacher"
 
@@ -33,7 +34,7 @@ class FrozenTeacher:
   Attributes:
     address: where it is: a step of a run, or a file.
     modules: backbone and heads.
-    mean, std: the normalisation of images it was trained with; None: the file does not say.
+    normalization: mean and standard deviation of the images it was trained with; None: the file does not say.
   """
 
   def __init__(
@@ -41,13 +42,10 @@ class FrozenTeacher:
     address: str,
     net: Modules,
     read: Callable[[], dict[str, Any]],
-    *,
-    params: dict[str, Any] | None = None,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None,
   ):
-    self.address, self.modules, self.mean, self.std = address, net, mean, std
-    self._read, self._params = read, params
+    self.address, self.modules, self.normalization = address, net, normalization
+    self._read, self._params = read, None
 
   def params(self) -> dict[str, Any]:
     """The parameters by sub-module, in host memory until `release`."""
@@ -82,11 +80,11 @@ def frozen_teacher(config: Any) -> FrozenTeacher | None:
   address = checkpoints.find(path)
   if address is not None:
     return _of_run(str(address.pinned()), config.model.dtype)
-  if path.is_file():
+  if path.exists():
     return _of_file(str(path), path.stat().st_mtime_ns, config.model.dtype)
   raise ValueError(
     f"{_KEY}={config.distillation.teacher!r}: is neither a run (a folder with {checkpoints.FOLDER}/), nor one of its "
-    "steps or students, nor a .pth file."
+    "steps or students, nor a file."
   )
 
 
@@ -94,37 +92,37 @@ def frozen_teacher(config: Any) -> FrozenTeacher | None:
 def _of_run(path: str, dtype: str) -> FrozenTeacher:
   address = checkpoints.find(path)
   try:
-    saved = from_dict(checkpoints.read_meta(address.workdir, step=address.step)["config"])
-  except (checkpoints.NotSaved, checkpoints.Damaged) as error:
+    saved = config_at(from_dict(checkpoints.read_meta(address.workdir, step=address.step)["config"]), address)
+  except (ValueError, checkpoints.NotSaved, checkpoints.Damaged) as error:
     raise ValueError(f"{_KEY}={path!r}: {error}") from error
-  names = student_names(saved)
-  if address.student not in (names or (None,)):
-    right = " or ".join(str(address._replace(student=name)) for name in names or (None,))
-    raise ValueError(f"{_KEY}={path!r}: that run has {'several' if names else 'no'} students: give {right}.")
-  if names:
-    saved = student_config(saved, address.student)
   with saved.unlocked():
     saved.model.dtype = dtype
-  where = ("teacher", address.student) if names else ("teacher",)
-  read = functools.partial(checkpoints.restore_params, address.workdir, path=where, step=address.step)
-  return FrozenTeacher(path, modules(saved), read, mean=saved.augment.mean, std=saved.augment.std)
+  read = functools.partial(checkpoints.restore_params, address.workdir, path=address.place, step=address.step)
+  return FrozenTeacher(path, modules(saved), read, (saved.augment.mean, saved.augment.std))
 
 
 @functools.lru_cache(maxsize=2)
 def _of_file(path: str, mtime: int, dtype: str) -> FrozenTeacher:
-  def read() -> tuple[dict[str, Any], dict[str, Any]]:
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # a file may be larger than one accelerator
-      return read_training_export(read_pth(path))
-
   try:
-    found, params = read()
-  except NoHeads as error:
-    raise ValueError(
-      f"{_KEY}={path!r}: {error}: a student is compared with its teacher by their prototypes, and published backbones "
-      f"come without. Train heads for it first: a run with method=dinov3 and init_from={path} (and "
-      "init.freeze_backbone_steps, which keeps the backbone as it is at first); that run is then the teacher."
-    ) from error
-  except ValueError as error:
+    opened = open_weights(Path(path))
+    missing = [name for name in HEADS if name not in opened.tensors]
+    if missing:
+      raise WeightsError(
+        f"it has no {' and no '.join(missing)}: a student is compared with its teacher by their prototypes, and "
+        f"published backbones come without. Train heads for it first: a run with method=dinov3 and init_from={path} "
+        "(and init.freeze_backbone_steps, which keeps the backbone as it is at first); that run is then the teacher."
+      )
+    found = {"backbone": opened.backbone.module(**opened.backbone.attributes)}
+    found |= {name: infer_head(opened.tensors[name]) for name in HEADS}
+    layouts = {name: "dinov3" for name in HEADS} | {"backbone": opened.backbone.layout}
+    for name, module in found.items():
+      parameter_shapes(opened.tensors[name], module, layouts[name])  # all that does not fit is said now
+  except (ValueError, OSError) as error:
     raise ValueError(f"{_KEY}={path!r}: {error}") from error
+
+  def read() -> dict[str, Any]:
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # a file may be larger than one accelerator
+      return {name: from_state_dict(opened.tensors[name], module, layouts[name]) for name, module in found.items()}
+
   net = Modules(**{name: module.clone(dtype=dtype) for name, module in found.items()})
-  return FrozenTeacher(path, net, lambda: read()[1], params=params)
+  return FrozenTeacher(path, net, read, opened.normalization)

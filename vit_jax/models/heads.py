@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vit_jax.models.layers import Linear
+from vit_jax.models.layers import INIT_STD, Linear
 from vit_jax.ops.normalize import l2_normalize, upcast
 
 
@@ -22,6 +22,8 @@ class ProjectionHead(nn.Module):
     prototypes: K, number of scores.
     num_layers: linear layers up to the bottleneck.
     mlp_bias: whether these have a bias.
+    init_std: standard deviation of all initial weights. The smaller a head, the larger it may be: with
+      bottleneck ** -0.5 the prototypes start at length 1, so that the first targets already differ.
     dtype, param_dtype: compute and parameter types.
   """
 
@@ -30,11 +32,12 @@ class ProjectionHead(nn.Module):
   prototypes: int
   num_layers: int = 3
   mlp_bias: bool = True
+  init_std: float = INIT_STD
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 
   def setup(self) -> None:
-    types = {"dtype": jnp.dtype(self.dtype), "param_dtype": jnp.dtype(self.param_dtype)}
+    types = dict(init_std=self.init_std, dtype=jnp.dtype(self.dtype), param_dtype=jnp.dtype(self.param_dtype))
     sizes = [self.hidden] * (self.num_layers - 1) + [self.bottleneck]
     self.mlp = [
       Linear((size,), use_bias=self.mlp_bias, name=f"fc{i}", **types) for i, size in enumerate(sizes, start=1)

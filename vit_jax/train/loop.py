@@ -22,14 +22,14 @@ from ml_collections import ConfigDict
 
 from vit_jax import config as configs
 from vit_jax import parallel
-from vit_jax.checkpoints import Checkpoints
+from vit_jax.checkpoints import Checkpoints, latest
 from vit_jax.config import UserError
 from vit_jax.data.groups import batch_shapes
 from vit_jax.data.pipeline import make_pipeline
 from vit_jax.data.views import Views
 from vit_jax.inspect import pictures, tables
 from vit_jax.methods import State
-from vit_jax.train import frozen, setup
+from vit_jax.train import frozen, setup, starting
 from vit_jax.train.compiling import CompiledSteps
 from vit_jax.train.evaluations import Evaluations
 from vit_jax.train.interrupts import Interrupts, Stopped
@@ -49,8 +49,13 @@ LOOK_AHEAD = 1000  # steps among which the resolutions are sought that are to be
 def describe(config: ConfigDict, workdir: str) -> str:
   """What `train` would do, without compiling or writing anything."""
   run = setup.prepare(config)
-  facts = "\n".join(f"{name:<12}{value}" for name, value in setup.describe(run).items())
-  return f"{tables.config_table(run.config, configs.defaults_of(run.config))}\n\n{facts}\nworkdir     {workdir}"
+  facts = "\n".join(f"{name:<14}{value}" for name, value in (setup.describe(run) | {"workdir": workdir}).items())
+  step = latest(Path(workdir).expanduser())
+  if step is not None:
+    start = f"goes on from step {step} of the workdir, whatever init_from and gram.source say"
+  else:
+    start = starting.report(starting.open_sources(run, abstract_state(run)))
+  return f"{tables.config_table(run.config, configs.defaults_of(run.config))}\n\n{facts}\n\n{start}"
 
 
 def train(config: ConfigDict, workdir: str, *, accept_config_change: bool = False) -> State:
@@ -63,15 +68,16 @@ def train(config: ConfigDict, workdir: str, *, accept_config_change: bool = Fals
   """
   folder = Path(workdir).expanduser().absolute()
   run = frozen.pin(setup.prepare(config), folder)
+  sources = [] if latest(folder) is not None else starting.open_sources(run, abstract_state(run))
   setup.remember(run.config, folder, accept_change=accept_config_change)
   for name, value in setup.describe(run).items():
-    log.info("%-12s %s", name, value)
+    log.info("%-13s %s", name, value)
   keep_every = run.config.checkpoint.keep_every
   checkpoints = Checkpoints(
     folder, keep=run.config.checkpoint.keep, keep_every=keep_every and run.steps("checkpoint.keep_every")
   )
   with checkpoints:
-    return _Loop(run, folder, checkpoints, accept_config_change=accept_config_change).run_to_end()
+    return _Loop(run, folder, checkpoints, sources, accept_config_change=accept_config_change).run_to_end()
 
 
 @contextlib.contextmanager
@@ -101,7 +107,15 @@ def fresh_state(run: setup.Run) -> State:
 class _Loop:
   """One process's part of a run: the state and everything that is written."""
 
-  def __init__(self, run: setup.Run, workdir: Path, checkpoints: Checkpoints, *, accept_config_change: bool):
+  def __init__(
+    self,
+    run: setup.Run,
+    workdir: Path,
+    checkpoints: Checkpoints,
+    sources: list[starting.Opened],
+    *,
+    accept_config_change: bool,
+  ):
     self.run, self.workdir, self.checkpoints = run, workdir, checkpoints
     self.total = run.steps("duration")
     self.pipeline = make_pipeline(
@@ -115,7 +129,7 @@ class _Loop:
       bad_records=workdir / "bad_records.jsonl",
       max_bad_fraction=run.config.data.max_bad_fraction,
     )
-    self.step_number, self.state = self._start(accept_config_change)
+    self.step_number, self.state = self._start(sources, accept_config_change)
     teacher = abstract_state(run).frozen
     if teacher is not None:
       self.state = self.state.replace(frozen=frozen.params_on_devices(run, teacher))
@@ -131,10 +145,12 @@ class _Loop:
         health.check(int(line["step"]), {name: value for name, value in line.items() if name != "step"})
     return health
 
-  def _start(self, accept_config_change: bool) -> tuple[int, State]:
+  def _start(self, sources: list[starting.Opened], accept_config_change: bool) -> tuple[int, State]:
     if self.checkpoints.latest_step() is None:
-      log.info("Starting from scratch.")
-      return 0, fresh_state(self.run)
+      log.info("%s", starting.report(sources))
+      state = starting.begin(fresh_state(self.run), sources)
+      sources.clear()  # they may hold whole files
+      return 0, state
     restored = self.checkpoints.restore(abstract_state(self.run).saved())
     self.pipeline.set_state(restored.data_state, exact=not accept_config_change)
     log.info("Going on from step %d of %d.", restored.step, self.total)

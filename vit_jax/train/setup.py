@@ -17,6 +17,7 @@ from vit_jax import config as configs
 from vit_jax.config import ConfigError
 from vit_jax.data.sources import Source, open_source, split_specs
 from vit_jax.data.views import Views
+from vit_jax.methods import gram
 
 log = logging.getLogger(__name__)
 
@@ -157,12 +158,16 @@ def remember(config: ConfigDict, workdir: Path, *, accept_change: bool) -> None:
 
 def describe(run: Run) -> dict[str, Any]:
   """What will happen, in a few facts for people."""
+  starts = {}
+  for name, alone in methods.each_student(run.config).items():
+    own = {"init from": alone.init_from, "gram teacher": gram.describe(alone)}
+    starts |= {f"{name} {fact}" if name else fact: value for fact, value in own.items()}
   sizes, num = run.views.resolutions, run.config.micro_batches
   crops = [f"{v.name} pixels" for v in run.views.variants()]
   if sizes:
     total = sum(size.probability for size in sizes)
     crops = [f"{crop} ({size.probability / total:.1%})" for crop, size in zip(crops, sizes, strict=True)]
-  return {
+  facts = {
     "images": len(run.source),
     "steps": run.steps("duration"),
     "batch": f"{run.config.batch_size}" + (f" in {num} micro-batches" if num > 1 else ""),
@@ -170,4 +175,7 @@ def describe(run: Run) -> dict[str, Any]:
     "loss groups": f"{run.config.batch_size // run.config.loss_group_size} of {run.config.loss_group_size} images",
     "devices": f"{run.mesh.size} {jax.devices()[0].device_kind} as "
     + " x ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items() if size > 1 or run.mesh.size == 1),
+    "teacher": run.config.distillation.teacher,
+    **starts,
   }
+  return {name: value for name, value in facts.items() if value is not None}

@@ -37,6 +37,7 @@ _NUMBERS = (  # (name in the files, what it says)
   ("dino_global", "DINO, global crops"),
   ("ibot", "iBOT, masked patches"),
   ("koleo", "KoLeo"),
+  ("gram", "Gram anchoring, similarities of patches"),
   ("teacher_entropy", "entropy of the teacher's targets (nats)"),
   ("student_entropy", "entropy of the student's scores (nats)"),
   ("crop_kl", "divergence of the targets of two crops of an image (nats)"),

@@ -69,39 +69,20 @@ def from_state_dict(
   Raises:
     WeightMismatch: if a tensor is missing, extra, misshapen, or a buffer contradicts the model; lists all of them.
   """
-  table = _layout(layout, model)
-  state_dict = _backbone_only(state_dict, table)
-  shapes = _parameter_shapes(model, _input_width(state_dict, table, model))
-  slots = _slots(table, layout, model, shapes)
-  required = {name: found[0].file_shape for name, found in slots.items() if not found[0].row.copy}
-  copies = {name: found[0] for name, found in slots.items() if name not in required and name in state_dict}
-  buffers = {buffer.name: buffer for buffer in table.buffers(model)}
-  optional = {name: slot.file_shape for name, slot in copies.items()} | {n: b.value.shape for n, b in buffers.items()}
-  problems = _compare(state_dict, required, optional) + _contradictions(state_dict, buffers)
-  if problems:
-    hint = _prefix_hint(state_dict, slots)
-    raise WeightMismatch(
-      f"{len(problems)} tensors of the state dict do not fit the {type(model).__name__} (layout {layout!r}); check the "
-      "model's attributes:\n" + "\n".join(problems) + hint
-    )
-  for name, slot in copies.items():
-    original = next(other for other in required if slots[other][0].row.path == slot.row.path)
-    if not np.array_equal(state_dict[name], state_dict[original]):
-      raise WeightMismatch(f"{name} should repeat another tensor, {original}, but differs from it.")
-  least = jnp.dtype(model.param_dtype)
-  sources: dict[str, list[tuple[Any, Slot]]] = {}
-  for name in required:
-    for slot in slots[name]:
-      sources.setdefault(slot.row.path, []).append((state_dict[name], slot))
-  parameters = {
-    path: Parameter(shapes[path], jax.dtypes.canonicalize_dtype(jnp.promote_types(found[0][0].dtype, least)), found)
-    for path, found in sources.items()
-  }
   loaded = {
     path: jnp.asarray(parameter.read()) if sharding is None else parameter.put(sharding(path, parameter.shape))
-    for path, parameter in parameters.items()
+    for path, parameter in _parameters(state_dict, model, layout).items()
   }
   return unflatten_dict(loaded, sep="/")
+
+
+def parameter_shapes(state_dict: Mapping[str, Any], model: nn.Module, layout: str = "dinov3") -> dict[str, Shape]:
+  """The shapes, by path, of what `from_state_dict` would make, after all its checks; lazy tensors are not read.
+
+  Raises:
+    WeightMismatch: as `from_state_dict`.
+  """
+  return {path: parameter.shape for path, parameter in _parameters(state_dict, model, layout).items()}
 
 
 def to_state_dict(params: Mapping[str, Any], model: nn.Module, layout: str = "dinov3") -> dict[str, np.ndarray]:
@@ -156,6 +137,38 @@ def select(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     there = sorted({name.split(".")[0] for name in state_dict})
     raise WeightsError(f"the state dict has nothing under {prefix!r}; its names begin with {', '.join(there)}.")
   return found
+
+
+def _parameters(state_dict: Mapping[str, Any], model: nn.Module, layout: str) -> dict[str, Parameter]:
+  """The parameters of a model by path, checked, not yet read."""
+  table = _layout(layout, model)
+  state_dict = _backbone_only(state_dict, table)
+  shapes = _parameter_shapes(model, _input_width(state_dict, table, model))
+  slots = _slots(table, layout, model, shapes)
+  required = {name: found[0].file_shape for name, found in slots.items() if not found[0].row.copy}
+  copies = {name: found[0] for name, found in slots.items() if name not in required and name in state_dict}
+  buffers = {buffer.name: buffer for buffer in table.buffers(model)}
+  optional = {name: slot.file_shape for name, slot in copies.items()} | {n: b.value.shape for n, b in buffers.items()}
+  problems = _compare(state_dict, required, optional) + _contradictions(state_dict, buffers)
+  if problems:
+    hint = _prefix_hint(state_dict, slots)
+    raise WeightMismatch(
+      f"{len(problems)} tensors of the state dict do not fit the {type(model).__name__} (layout {layout!r}); check the "
+      "model's attributes:\n" + "\n".join(problems) + hint
+    )
+  for name, slot in copies.items():
+    original = next(other for other in required if slots[other][0].row.path == slot.row.path)
+    if not np.array_equal(state_dict[name], state_dict[original]):
+      raise WeightMismatch(f"{name} should repeat another tensor, {original}, but differs from it.")
+  least = jnp.dtype(model.param_dtype)
+  sources: dict[str, list[tuple[Any, Slot]]] = {}
+  for name in required:
+    for slot in slots[name]:
+      sources.setdefault(slot.row.path, []).append((state_dict[name], slot))
+  return {
+    path: Parameter(shapes[path], jax.dtypes.canonicalize_dtype(jnp.promote_types(found[0][0].dtype, least)), found)
+    for path, found in sources.items()
+  }
 
 
 def _layout(name: str, model: nn.Module) -> Layout:

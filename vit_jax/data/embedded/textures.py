@@ -1,8 +1,8 @@
 """`embedded:textures`: twenty procedural textures whose class is in the pattern, not in the pixels or the colours.
 
-An image is one texture under a random scale, rotation (20 degrees either way), perspective, two-colour palette, light
+An image is one texture under a random scale, rotation (20 degrees either way), perspective, pair of colours, light
 and noise. The class is a scalar field that mixes the two colours, the darker one as ground. Nothing is placed at a
-fixed position, so small copies of the images say nothing, and the palette is random, so colours say little more than
+fixed position, so small copies of the images say nothing, and hues are random, so colours say little more than
 how much of an image the pattern covers. The pattern repeats five to eight times across the image, so that a crop of a
 twentieth of its area still shows it.
 """
@@ -15,9 +15,11 @@ import numpy as np
 
 from vit_jax.data.embedded.noise import fractal_noise, lookup, neighbours, table, value_noise
 
-VERSION = 5  # raise with every change of the pixels: cached images of other versions are then made again
+VERSION = 6  # raise with every change of the pixels: cached images of other versions are then made again
 OVERSAMPLING = 2
 TAU = np.float32(2 * np.pi)
+LUMA = np.array([0.299, 0.587, 0.114])
+DARK, LIGHT = (0.15, 0.35), (0.6, 0.85)  # luminances of ground and pattern
 
 Field = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
 
@@ -198,12 +200,19 @@ def coordinates(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.nda
 
 
 def palette(rng: np.random.Generator) -> np.ndarray:
-  """Two random colours, the darker first, float32 [2, 3] in [0, 1]; their luminance survives greyscale and jitter."""
-  luminance = np.array([0.299, 0.587, 0.114])
+  """Two random colours, one dark and one light, float32 [2, 3] in [0, 1].
+
+  Any hue, but luminances of two narrow ranges: what tells images apart then is the pattern, as soon as colour jitter
+  has made hues useless. With luminances at will, crops of an image are matched by brightness before all else.
+  """
+  return np.stack([_color(rng, rng.uniform(*bounds)) for bounds in (DARK, LIGHT)]).astype(np.float32)
+
+
+def _color(rng: np.random.Generator, luminance: float) -> np.ndarray:
   while True:
-    colors = rng.random((2, 3))
-    if np.diff(colors @ luminance)[0] > 0.25:
-      return colors.astype(np.float32)
+    color = rng.random(3)
+    if abs(color @ LUMA - luminance) < 0.03:
+      return color
 
 
 def _pool(x: np.ndarray, factor: int) -> np.ndarray:
