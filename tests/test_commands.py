@@ -144,3 +144,24 @@ def test_inspect_pictures_say_where_they_are(in_runs, capsys):
   assert out == "wrote f.png\n"
   for name in ("b.png", "f.png"):
     assert np.asarray(Image.open(name)).std() > 10  # a picture of something
+
+
+@pytest.mark.slow
+def test_a_grey_model_without_class_token_trains_is_scored_and_exported(tmp_path, capsys, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  grey = ["--config.model.in_channels=1", "--config.augment.mean=0.45", "--config.augment.std=0.22"]
+  other = ["--config.model.positions=learned", "--config.model.class_token=false", "--config.model.pool=avg"]
+  assert cli.main(["train", *TINY, "--workdir=run", *grey, *other]) == 0
+  lines = metrics(Path("run"))
+  assert all(np.isfinite(line["loss"]) for line in lines if "loss" in line)
+  assert {line["step"] for line in lines if "knn/top1" in line} == {0, 2, 4}
+  source = "--data=embedded:textures?size=32&count=64"
+  for format, path in {"timm": "m.safetensors", "orbax": "m"}.items():
+    run(capsys, "export", "--model=run", f"--to={path}", f"--format={format}")
+    model, params = vit_jax.load_model(path, num_heads=2)
+    assert (model.in_channels, model.pool, model.class_token) == (1, "avg", False)
+    assert "knn/top1" in run(capsys, "evaluate", f"--model={path}", source, "--max_examples=32")
+  assert cli.main(["train", *TINY, "--workdir=other", "--config.model.in_channels=4", *(
+    f"--config.augment.{key}=(0.5,0.5,0.5,0.5)" for key in ("mean", "std")
+  )]) == 2  # fmt: skip
+  assert "model.in_channels=4: data.source=embedded:textures" in capsys.readouterr().err

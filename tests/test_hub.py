@@ -43,6 +43,9 @@ OTHERS = {  # the other families, small
     **PLAIN, layer_scale=1.0, position_table=PositionTable((3, 3), antialias=True), num_registers=2
   ),
   "vit": VisionTransformer(**PLAIN, masking=False, position_table=PositionTable((3, 3))),
+  "deit": VisionTransformer(
+    **PLAIN, masking=False, num_registers=1, position_table=PositionTable((3, 3), prefix="all"), pool="distilled"
+  ),
 }
 FORMATS = {  # besides orbax, which holds everything
   "convnext": ("safetensors", "pth"),
@@ -50,6 +53,7 @@ FORMATS = {  # besides orbax, which holds everything
   "dinov2_swiglu": ("safetensors", "pth", "timm"),
   "dinov2_reg": ("safetensors", "pth", "timm"),
   "vit": ("safetensors", "timm"),
+  "deit": ("safetensors", "timm"),
 }
 ANYTHING = VisionTransformer(
   **(SMALL | {"layer_scale": None}), norm="rmsnorm", separate_cls_norm=True, rope=None, dtype=jnp.bfloat16
@@ -59,7 +63,7 @@ ANYTHING = VisionTransformer(
 def random_params(model: VisionTransformer | ConvNeXt, seed: int = 0) -> dict:
   """Parameters of which every one influences the features."""
   size = 2 * model.stride
-  variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))
+  variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, model.in_channels)))
   rng = np.random.default_rng(seed)
   return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0.3, 0.5, leaf.shape), leaf.dtype), variables["params"])
 
@@ -70,6 +74,11 @@ def without_unused(model: VisionTransformer, params: dict) -> dict:
   if not isinstance(model, ConvNeXt) and model.mask_k_bias and model.qkv_bias:
     params["blocks"]["attn"]["qkv"]["bias"] = params["blocks"]["attn"]["qkv"]["bias"].at[:, 1].set(0)
   return params
+
+
+def with_both_tokens(model: VisionTransformer | ConvNeXt) -> VisionTransformer | ConvNeXt:
+  """A distilled DeiT that does not take the mean of its two tokens; others as they are."""
+  return model.clone(pool="cls") if getattr(model, "pool", "cls") == "distilled" else model
 
 
 def images(seed: int = 1) -> np.ndarray:
@@ -203,7 +212,7 @@ def test_wrong_requests_are_refused(tmp_path: pathlib.Path):
     vit_jax.load_model(tmp_path)
   (tmp_path / "config.json").write_text('{"model_type": "bert"}')
   write_safetensors(tmp_path / SINGLE, {"x": np.zeros(1)})
-  with pytest.raises(hub.UnknownModel, match=r"config\.json: model_type 'bert' is not known"):
+  with pytest.raises(WeightsError, match=r"config\.json: model_type 'bert' is not known"):
     vit_jax.load_model(tmp_path)
 
 
@@ -282,7 +291,7 @@ PUBLISHED = [
   *(f"dinov3_{size}" for size in ("vits16", "vits16plus", "vitb16", "vitl16", "vith16plus", "vit7b16")),
   *(f"dinov3_convnext_{size}" for size in ("tiny", "small", "base", "large")),
   *(f"dinov2_vit{size}14{registers}" for size in "sblg" for registers in ("", "_reg")),
-  *("vit_ti16", "vit_b16", "vit_l16", "vit_h14"),
+  *("vit_ti16", "vit_b16", "vit_l16", "vit_h14", "deit_ti16_distilled", "deit_b16_distilled"),
 ]
 
 
@@ -309,7 +318,7 @@ def test_transformers_gives_the_same_features_at_full_width(tmp_path: pathlib.Pa
   theirs = transformers.AutoModel.from_pretrained(tmp_path / "m").eval()
   with torch.no_grad():
     tokens = theirs(torch.from_numpy(batch.transpose(0, 3, 1, 2).copy())).last_hidden_state.numpy()
-  features = jax.jit(model.apply)({"params": params}, batch)
+  features = jax.jit(with_both_tokens(model).apply)({"params": params}, batch)
   ours = np.concatenate([features.cls[:, None], features.registers, features.patches], axis=1)
   assert np.abs(ours - tokens).max() < 1e-4
 
@@ -327,14 +336,81 @@ def test_transformers_gives_the_same_features(tmp_path: pathlib.Path, name: str)
   with torch.no_grad():
     batch = np.concatenate([images()] * 2, axis=1)  # 64 x 24 pixels, or 64 x 48: not the grid of the position tables
     batch = np.concatenate([batch] * 2, axis=2) if isinstance(model, ConvNeXt) else batch
-    extra = {"interpolate_pos_encoding": True} if name == "vit" else {}
+    extra = {"interpolate_pos_encoding": True} if name in ("vit", "deit") else {}
     tokens = theirs.eval()(torch.from_numpy(batch.transpose(0, 3, 1, 2).copy()), **extra).last_hidden_state.numpy()
-  features = model.apply({"params": params}, batch)
+  features = with_both_tokens(model).apply({"params": params}, batch)
   ours = np.concatenate([features.cls[:, None], features.registers, features.patches], axis=1)
   assert np.abs(ours - tokens).max() < 1e-4
   theirs.save_pretrained(tmp_path / "again")
   loaded, again = vit_jax.load_model(tmp_path / "again")
   assert_same(again, without_unused(model, params))
+
+
+def test_the_two_classifiers_of_a_distilled_deit_are_averaged(tmp_path: pathlib.Path):
+  torch = pytest.importorskip("torch")
+  transformers = pytest.importorskip("transformers")
+  config = transformers.DeiTConfig(
+    hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=24, patch_size=8,
+    num_labels=5, layer_norm_eps=1e-6,
+  )  # fmt: skip
+  theirs = transformers.DeiTForImageClassificationWithTeacher(config).eval()
+  for parameter in theirs.parameters():
+    torch.nn.init.normal_(parameter, 0.1, 0.3)
+  theirs.save_pretrained(tmp_path)
+  model, params = vit_jax.load_model(tmp_path)
+  assert model.pool == "distilled"
+  batch = images()[:, :24]
+  with torch.no_grad():
+    expected = theirs(torch.from_numpy(batch.transpose(0, 3, 1, 2).copy())).logits.numpy()
+  heads = read_safetensors(tmp_path)
+  both = model.clone(pool="cls").apply({"params": params}, batch)
+  scores = [
+    token @ heads[f"{name}_classifier.weight"].T + heads[f"{name}_classifier.bias"]
+    for name, token in (("cls", both.cls), ("distillation", both.registers[:, 0]))
+  ]
+  np.testing.assert_allclose(np.mean(scores, axis=0), expected, atol=1e-4)
+  features = model.apply({"params": params}, batch)
+  np.testing.assert_allclose(features.cls, (both.cls + both.registers[:, 0]) / 2, atol=1e-6)
+
+
+GREY = VisionTransformer(**(SMALL | {"in_channels": 1}), mask_k_bias=True, rope=Rope(rescale=2.0))
+EXPORTS = {"safetensors": "m", "pth": "m.pth", "timm": "m.safetensors", "orbax": "m"}
+
+
+@pytest.mark.parametrize("format", EXPORTS)
+def test_channels_and_their_mean_and_std_go_with_the_weights(tmp_path: pathlib.Path, format: str):
+  model = GREY.clone(masking=False) if format == "timm" else GREY
+  params, path = random_params(model), tmp_path / EXPORTS[format]
+  vit_jax.save_model(path, model, params, format, mean=(0.4,), std=(0.2,), image_size=48)
+  loaded, again = vit_jax.load_model(path)
+  assert loaded.in_channels == 1 and again["patch_embed"]["kernel"].shape == (8, 8, 1, 32)
+  assert hub.load_preprocessing(path, channels=1) == hub.Preprocessing((0.4,), (0.2,), 48)
+  with pytest.raises(hub.UnknownModel, match=r"says mean=\(0\.4,\) and std=\(0\.2,\), .* the 3 channels"):
+    hub.load_preprocessing(path)
+  vit_jax.save_model(path, model, params, format)
+  with pytest.raises(hub.UnknownModel, match="does not say with which mean and std, .* the 1 channels .* image_mean"):
+    hub.load_preprocessing(path, channels=1)
+  with pytest.raises(hub.UnknownModel, match=r"must have an entry for each of 1 channels"):
+    vit_jax.save_model(path, model, params, format, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def test_published_satellite_files_are_known_by_their_names(tmp_path: pathlib.Path):
+  for name, mean in (("vitl16_pretrain_sat493m-eadcf0ff.pth", 0.43), ("vitl16_pretrain_lvd1689m-8aa4cbdd.pth", 0.485)):
+    vit_jax.save_model(tmp_path / name, MODELS["vits"], random_params(MODELS["vits"]), format="pth")
+    assert hub.load_preprocessing(tmp_path / name).mean[0] == mean
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_families_keep_their_channels(tmp_path: pathlib.Path, name: str):
+  model = OTHERS[name].clone(in_channels=5)
+  params = random_params(model)
+  for format in FORMATS[name]:
+    path = tmp_path / EXPORTS[format]
+    vit_jax.save_model(path, model, params, format)
+    loaded, again = vit_jax.load_model(path, **({} if isinstance(model, ConvNeXt) else {"num_heads": 2}))
+    assert loaded.in_channels == 5
+    kept = {key: value for key, value in params.items() if key in again}
+    assert_same(again, kept)
 
 
 def test_importing_vit_jax_is_light():

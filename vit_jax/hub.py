@@ -18,22 +18,12 @@ from vit_jax import checkpoints, models, parallel, weights
 from vit_jax.checkpoints import trees
 from vit_jax.checkpoints.tree import Placement
 from vit_jax.models import ConvNeXt, PositionTable, Rope, VisionTransformer
-from vit_jax.weights import hf_config, infer
-from vit_jax.weights.families import family_of_config, family_of_model
-from vit_jax.weights.files import (
-  INDEX,
-  MAX_SHARD_SIZE,
-  SHARDS,
-  SINGLE,
-  check_no_pointer,
-  open_safetensors,
-  read_metadata,
-  write_safetensors,
-  write_sharded,
-)
-from vit_jax.weights.pth import open_pth, read_extra, write_pth
+from vit_jax.weights import hf_config
+from vit_jax.weights.families import family_of_model
+from vit_jax.weights.files import INDEX, MAX_SHARD_SIZE, SHARDS, SINGLE, write_safetensors, write_sharded
+from vit_jax.weights.opening import CONFIG, PREPROCESSOR, open_weights, read_json, read_preprocessor
+from vit_jax.weights.pth import write_pth
 
-CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"  # of a Hugging Face folder
 MODEL, PARAMS = "model.json", "params"  # of a folder of format "orbax"
 TYPES = ("dtype", "param_dtype")  # attributes that are array types
 SETTINGS = {"rope": Rope, "position_table": PositionTable}  # attributes that are dataclasses
@@ -117,24 +107,10 @@ def _preprocessing(path: pathlib.Path) -> tuple[Preprocessing, bool]:
     workdir, step, _ = checkpoints.find(path)
     c = config.from_dict(checkpoints.read_meta(workdir, step=step)["config"])
     return Preprocessing(c.augment.mean, c.augment.std, c.evaluation.image_size or c.crops.global_size), True
-  for stored in (_stored_inside, _stored_beside):
-    if (values := stored(path)) is not None:
-      return Preprocessing(*hf_config.from_preprocessor(values)), True
+  if (stored := read_preprocessor(path)) is not None:
+    return Preprocessing(*stored), True
   c = config.default()
   return Preprocessing(c.augment.mean, c.augment.std, c.crops.global_size), False
-
-
-def _stored_inside(path: pathlib.Path) -> dict[str, Any] | None:
-  """The preprocessing in the texts that a single file has room for."""
-  if not path.is_file():
-    return None
-  text = read_metadata(path).get(PREPROCESSOR) if path.suffix == ".safetensors" else read_extra(path, PREPROCESSOR)
-  return None if text is None else json.loads(text)
-
-
-def _stored_beside(path: pathlib.Path) -> dict[str, Any] | None:
-  beside = (path if path.is_dir() else path.parent) / PREPROCESSOR
-  return _read_json(beside) if beside.exists() else None
 
 
 def save_model(
@@ -193,10 +169,8 @@ def _opener(path: pathlib.Path) -> Callable[[pathlib.Path, dict, Placement | Non
   if (path / MODEL).exists():
     return _open_own
   if (path / SINGLE).exists() or (path / INDEX).exists():
-    return _open_safetensors
-  if path.is_file():
-    return _open_safetensors if path.suffix == ".safetensors" else _open_pth
-  return None
+    return _open_file
+  return _open_file if path.is_file() else None
 
 
 def _what_is_there(path: pathlib.Path) -> str:
@@ -227,7 +201,7 @@ def _open_run(path: pathlib.Path, overrides: dict[str, Any], sharding: Placement
 
 
 def _open_own(path: pathlib.Path, overrides: dict[str, Any], sharding: Placement | None) -> tuple[Backbone, dict]:
-  saved = _read_json(path / MODEL)
+  saved = read_json(path / MODEL)
   attributes = saved["attributes"] | {name: jnp.dtype(saved["attributes"][name]) for name in TYPES}
   for name, kind in SETTINGS.items():
     if attributes.get(name) is not None:
@@ -236,63 +210,23 @@ def _open_own(path: pathlib.Path, overrides: dict[str, Any], sharding: Placement
   return getattr(models, saved["module"])(**(attributes | overrides)), trees.read_tree(path / PARAMS, sharding)
 
 
-def _open_safetensors(
-  path: pathlib.Path, overrides: dict[str, Any], sharding: Placement | None
-) -> tuple[Backbone, dict]:
-  beside = (path if path.is_dir() else path.parent) / CONFIG
-  config = _read_json(beside) if beside.exists() else {}
-  if "model_type" not in config:  # none of transformers; timm's has other keys
-    return _from_names(open_safetensors(path), path, overrides, sharding)
+def _open_file(path: pathlib.Path, overrides: dict[str, Any], sharding: Placement | None) -> tuple[Backbone, dict]:
+  opened = open_weights(path)
+  found = opened.backbone
+  model = found.module(**(found.attributes | overrides))
   try:
-    family = family_of_config(config)
-    model = family.module(**(family.to_attributes(config) | overrides))
     model.check()
   except ValueError as error:
-    raise UnknownModel(f"{beside}: {error}") from error
-  state_dict, prefix = open_safetensors(path), f"{config['model_type']}."
-  if any(name.startswith(prefix) for name in state_dict):  # a model with a task's head
-    state_dict = _part(state_dict, prefix, path)
-  return model, _converted(state_dict, model, family.layout, path, sharding)
-
-
-def _open_pth(path: pathlib.Path, overrides: dict[str, Any], sharding: Placement | None) -> tuple[Backbone, dict]:
-  return _from_names(open_pth(path), path, overrides, sharding)
-
-
-def _from_names(
-  state_dict: dict[str, Any], path: pathlib.Path, overrides: dict, sharding: Placement | None
-) -> tuple[Backbone, dict]:
-  """A backbone in a layout that tells its architecture: flat, or in a training export next to its heads."""
-  if "teacher" in state_dict:
-    state_dict = weights.select(state_dict, "teacher")
-  if any(name.startswith("backbone.") for name in state_dict):
-    state_dict = _part(state_dict, "backbone.", path)
+    raise weights.WeightsError(f"{path}: {error}") from error
+  if opened.inferred:
+    assumed = ", ".join(f"{name}={value!r}" for name, value in found.assumed.items() if name not in overrides)
+    _log.info("%s: inferred %s. Not in the file, assumed: %s.", path, _describe(model), assumed or "nothing")
+  if opened.others:
+    _log.info("%s: taking the backbone; not loaded: %s.", path, ", ".join(opened.others))
   try:
-    found = infer.recognise(state_dict)
-    model = found.module(**(found.attributes | overrides))
-    model.check()
-  except ValueError as error:
-    raise UnknownModel(f"{path}: {error}") from error
-  assumed = ", ".join(f"{name}={value!r}" for name, value in found.assumed.items() if name not in overrides)
-  _log.info("%s: inferred %s. Not in the file, assumed: %s.", path, _describe(model), assumed or "nothing")
-  return model, _converted(state_dict, model, found.layout, path, sharding)
-
-
-def _converted(
-  state_dict: dict[str, Any], model: Backbone, layout: str, path: pathlib.Path, sharding: Placement | None
-) -> dict[str, Any]:
-  """The parameters; an error says of which file."""
-  try:
-    return weights.from_state_dict(state_dict, model, layout, sharding=sharding)
+    return model, weights.from_state_dict(opened.tensors["backbone"], model, found.layout, sharding=sharding)
   except weights.WeightMismatch as error:
     raise weights.WeightMismatch(f"{path}: {error}") from error
-
-
-def _part(state_dict: dict[str, Any], prefix: str, path: pathlib.Path) -> dict[str, Any]:
-  """The tensors under a prefix; the log names the others."""
-  rest = sorted({name.split(".")[0] for name in state_dict if not name.startswith(prefix)})
-  _log.info("%s: taking the backbone; not loaded: %s.", path, ", ".join(rest) or "nothing else")
-  return weights.select(state_dict, prefix)
 
 
 def _describe(model: Backbone) -> str:
@@ -382,14 +316,6 @@ _FILES = ("pth", "timm")  # formats that are one file
 
 def _write_json(path: pathlib.Path, value: Any) -> None:
   path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
-
-
-def _read_json(path: pathlib.Path) -> Any:
-  try:
-    check_no_pointer(path)
-    return json.loads(path.read_text())
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise UnknownModel(f"{path} is no JSON: {error}.") from error
 
 
 def _free_place(path: pathlib.Path, *, is_folder: bool) -> pathlib.Path:

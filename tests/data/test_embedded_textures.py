@@ -92,6 +92,6 @@ def test_no_image_comes_twice(splits):
 
 @pytest.mark.parametrize("name", textures.CLASS_NAMES)
 def test_every_texture_has_contrast_everywhere(name):
-  image = textures.render(name, 64, np.random.default_rng(5)).astype(float).mean(-1)
-  quarters = image.reshape(2, 32, 2, 32).std((1, 3))
-  assert quarters.min() > 10.0
+  images = [textures.render(name, 64, np.random.default_rng(seed)).astype(float).mean(-1) for seed in range(9)]
+  quarters = np.reshape(images, (9, 2, 32, 2, 32)).std((2, 4))  # [9, 2, 2]
+  assert np.median(quarters.min((1, 2))) > 15.0

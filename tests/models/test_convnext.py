@@ -50,7 +50,7 @@ def test_intermediate_stages_equal_the_reference():
     close(features.cls, golden[f"intermediate/stage{i}/pooled"])
   (raw,) = model.apply(variables, images, layers=(3,), norm=False, method="intermediate")
   np.testing.assert_array_equal(raw.patches, raw.prenorm)
-  with pytest.raises(ValueError, match="distinct stage indices below 4"):
+  with pytest.raises(ValueError, match="distinct indices below depth 4"):
     model.apply(variables, images, layers=(4,), method="intermediate")
 
 

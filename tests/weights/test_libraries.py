@@ -147,6 +147,25 @@ def test_packed_gates_are_unpacked_in_order(layout: str, name: str):
   jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
+def test_a_distillation_token_has_its_own_names_and_a_position():
+  model = VisionTransformer(
+    patch_size=8, width=16, depth=1, num_heads=2, masking=False, rope=None, num_registers=1, pool="distilled",
+    position_table=PositionTable((2, 2), prefix="all"),
+  )  # fmt: skip
+  params = random_params(model)
+  for layout, name, table in (
+    ("timm", "dist_token", "pos_embed"),
+    ("hf_vit", "embeddings.distillation_token", "embeddings.position_embeddings"),
+  ):
+    state_dict = weights.to_state_dict(params, model, layout)
+    np.testing.assert_array_equal(state_dict[name], params["registers"][None])
+    assert state_dict[table].shape == (1, 2 + 4, 16)
+    heads = {"timm": ("head", "head_dist"), "hf_vit": ("cls_classifier", "distillation_classifier")}[layout]
+    classifiers = {f"{head}.weight": np.zeros((10, 16), np.float32) for head in heads}
+    again = weights.from_state_dict(state_dict | classifiers, model, layout)
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
 def test_what_timm_cannot_hold_is_named():
   eva = MODELS["timm_dinov3_eva"].clone(mask_k_bias=False, masking=True)
   with pytest.raises(WeightMismatch, match="no place for blocks/attn/qkv/bias, mask_token"):
@@ -184,6 +203,7 @@ def test_models_that_hugging_face_cannot_express_are_refused_by_attribute():
     ("dinov2_vits14_reg", "dinov2"),
     ("vit_ti16", "timm"),
     ("vit_h14", "timm"),
+    ("deit_s16_distilled", "timm"),
     ("dinov3_vits16plus", "timm"),
     ("dinov3_convnext_tiny", "dinov3"),
   ],

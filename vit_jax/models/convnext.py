@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from vit_jax.models.backbone import Backbone
 from vit_jax.models.blocks import add_branch, draw_kept
 from vit_jax.models.features import Draws, Features
 from vit_jax.models.inputs import check_channels
 from vit_jax.models.layers import LayerScale, linear_init, make_norm, spread
 from vit_jax.models.mlp import GeluMlp
 from vit_jax.models.patches import PatchEmbed
-from vit_jax.models.remat import REMAT, check_remat
+from vit_jax.models.remat import check_remat, recomputed
 from vit_jax.ops.normalize import upcast
 from vit_jax.ops.resize import resize_map
 
@@ -109,12 +110,8 @@ class Stage(nn.Module):
 
   @nn.compact
   def __call__(self, xs: tuple[Array, ...], kept: tuple[Array | None, ...]) -> tuple[Array, ...]:
-    block = ConvNeXtBlock
-    if self.remat != "none":
-      # A scan already keeps the recomputation apart from the forward pass: prevent_cse would only cost fusion.
-      block = nn.remat(block, policy=REMAT[self.remat], prevent_cse=False)
     scanned = nn.scan(
-      block,
+      recomputed(ConvNeXtBlock, self.remat),
       variable_axes={"params": 0},
       split_rngs={"params": True},
       length=self.depth,
@@ -124,7 +121,7 @@ class Stage(nn.Module):
     return layers(xs, kept)[0]
 
 
-class ConvNeXt(nn.Module):
+class ConvNeXt(Backbone):
   """A ConvNeXt whose last feature map is its patch tokens and whose pooled last map is its class feature.
 
   Parameters of a stage's blocks are stacked along a leading layer axis under `stage{0..3}/layers/`. Random choices come
@@ -195,41 +192,11 @@ class ConvNeXt(nn.Module):
     ]
     self.final_norm = make_norm("layernorm", eps=self.norm_eps, **types)
 
-  def __call__(
-    self,
-    images: Array | Sequence[Array],
-    *,
-    masks: Array | Sequence[Array | None] | None = None,
-    train: bool = False,
-    groups: int = 1,
-    draws: Sequence[Draws] | None = None,
-  ) -> Features | list[Features]:
-    """Features of one batch of images, or of a list of batches of different resolutions.
-
-    Args:
-      images: [B, H, W, C], normalised; or a list of such.
-      masks: accepted and ignored, so that all backbones are called alike.
-      train: stochastic depth on.
-      groups: loss groups: contiguous equal chunks of the rows, within which stochastic depth draws its subsets.
-      draws: the random choices per list entry; None: drawn from the rng stream.
-
-    Raises:
-      ValueError: if an image is smaller than the stride, or a batch does not divide into `groups`.
-    """
-    if not isinstance(images, Sequence):
-      return self([images], masks=[masks], train=train, groups=groups, draws=draws)[0]
-    if draws is None:
-      draws = self.draw([batch.shape[0] for batch in images], groups=groups) if train else [Draws()] * len(images)
+  def _forward(
+    self, images: Sequence[Array], masks: Sequence[Array | None], draws: Sequence[Draws], train: bool
+  ) -> list[Features]:
     *_, last = self._maps(images, draws)
     return [self._features(x, self.final_norm) for x in last]
-
-  def draw(self, rows: Sequence[int], *, groups: int = 1) -> list[Draws]:
-    """The random choices that a training pass over batches of so many rows makes, one entry a batch.
-
-    Raises:
-      ValueError: if a batch does not divide into `groups`.
-    """
-    return [self._draw(entry, size, groups) for entry, size in enumerate(rows)]
 
   def intermediate(self, images: Array, *, layers: Sequence[int], norm: bool = True) -> tuple[Features, ...]:
     """Features after the stages with these 0-based indices, in ascending order; widths differ.
@@ -242,9 +209,8 @@ class ConvNeXt(nn.Module):
     Raises:
       ValueError: if there is no such stage.
     """
-    wanted = sorted({layer % self.depth for layer in layers if -self.depth <= layer < self.depth})
-    if len(wanted) != len(layers):
-      raise ValueError(f"layers {tuple(layers)} must be distinct stage indices below {self.depth}.")
+    check_channels(images, self.in_channels)
+    wanted = self._wanted(layers)
     maps = self._maps([images], [Draws()])
     size = None
     if self.patch_size is not None:
@@ -255,7 +221,6 @@ class ConvNeXt(nn.Module):
   def _maps(self, images: Sequence[Array], draws: Sequence[Draws]) -> list[tuple[Array, ...]]:
     """The feature maps of every stage, each for every list entry."""
     for batch in images:
-      check_channels(batch, self.in_channels)
       if min(batch.shape[1:3]) < self.stride:
         raise ValueError(
           f"images of {batch.shape[1]}x{batch.shape[2]} pixels are smaller than the stride of {self.stride}."
@@ -269,8 +234,6 @@ class ConvNeXt(nn.Module):
     return maps
 
   def _draw(self, entry: int, rows: int, groups: int) -> Draws:
-    if rows % groups:
-      raise ValueError(f"{rows} rows do not divide into {groups} loss groups.")
     if self.drop_path <= 0:
       return Draws()
     key = jax.random.fold_in(self.make_rng("drop_path"), entry)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from vit_jax.models.backbone import Backbone
 from vit_jax.models.blocks import Block, BlockInputs, draw_kept
 from vit_jax.models.features import Draws, Features
 from vit_jax.models.inputs import check_channels
@@ -18,10 +19,10 @@ from vit_jax.models.patches import PatchEmbed
 from vit_jax.models.pooling import POOLS, AttentionPool, average
 from vit_jax.models.position_table import PositionTable, place, sincos_positions
 from vit_jax.models.positions import Rope, draw_rope, rope_tables
-from vit_jax.models.remat import REMAT, check_remat
+from vit_jax.models.remat import check_remat, recomputed
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(Backbone):
   """A ViT; by default with class token, mask token and rotary positions, as DINOv3's.
 
   Parameters of the `depth` blocks are stacked along a leading layer axis under `blocks/` and run by a scan, whatever
@@ -152,12 +153,8 @@ class VisionTransformer(nn.Module):
       raise ValueError("pool_norm=True: does not go with separate_cls_norm or separate_local_cls_norm.")
 
   def _stacked_blocks(self, types: dict[str, Any]) -> nn.Module:
-    block = _ScanStep
-    if self.remat != "none":
-      # A scan already keeps the recomputation apart from the forward pass: prevent_cse would only cost fusion.
-      block = nn.remat(block, policy=REMAT[self.remat], prevent_cse=False)
     scanned = nn.scan(
-      block,
+      recomputed(_ScanStep, self.remat),
       variable_axes={"params": 0},
       split_rngs={"params": True},
       in_axes=(0, nn.broadcast),
@@ -180,45 +177,13 @@ class VisionTransformer(nn.Module):
       **types,
     )
 
-  def __call__(
-    self,
-    images: Array | Sequence[Array],
-    *,
-    masks: Array | Sequence[Array | None] | None = None,
-    train: bool = False,
-    groups: int = 1,
-    draws: Sequence[Draws] | None = None,
-  ) -> Features | list[Features]:
-    """Features of one batch of images, or of a list of batches of different resolutions in one pass over the blocks.
-
-    Args:
-      images: [B, H, W, C], normalised; or a list of such.
-      masks: [B, N] bool, True where the mask token replaces the patch; or a list (None: unmasked).
-      train: stochastic depth and coordinate augmentation on; entry 1 of a list counts as the local crops.
-      groups: loss groups: contiguous equal chunks of the rows, within which stochastic depth draws its subsets.
-      draws: the random choices per list entry; None: drawn from the rng streams.
-
-    Raises:
-      ValueError: if an image is smaller than a patch, a batch does not divide into `groups`, or there are masks and no
-        mask token.
-    """
-    if not isinstance(images, Sequence):
-      return self([images], masks=[masks], train=train, groups=groups, draws=draws)[0]
-    masks = masks if masks is not None else [None] * len(images)
+  def _forward(
+    self, images: Sequence[Array], masks: Sequence[Array | None], draws: Sequence[Draws], train: bool
+  ) -> list[Features]:
     grids = [self._grid(batch) for batch in images]
-    if draws is None:
-      draws = self.draw([batch.shape[0] for batch in images], groups=groups) if train else [Draws()] * len(images)
     xs = tuple(self._tokens(batch, mask) for batch, mask in zip(images, masks, strict=True))
     (xs, _), _ = self.blocks((xs, None), *self._block_inputs(grids, draws))
     return [self._features(x, local=train and i == 1) for i, x in enumerate(xs)]
-
-  def draw(self, rows: Sequence[int], *, groups: int = 1) -> list[Draws]:
-    """The random choices that a training pass over batches of so many rows makes, one entry a batch.
-
-    Raises:
-      ValueError: if a batch does not divide into `groups`.
-    """
-    return [self._draw(entry, size, groups) for entry, size in enumerate(rows)]
 
   def intermediate(self, images: Array, *, layers: Sequence[int], norm: bool = True) -> tuple[Features, ...]:
     """Features after the blocks with these 0-based indices, in ascending order of the blocks.
@@ -231,9 +196,8 @@ class VisionTransformer(nn.Module):
     Raises:
       ValueError: if there is no such block.
     """
-    wanted = sorted({layer % self.depth for layer in layers if -self.depth <= layer < self.depth})
-    if len(wanted) != len(layers):
-      raise ValueError(f"layers {tuple(layers)} must be distinct block indices below depth {self.depth}.")
+    check_channels(images, self.in_channels)
+    wanted = self._wanted(layers)
     x = self._tokens(images, None)
     inputs, shared = self._block_inputs([self._grid(images)], [Draws()])
     # Every block writes its output somewhere: the wanted ones into a slot of their own, the others into the last.
@@ -255,7 +219,6 @@ class VisionTransformer(nn.Module):
     return int(self.class_token) + self.num_registers
 
   def _tokens(self, images: Array, mask: Bool[Array, "B N"] | None) -> Float[Array, "B T D"]:
-    check_channels(images, self.in_channels)
     patches = self.patch_embed(images)  # [B, N, D]
     if mask is not None:
       if not self.masking:
@@ -282,8 +245,6 @@ class VisionTransformer(nn.Module):
     return place(self.positions[:front], patches, self._prefix)
 
   def _draw(self, entry: int, rows: int, groups: int) -> Draws:
-    if rows % groups:
-      raise ValueError(f"{rows} rows do not divide into {groups} loss groups.")
     kept = rope = None
     if self.drop_path > 0:
       key = jax.random.fold_in(self.make_rng("drop_path"), entry)

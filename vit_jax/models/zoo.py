@@ -46,7 +46,7 @@ def _sizes(width: int, depth: int, num_heads: int, mlp_hidden: int, mlp: str = "
 _TI, _S, _B = _sizes(192, 12, 3, 768), _sizes(384, 12, 6, 1536), _sizes(768, 12, 12, 3072)
 _L, _H = _sizes(1024, 24, 16, 4096), _sizes(1280, 32, 16, 5120)
 _G = _sizes(1536, 40, 24, 4096, "swiglu")
-_7B = dict(qkv_bias=False, separate_local_cls_norm=True)
+_7B = _sizes(4096, 40, 32, 8192, "swiglu") | dict(qkv_bias=False, separate_local_cls_norm=True)
 
 _VITS: dict[str, dict[str, Any]] = {
   "dinov3_vits16": _DINOV3 | _S,
@@ -56,13 +56,15 @@ _VITS: dict[str, dict[str, Any]] = {
   "dinov3_vitl16_sat": _DINOV3 | _L | dict(separate_local_cls_norm=True),
   "dinov3_vitl16plus": _DINOV3 | _sizes(1024, 24, 16, 4096, "swiglu"),
   "dinov3_vith16plus": _DINOV3 | _sizes(1280, 32, 20, 5120, "swiglu"),
-  "dinov3_vit7b16": _DINOV3 | _sizes(4096, 40, 32, 8192, "swiglu") | _7B,
+  "dinov3_vit7b16": _DINOV3 | _7B,
+  "dinov3_vit7b16_sat": _DINOV3 | _7B,
   "vit_small": _PLAIN | _S,
   "vit_base": _PLAIN | _B,
   "vit_large": _PLAIN | _L,
   "vit_so400m": _PLAIN | _sizes(1152, 27, 18, 4352),
   "vit_huge2": _PLAIN | _sizes(1280, 32, 20, 5120),
   "vit_giant2": _PLAIN | _sizes(1536, 40, 24, 6144),
+  "vit_7b": _PLAIN | _7B | dict(num_registers=4),
   **{f"dinov2_vit{size}14": _DINOV2_PLAIN | values for size, values in zip("sblg", (_S, _B, _L, _G), strict=True)},
   **{f"dinov2_vit{size}14_reg": _DINOV2_REG | values for size, values in zip("sblg", (_S, _B, _L, _G), strict=True)},
   "vit_ti16": _vit(16, **_TI),

@@ -38,7 +38,9 @@ def groups(params: Any, *, layerwise_decay: float, patch_embed_lr: float) -> Gro
   """The reference's parameter groups (DINOv3 5.2), by path.
 
   With n blocks, block i has the factor layerwise_decay^(n - i), tokens and patch embedding layerwise_decay^(n + 1),
-  everything else 1. Biases, norms and layer scale are not decayed; tokens and the patch embedding are.
+  everything else 1. Biases, norms and layer scale are not decayed; tokens and the patch embedding are. Of a ConvNeXt no
+  factor is but 1, and no norm is decayed: the reference decays the scales of its stem and down-sampling norms (four
+  vectors), whose names there lack "norm", which no published number is known to depend on.
 
   Args:
     params: {"backbone": ..., "dino_head": ..., ...} or a part of it; arrays or shapes.

@@ -10,13 +10,15 @@ from typing import Any, NamedTuple
 from vit_jax.weights.convert import select
 from vit_jax.weights.errors import WeightsError
 from vit_jax.weights.families import family_of_config
-from vit_jax.weights.files import INDEX, SINGLE, open_safetensors
+from vit_jax.weights.files import INDEX, SINGLE, check_no_pointer, open_safetensors, read_metadata
 from vit_jax.weights.hf_config import from_preprocessor
 from vit_jax.weights.infer import Recognised, recognise
-from vit_jax.weights.pth import open_pth
+from vit_jax.weights.pth import open_pth, read_extra
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"  # of a Hugging Face folder
 HEADS = ("dino_head", "ibot_head")
+# Of the published satellite models, whose files say it by their names: mean, standard deviation, side.
+SATELLITE = ("sat493m", ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143), 224))
 
 
 class Opened(NamedTuple):
@@ -27,11 +29,15 @@ class Opened(NamedTuple):
     tensors: by sub-module, not read yet: "backbone", and of a training export "dino_head" and "ibot_head" (layout
       "dinov3").
     normalization: mean and standard deviation of the images it was trained with; None: the file does not say.
+    inferred: whether the architecture was read off the tensors, for want of a configuration.
+    others: beginnings of the names of tensors besides the backbone's.
   """
 
   backbone: Recognised
   tensors: dict[str, Mapping[str, Any]]
   normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+  inferred: bool = False
+  others: tuple[str, ...] = ()
 
 
 def open_weights(path: pathlib.Path) -> Opened:
@@ -41,26 +47,70 @@ def open_weights(path: pathlib.Path) -> Opened:
     WeightsError: if it cannot be read, or holds no backbone that is known.
     FileNotFoundError: if there is nothing.
   """
-  if path.suffix == ".safetensors" or path.is_dir():
-    if path.is_dir() and not any((path / name).exists() for name in (SINGLE, INDEX)):
-      raise WeightsError(f"{path} is no model: a folder of weights has {SINGLE} (or its sharded form) and {CONFIG}.")
-    return _open_safetensors(path)
-  return _from_names(open_pth(path))
+  if path.is_dir() and not any((path / name).exists() for name in (SINGLE, INDEX)):
+    raise WeightsError(f"{path} is no model: a folder of weights has {SINGLE} (or its sharded form) and {CONFIG}.")
+  config = _configuration(path)
+  tensors = open_safetensors(path) if _is_safetensors(path) else open_pth(path)
+  stored = read_preprocessor(path)
+  normalization = None if stored is None else stored[:2]
+  if config is not None:
+    return _from_config(config, tensors, path)._replace(normalization=normalization)
+  try:
+    return _from_names(tensors)._replace(normalization=normalization)
+  except WeightsError as error:
+    raise WeightsError(f"{path}: {error}") from error
 
 
-def _open_safetensors(path: pathlib.Path) -> Opened:
+def read_preprocessor(path: pathlib.Path) -> tuple[tuple[float, ...], tuple[float, ...], int] | None:
+  """Mean, standard deviation and side of the images of the model at `path`; None: it does not say.
+
+  They are in a folder, beside a file, or in the texts that a file has room for.
+  """
+  text, beside = None, (path if path.is_dir() else path.parent) / PREPROCESSOR
+  if path.is_file():
+    text = read_metadata(path).get(PREPROCESSOR) if _is_safetensors(path) else read_extra(path, PREPROCESSOR)
+  if text is not None:
+    return from_preprocessor(json.loads(text))
+  if path.suffix == ".pth" or not beside.exists():
+    return SATELLITE[1] if SATELLITE[0] in path.name else None
+  return from_preprocessor(read_json(beside))
+
+
+def read_json(path: pathlib.Path) -> Any:
+  """The content of a JSON file.
+
+  Raises:
+    WeightsError: if it is none.
+  """
+  check_no_pointer(path)
+  try:
+    return json.loads(path.read_text())
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise WeightsError(f"{path} is no JSON: {error}.") from error
+
+
+def _is_safetensors(path: pathlib.Path) -> bool:
+  return path.is_dir() or path.suffix == ".safetensors"
+
+
+def _configuration(path: pathlib.Path) -> dict[str, Any] | None:
+  """The config.json of transformers that goes with the weights; timm's has other keys."""
   beside = (path if path.is_dir() else path.parent) / CONFIG
-  config = json.loads(beside.read_text()) if beside.exists() else {}
-  tensors = open_safetensors(path)
-  if "model_type" not in config:  # none of transformers; timm's has other keys
-    return _from_names(tensors)
-  family, prefix = family_of_config(config), f"{config['model_type']}."
-  if any(name.startswith(prefix) for name in tensors):  # a model with a task's head
-    tensors = select(tensors, prefix)
-  recognised = Recognised(family.layout, family.module, family.to_attributes(config), {})
-  said = beside.with_name(PREPROCESSOR)
-  normalization = from_preprocessor(json.loads(said.read_text()))[:2] if said.exists() else None
-  return Opened(recognised, {"backbone": tensors}, normalization)
+  config = read_json(beside) if _is_safetensors(path) and beside.exists() else {}
+  return config if "model_type" in config else None
+
+
+def _from_config(config: Mapping[str, Any], tensors: Mapping[str, Any], path: pathlib.Path) -> Opened:
+  """A backbone that a config.json describes, alone or in a model with a task's head."""
+  try:
+    family = family_of_config(config)
+    recognised = Recognised(family.layout, family.module, family.to_attributes(config), {})
+  except WeightsError as error:
+    raise WeightsError(f"{(path if path.is_dir() else path.parent) / CONFIG}: {error}") from error
+  prefix = f"{config['model_type']}."
+  if not any(name.startswith(prefix) for name in tensors):
+    return Opened(recognised, {"backbone": tensors})
+  return Opened(recognised, {"backbone": select(tensors, prefix)}, others=_besides(tensors, prefix))
 
 
 def _from_names(tensors: Mapping[str, Any]) -> Opened:
@@ -68,7 +118,11 @@ def _from_names(tensors: Mapping[str, Any]) -> Opened:
   if "teacher" in tensors:
     tensors = select(tensors, "teacher")
   if not any(name.startswith("backbone.") for name in tensors):
-    return Opened(recognise(tensors), {"backbone": tensors})
+    return Opened(recognise(tensors), {"backbone": tensors}, inferred=True)
   heads = [head for head in HEADS if any(name.startswith(f"{head}.") for name in tensors)]
   parts = {name: select(tensors, f"{name}.") for name in ("backbone", *heads)}
-  return Opened(recognise(parts["backbone"]), parts)
+  return Opened(recognise(parts["backbone"]), parts, inferred=True, others=_besides(tensors, "backbone."))
+
+
+def _besides(tensors: Mapping[str, Any], prefix: str) -> tuple[str, ...]:
+  return tuple(sorted({name.split(".")[0] for name in tensors if not name.startswith(prefix)}))

@@ -15,11 +15,11 @@ import numpy as np
 
 from vit_jax.data.embedded.noise import fractal_noise, lookup, neighbours, table, value_noise
 
-VERSION = 6  # raise with every change of the pixels: cached images of other versions are then made again
+VERSION = 7  # raise with every change of the pixels: cached images of other versions are then made again
 OVERSAMPLING = 2
 TAU = np.float32(2 * np.pi)
 LUMA = np.array([0.299, 0.587, 0.114])
-DARK, LIGHT = (0.15, 0.35), (0.6, 0.85)  # luminances of ground and pattern
+DARK, LIGHT = (0.05, 0.4), (0.54, 0.92)  # luminances of ground and pattern
 
 Field = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
 
@@ -202,7 +202,7 @@ def coordinates(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.nda
 def palette(rng: np.random.Generator) -> np.ndarray:
   """Two random colours, one dark and one light, float32 [2, 3] in [0, 1].
 
-  Any hue, but luminances of two narrow ranges: what tells images apart then is the pattern, as soon as colour jitter
+  Any hue, but a range of luminances for each: what tells images apart then is the pattern, as soon as colour jitter
   has made hues useless. With luminances at will, crops of an image are matched by brightness before all else.
   """
   return np.stack([_color(rng, rng.uniform(*bounds)) for bounds in (DARK, LIGHT)]).astype(np.float32)
