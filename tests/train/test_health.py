@@ -31,6 +31,7 @@ def metrics_of(progress, rng, **changes):
     "prototype_usage": 0.9,
     "feature_std": min(1.0, 0.03 + 3 * progress),
     "feature_rank": 1.2 + 40 * progress,
+    "patch_cls_similarity": 0.9 - 0.6 * min(1.0, 3 * progress),
   }
   return metrics | {name: value(progress) if callable(value) else value for name, value in changes.items()}
 
@@ -114,6 +115,14 @@ def test_a_student_worse_than_the_uniform_guess_diverges():
 def test_the_uniform_guess_of_ibot_counts_the_unmasked_crops():
   alarms = run({"ibot": 0.6 * math.log(K)}, from_step=400)
   assert kinds(alarms) == ["divergence"] and f"guessing uniformly ({0.5 * math.log(K):.3f})" in alarms[0].message
+
+
+def test_patches_that_become_like_the_class_token_are_named():
+  alarms = run({"patch_cls_similarity": lambda p: 0.3 + 0.6 * (p - 0.4)}, from_step=400)
+  assert alarms == []  # 0.66 at the end
+  alarms = run({"patch_cls_similarity": lambda p: 0.3 + 1.0 * (p - 0.4)}, from_step=400)
+  assert kinds(alarms) == ["dense"] and "gram.source" in alarms[0].message
+  assert run({"patch_cls_similarity": 0.9}) == []  # as it always was
 
 
 def test_a_loss_far_above_its_start_diverges():

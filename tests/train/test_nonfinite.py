@@ -69,6 +69,7 @@ def poisoned(monkeypatch, path, index):
   monkeypatch.setattr(loop, "fresh_state", fresh_state)
 
 
+@pytest.mark.slow
 def test_a_poisoned_run_stops_and_its_replay_names_the_parameter_and_the_layer(
   tmp_path,
   monkeypatch,

@@ -19,6 +19,9 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 # Operations that only wrap a function, by the parameter that holds it.
 _WRAPPERS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+# Operations that only move or mark values: their outputs are as finite as their inputs, and no news.
+_MOVES = ("broadcast_in_dim", "copy", "neg", "reshape", "reshard", "sharding_constraint", "squeeze", "stop_gradient",
+          "transpose")  # fmt: skip
 _OPAQUE = ("while", "cond", "scatter-add", "scatter", "custom_linear_solve")  # looked at from outside
 
 
@@ -73,7 +76,11 @@ def find_nonfinite(function: Callable, *args: Any) -> tuple[Any, list[Event]]:
     sites[:] = [site for site, _ in found]
     return [value.array for value in out], [flag for _, flag in found]
 
-  arrays, flags = jax.jit(flagged)(*jax.tree.leaves(args))
+  leaves = jax.tree.leaves(args)
+  # A single run: on CPU, compiling costs more than optimising saves.
+  options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+  compiled = jax.jit(flagged).lower(*leaves).compile(options if jax.default_backend() == "cpu" else None)
+  arrays, flags = compiled(*leaves)
   events = []
   for site, flag in zip(sites, jax.device_get(flags), strict=True):
     for turns in np.argwhere(flag):
@@ -129,6 +136,8 @@ def _apply(equation: Any, values: list[_Value], place: _Place, found: list[tuple
   with equation.ctx.manager:
     out = equation.primitive.bind(*functions, *(value.array for value in values), **params)
   outputs = list(out) if equation.primitive.multiple_results else [out]
+  if equation.primitive.name in _MOVES and len(values) == len(outputs) == 1:
+    return [values[0]._replace(array=outputs[0])]
   finite = ~_any(value.nonfinite for value in values)
   fault = _any(value.fault for value in values)
   results = [_Value(array, _nonfinite(array), _nonfinite(array) & (fault | finite)) for array in outputs]

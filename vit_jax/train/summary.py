@@ -19,7 +19,11 @@ from vit_jax.train.writers import read_lines
 
 Lines = Sequence[Mapping[str, float]]
 
-_ENTROPY = (("targets", "teacher_entropy"), ("mean target", "teacher_marginal_entropy"))
+_ENTROPY = (
+  ("targets", "teacher_entropy"),
+  ("mean target", "teacher_marginal_entropy"),
+  ("student", "student_entropy"),
+)
 _BASELINES = {
   "random_init": "untrained network",
   "pixels": "pixels",
@@ -35,9 +39,13 @@ _NUMBERS = (  # (name in the files, what it says)
   ("koleo", "KoLeo"),
   ("gram", "Gram anchoring, similarities of patches"),
   ("teacher_entropy", "entropy of the teacher's targets (nats)"),
+  ("student_entropy", "entropy of the student's scores (nats)"),
+  ("crop_kl", "divergence of the targets of two crops of an image (nats)"),
   ("prototype_usage", "prototypes in use (share)"),
   ("feature_std", "spread of the features (1: isotropic, 0: collapsed)"),
   ("feature_rank", "effective rank of the features"),
+  ("patch_similarity", "similarity of the patches of an image with each other"),
+  ("patch_cls_similarity", "similarity of patches with the class token (rises as dense features degrade)"),
 )
 
 
@@ -127,7 +135,7 @@ def panels(metrics: Lines, config: Mapping, baselines: Mapping[str, float]) -> l
     Panel("Losses, 1 = the uniform guess", losses, [Level("uniform", 1.0)]) if guesses else Panel("Losses", losses),
     Panel("KoLeo", several(("KoLeo", "koleo"), trend=True)),
     Panel(
-      "Entropy of the teacher (nats)",
+      "Entropy (nats)",
       several(*_ENTROPY, trend=True),
       [Level(f"log {counts['dino']} =", math.log(counts["dino"]))] if "dino" in counts else [],
     ),
