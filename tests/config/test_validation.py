@@ -126,6 +126,7 @@ IMPOSSIBLE = {  # for every key whose values can be impossible by themselves: su
 IMPOSSIBLE |= {f"model.{key}": [0] for key in ("patch_size", "width", "depth", "num_heads", "mlp_hidden")}
 for head in ("dino", "ibot"):
   IMPOSSIBLE |= {f"{head}.{key}": [0] for key in ("hidden", "bottleneck", "num_layers")}
+  IMPOSSIBLE |= {f"{head}.centering": ["sinkhorn"], f"{head}.center_momentum": [1.0, -0.1]}
   IMPOSSIBLE |= {f"{head}.prototypes": [0, 1], f"{head}.loss_weight": [-1.0]}
 IMPOSSIBLE |= {f"mesh.{axis}": [0, -2] for axis in ("replica", "data", "fsdp", "tensor")}
 for name, values in {"lr": [-1.0], "weight_decay": [-1.0], "momentum": [-0.1, 1.1], "teacher_temperature": [0.0],

@@ -82,6 +82,10 @@ def default() -> ConfigDict:
   c.dino.hidden = 2048
   c.dino.bottleneck = 256
   c.dino.num_layers = 3
+  # How the teacher's scores become targets: "sinkhorn_knopp" (over all tokens of the batch) | "softmax" (of the scores
+  # less their running mean, each token by itself).
+  c.dino.centering = "sinkhorn_knopp"
+  c.dino.center_momentum = 0.9  # of that running mean, with "softmax"
   c.dino.init_std = 0.02  # of the head's initial weights
   c.dino.ignore_diagonal = True  # leave out the pairs of one global crop with itself
 
@@ -91,6 +95,8 @@ def default() -> ConfigDict:
   c.ibot.hidden = 2048
   c.ibot.bottleneck = 256
   c.ibot.num_layers = 3
+  c.ibot.centering = "sinkhorn_knopp"  # as dino.centering, of the masked patches
+  c.ibot.center_momentum = 0.9
   c.ibot.init_std = 0.02
   c.ibot.mask_probability = 0.5  # share of the global crops that are masked
   c.ibot.mask_ratio = (0.1, 0.5)  # masked share of the patches of a masked crop: evenly spread over this range

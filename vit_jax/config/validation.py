@@ -32,6 +32,8 @@ EMBEDDED = {
 
 _CHOICES = {
   "method": ("dinov3", "distillation"),
+  "dino.centering": ("sinkhorn_knopp", "softmax"),
+  "ibot.centering": ("sinkhorn_knopp", "softmax"),
   "model.mlp": ("gelu", "gelu_tanh", "swiglu"),
   "model.norm": ("layernorm", "rmsnorm"),
   "model.pool": ("cls", "avg", "map", "distilled"),
@@ -86,7 +88,11 @@ _RANGES: tuple[_Rule, ...] = (  # what is right, its test, the keys (of tuples: 
     "ibot.mask_probability crops.flip augment.jitter augment.grayscale augment.blur augment.solarize "
     "data.max_bad_fraction schedules.momentum.start schedules.momentum.peak schedules.momentum.end",
   ),
-  ("must be at least 0 and less than 1", lambda v: 0 <= v < 1, "model.drop_path optim.b1 optim.b2"),
+  (
+    "must be at least 0 and less than 1",
+    lambda v: 0 <= v < 1,
+    "model.drop_path optim.b1 optim.b2 dino.center_momentum ibot.center_momentum",
+  ),
   ("must be more than 0 and at most 1", lambda v: 0 < v <= 1, "optim.layerwise_decay"),
   ("must be from 0 to 0.5 (a turn of the colour wheel is 1)", lambda v: 0 <= v <= 0.5, "augment.hue"),
   ("must be from 0 to 4294967295", lambda v: 0 <= v < 2**32, "seed"),

@@ -20,6 +20,7 @@ from vit_jax.methods.accumulation import MicroBatches
 from vit_jax.methods.settings import build_backbone, build_schedules, build_views, num_steps
 from vit_jax.methods.starting import Start
 from vit_jax.methods.state import State
+from vit_jax.methods.targets import Targets, TeacherOutputs, assign, fresh_centers, moved_centers
 from vit_jax.models import Features, ProjectionHead, VisionTransformer
 from vit_jax.models.features import Draws
 from vit_jax.ops.images import normalize_images
@@ -38,39 +39,6 @@ class Modules(NamedTuple):
   backbone: VisionTransformer
   dino_head: ProjectionHead
   ibot_head: ProjectionHead
-
-
-class TeacherOutputs(NamedTuple):
-  """What the teacher sees in a batch.
-
-  Attributes:
-    cls: [2B, K] logits of the class tokens of the global crops.
-    patches: [groups * M, K] logits of the masked patches.
-    features: [2B, D] class tokens.
-    similarity: [2B] of patches by name: see `health.similarity`.
-    anchor: [2B, N, D] patch features, where they are to anchor the student's; else None.
-  """
-
-  cls: Array
-  patches: Array
-  features: Array
-  similarity: dict[str, Array]
-  anchor: Array | None = None
-
-
-class Targets(NamedTuple):
-  """What the student should say about a batch.
-
-  Attributes:
-    cls: [2B, K] assignment of the class tokens of the global crops.
-    patches: [groups * M, K] assignment of the masked patches.
-    anchor: [2B, N, D] patch features whose similarities the student's keep; None: no Gram anchoring, or by features
-      that `gram.features` has yet to compute.
-  """
-
-  cls: Array
-  patches: Array
-  anchor: Array | None = None
 
 
 def views(config: Any) -> Views:
@@ -115,6 +83,7 @@ def init(config: Any, key: jax.Array) -> State:
     key=keys[3],
     counters={"nonfinite": jnp.zeros((), jnp.int32)} | gram_counters,
     model=net.backbone,
+    centers=fresh_centers(config),
   )
 
 
@@ -147,8 +116,10 @@ def make_step(config: Any) -> Callable[[State, Batch], tuple[State, Metrics]]:
       outputs = micro_batches(config, batch).map(
         lambda part: teacher_outputs(config, net, state.teacher, part, keep_patches=gram.is_shared(config)), batch
       )
-      targets = assign(outputs, temperature(state.step))
+      targets = assign(outputs, temperature(state.step), state.centers)
     state, metrics = learn(state, batch, targets)
+    with jax.named_scope("centers"):
+      state = state.replace(centers=moved_centers(config, state.centers, outputs, batch, metrics["nonfinite"] > 0))
     with jax.named_scope("health"):
       metrics |= health.targets(targets.cls) | health.features(outputs.features) | health.means(outputs.similarity)
     return state, metrics
@@ -292,12 +263,6 @@ def scores(net: Modules, params: Params, head: str, tokens: Float[Array, "R D"])
   """Prototype scores of tokens by one of the heads."""
   with jax.named_scope(head):
     return getattr(net, head).apply({"params": params[head]}, tokens)
-
-
-def assign(outputs: TeacherOutputs, temperature: jax.Array) -> Targets:
-  """Sinkhorn-Knopp assignments, each over the whole batch."""
-  cls, patches = (losses.sinkhorn_knopp(logits, temperature) for logits in (outputs.cls, outputs.patches))
-  return jax.lax.stop_gradient(Targets(cls=cls, patches=patches, anchor=outputs.anchor))
 
 
 def draw(net: Modules, student: Params, batch: Batch, key: jax.Array) -> list[Draws]:

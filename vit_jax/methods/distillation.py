@@ -38,6 +38,7 @@ from vit_jax.methods.dinov3 import Batch, Params, modules
 from vit_jax.methods.settings import build_schedules, build_views
 from vit_jax.methods.starting import Start
 from vit_jax.methods.state import State
+from vit_jax.methods.targets import TeacherOutputs, assign, moved_centers
 from vit_jax.methods.teachers import FrozenTeacher, frozen_teacher
 from vit_jax.ops.resize import resize_map
 
@@ -105,13 +106,15 @@ def make_step(config: Any) -> Callable[[State, Batch], tuple[State, dict[str, ja
   def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
     size = teacher_size(batch["global_crops"].shape[2], stride, net.backbone.stride)
 
-    def look(part: Batch) -> dinov3.TeacherOutputs:
+    def look(part: Batch) -> TeacherOutputs:
       crops = resized(dinov3.normalized(config, part)["global_crops"], size)
       seen = part | {"global_crops": crops}
       return dinov3.teacher_outputs(config, net, state.frozen, seen, keep_patches=keep_patches)
 
     now = temperature(state.step)
-    targets = dinov3.assign(dinov3.micro_batches(config, batch).map(look, batch), now)
+    outputs = dinov3.micro_batches(config, batch).map(look, batch)
+    targets = assign(outputs, now, state.centers)
+    centers = moved_centers(config, state.centers, outputs, batch, ~jnp.all(jnp.isfinite(targets.cls)))
     metrics = health.targets(targets.cls) | {"teacher_temperature": now}
     parts: dict[str, State] = {}
     for name, learn in learners.items():
@@ -119,7 +122,7 @@ def make_step(config: Any) -> Callable[[State, Batch], tuple[State, dict[str, ja
       del values["teacher_temperature"]  # which is common
       metrics |= {f"{name}/{key}": value for key, value in values.items()} if name else values
       parts[name], targets, batch = jax.lax.optimization_barrier((part, targets, batch))
-    return _merged(parts).replace(frozen=state.frozen), metrics
+    return _merged(parts).replace(frozen=state.frozen, centers=centers), metrics
 
   return step
 

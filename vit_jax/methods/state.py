@@ -27,6 +27,7 @@ class State:
       teacher "gram_loaded" and "gram_refreshes", how often the teacher was copied to it.
     model: the backbone that the parameters belong to (static).
     frozen: the parameters of a teacher that never changes, by sub-module, or None.
+    centers: running means of the teacher's scores, [K] by head ("dino", "ibot") with softmax centering, or None.
   """
 
   step: jax.Array
@@ -38,6 +39,7 @@ class State:
   counters: dict[str, jax.Array]
   model: nn.Module = flax.struct.field(pytree_node=False)
   frozen: Any = None
+  centers: Any = None
 
   def saved(self) -> State:
     """What a checkpoint holds: all but the frozen teacher, whose own file is read again."""
