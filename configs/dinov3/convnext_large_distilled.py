@@ -14,6 +14,7 @@ from vit_jax.config import default
 def get_config():
   c = default()
   c.method = "distillation"
+  c.distillation.teacher = "runs/vitl16"
   c.duration = "500 epochs"
   c.epoch_steps = 1250
   c.batch_size = 4096

@@ -15,6 +15,7 @@ from vit_jax.config import default
 def get_config():
   c = default()
   c.method = "distillation"
+  c.distillation.teacher = "runs/7b/gram"
   c.duration = "20 epochs"
   c.epoch_steps = 1250
   c.batch_size = 1920

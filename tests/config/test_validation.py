@@ -216,6 +216,8 @@ COMBINATIONS = {
   "gram.tokens='masked': no patch": dict(
     gram__tokens="masked", gram__per_image=False, ibot__mask_probability=0.0, ibot__loss_weight=0.0
   ),
+  "gram.source='ema': that teacher sees": dict(gram__source="ema", crops__gram_size=448),
+  "gram.source='ema'": dict(gram__source="ema", crops__resolutions=((224, 96, 448, 1.0),)),
   "gram.load_at='5 %'": dict(gram__source="ema", gram__load_at="5 %"),
   "gram.refresh.every='5 %'": dict(gram__source="ema", gram__refresh__every="5 %"),
   "gram.refresh.every='10 %'": dict(gram__refresh__every="10 %"),

@@ -168,18 +168,20 @@ def test_coupled_terms_get_the_gradient_of_the_whole_batch():
   """For any function: a term of all rows at once beside a mean over rows, against plain differentiation."""
   rng = np.random.default_rng(0)
   x, w = jnp.asarray(rng.standard_normal((12, 3)), jnp.float32), jnp.asarray(rng.standard_normal((3, 2)), jnp.float32)
-  features = lambda w, x: jnp.tanh(x @ w)  # noqa: E731
-  local = lambda w, x: (jnp.mean(features(w, x) ** 3), {"cube": jnp.mean(x)}, features(w, x))  # noqa: E731
+  features = lambda w, part: jnp.tanh(part[0] @ w)  # noqa: E731
   across = lambda f: (jnp.linalg.norm(jnp.cumsum(f, axis=0)), {"rows": jnp.float32(f.shape[0])})  # noqa: E731
 
-  def whole(w):
-    return local(w, x)[0] + across(features(w, x))[0]
+  def local(w, part):
+    return jnp.mean(features(w, part) ** 3), {"cube": jnp.mean(part[0])}, features(w, part)
+
+  whole = (x, [])  # no random draws
 
   micro = MicroBatches(num=3, groups=6)
-  loss, terms, grads = micro.value_and_grad(local, across, w, micro.split(x), first_pass=features)
-  expected = jax.value_and_grad(whole)(w)
+  loss, terms, seen, grads = micro.value_and_grad(local, across, w, whole, first_pass=features)
+  expected = jax.value_and_grad(lambda w: local(w, whole)[0] + across(features(w, whole))[0])(w)
   np.testing.assert_allclose(loss, expected[0], rtol=1e-6)
   np.testing.assert_allclose(grads, expected[1], rtol=1e-5)
+  np.testing.assert_allclose(seen, features(w, whole), rtol=1e-6)
   np.testing.assert_allclose(terms["cube"], jnp.mean(x), atol=1e-7)
   assert terms["rows"] == 12 and grads.dtype == jnp.float32
 

@@ -362,6 +362,9 @@ def _distillation(config: ConfigDict) -> Iterator[str]:
       "distillation.teacher=None: must be the frozen teacher: a run, one of its steps, or a .pth training export with "
       "both heads"
     )
+  for key in ("init_from", "gram.source", "gram.load_at"):
+    if config.distillation.students and (value := flatten(config)[key]) is not None:
+      yield f"{key}={value!r}: is each student's own where there are several: set {SECTION}.NAME.{key}"
   seen: set[str] = set()
   for entry in config.distillation.students:
     found = split_entry(entry)
@@ -394,6 +397,12 @@ def _gram(config: ConfigDict) -> Iterator[str]:
         f"gram.{key}={value!r}: with gram.source={gram.source!r} there is no gram teacher to copy to: remove one of "
         "the two"
       )
+  gram_crops = config.crops.gram_size is not None or any(row[2] for row in config.crops.resolutions)
+  if gram.source in ("ema", "teacher") and gram_crops:
+    yield (
+      f"gram.source={gram.source!r}: that teacher sees the global crops only: leave out the gram crops "
+      "(crops.gram_size, or the third number of the rows of crops.resolutions)"
+    )
   for key in ("first", "max"):
     if refresh[key] is not None and refresh.every is None:
       yield f"gram.refresh.{key}={refresh[key]!r}: needs gram.refresh.every, the steps from one refresh to the next"

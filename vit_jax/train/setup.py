@@ -68,6 +68,8 @@ def prepare(config: ConfigDict) -> Run:
     resolved = configs.resolve(config, len(source))
     mesh = parallel.make_mesh(resolved.mesh)
     views = method.views(resolved)
+    if views.variants()[0].gram_size and not any(map(gram.enabled, methods.each_student(resolved).values())):
+      log.warning("The gram crops are for Gram anchoring, which is off: set gram.source or gram.load_at.")
     sizes = {key: resolved[key] for key in ("batch_size", "loss_group_size")}
     for alone in methods.each_student(resolved).values():
       parallel.check_batch(mesh, **sizes, micro_batches=alone.micro_batches)
