@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from vit_jax import checkpoints, methods, parallel
 from vit_jax import config as configs
 from vit_jax.config import ConfigError
+from vit_jax.data.masks import masked_patches
 from vit_jax.data.sources import Source, open_source, split_specs
 from vit_jax.data.views import Views
 from vit_jax.methods import gram
@@ -75,12 +76,36 @@ def prepare(config: ConfigDict) -> Run:
       parallel.check_batch(mesh, **sizes, micro_batches=alone.micro_batches)
       _check_koleo(alone)
       _check_channels(alone)
+    _check_masks(resolved, views)
+    _check_evaluation_size(resolved, views)
     sources = _evaluation_sources(resolved, source)
   except (ValueError, ImportError, FileNotFoundError) as error:
     if isinstance(error, ConfigError):
       raise
     raise ConfigError(str(error)) from error
   return Run(resolved, method, views, source, sources, mesh)
+
+
+def _check_masks(config: ConfigDict, views: Views) -> None:
+  """iBOT needs a masked patch: rounded down, the share of a coarse grid may be none."""
+  if not config.ibot.loss_weight:
+    return
+  for variant in views.variants():
+    grid, ratio = variant.mask_grid, config.ibot.mask_ratio
+    if not masked_patches(config.loss_group_size, grid, config.ibot.mask_probability, ratio):
+      raise ConfigError(
+        f"ibot.mask_ratio={ratio}: rounded down, masks none of the {grid[0]} x {grid[1]} patches of a global crop; "
+        "raise it or crops.global_size, or set ibot.loss_weight=0"
+      )
+
+
+def _check_evaluation_size(config: ConfigDict, views: Views) -> None:
+  size = config.evaluation.image_size
+  if size is not None and size < views.stride:
+    raise ConfigError(
+      f"evaluation.image_size={size}: is smaller than a patch of {config.model.name}, {views.stride} pixels; None "
+      f"takes crops.global_size={config.crops.global_size}"
+    )
 
 
 def _check_koleo(config: ConfigDict) -> None:
