@@ -46,8 +46,9 @@ class Preprocessing(NamedTuple):
 
 
 class _Export(NamedTuple):
-  """What a format writes besides the model."""
+  """What a format writes besides the model, and where it will be."""
 
+  target: pathlib.Path
   image_size: int
   preprocessor: dict[str, Any] | None
   max_shard_size: int
@@ -156,7 +157,7 @@ def save_model(
   target = _free_place(path, is_folder=format not in _FILES)
   unfinished = path.with_name(f".{path.name}.unfinished.{os.getpid()}")
   try:
-    _WRITERS[format](unfinished, model, params, _Export(image_size, preprocessor, max_shard_size))
+    _WRITERS[format](unfinished, model, params, _Export(target, image_size, preprocessor, max_shard_size))
     _flush(unfinished)
     _replace(unfinished, target)
   finally:
@@ -248,7 +249,7 @@ def _attributes(model: Backbone) -> dict[str, Any]:
 
 
 def _with_masking(
-  model: Backbone, params: Mapping[str, Any], masking: bool, path: pathlib.Path
+  model: Backbone, params: Mapping[str, Any], masking: bool, target: pathlib.Path
 ) -> tuple[Backbone, dict[str, Any]]:
   """The same model with a mask token or without: what a format needs. It has no influence unless there are masks."""
   params = dict(params)
@@ -256,23 +257,23 @@ def _with_masking(
     return model, params
   if masking:
     params["mask_token"] = jnp.zeros((model.width,), model.param_dtype)
-    _log.info("Added to %s: a mask token of zeros, which its format always has.", path.parent)
+    _log.info("Added to %s: a mask token of zeros, which its format always has.", target)
   else:
     del params["mask_token"]
-    _log.info("Left out of %s: the mask token, which its format does not have.", path.parent)
+    _log.info("Left out of %s: the mask token, which its format does not have.", target)
   return model.clone(masking=masking), params
 
 
 def _write_safetensors(path: pathlib.Path, model: Backbone, params: Mapping[str, Any], export: _Export) -> None:
   if getattr(model, "separate_local_cls_norm", False):
-    _log.info("Left out of %s: local_cls_norm, which only training uses.", path.parent)
+    _log.info("Left out of %s: local_cls_norm, which only training uses.", export.target)
     model = model.clone(separate_local_cls_norm=False)
     params = {name: value for name, value in params.items() if name != "local_cls_norm"}
   if getattr(model, "rope", None) is not None and model.rope.dtype != "float32":
     _log.info("Rotary tables of %s become float32 in the export, as in the published models.", model.rope.dtype)
   family = family_of_model(model)
   if family.masking is not None:
-    model, params = _with_masking(model, params, family.masking, path)
+    model, params = _with_masking(model, params, family.masking, export.target)
   config = family.to_config(model, export.image_size)
   state_dict = weights.lazy_state_dict(params, model, family.layout)
   path.mkdir(parents=True)
@@ -284,14 +285,14 @@ def _write_safetensors(path: pathlib.Path, model: Backbone, params: Mapping[str,
 
 def _write_pth(path: pathlib.Path, model: Backbone, params: Mapping[str, Any], export: _Export) -> None:
   layout = "dinov3" if isinstance(model, ConvNeXt) or model.position_table is None else "dinov2"
-  model, params = _with_masking(model, params, True, path)
+  model, params = _with_masking(model, params, True, export.target)
   state_dict = weights.lazy_state_dict(params, model, layout)
   path.parent.mkdir(parents=True, exist_ok=True)
   write_pth(path, state_dict, _texts(export))
 
 
 def _write_timm(path: pathlib.Path, model: Backbone, params: Mapping[str, Any], export: _Export) -> None:
-  model, params = _with_masking(model, params, False, path)
+  model, params = _with_masking(model, params, False, export.target)
   state_dict = weights.lazy_state_dict(params, model, "timm")
   path.parent.mkdir(parents=True, exist_ok=True)
   write_safetensors(path, state_dict, _texts(export))

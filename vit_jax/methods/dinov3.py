@@ -346,7 +346,8 @@ def student_loss(
   )
   total += config.ibot.loss_weight * terms["ibot"]
   if gram.enabled(config):
-    terms |= gram.terms(config, global_features.patches, targets.anchor, batch)
+    with jax.named_scope("gram"):
+      terms |= gram.terms(config, global_features.patches, targets.anchor, batch)
     total += gram_loss_weight * terms["gram"]
   terms |= health.student(global_logits)
   if not masked:
