@@ -18,9 +18,12 @@ from ml_collections import ConfigDict
 
 SECTION = "students"
 
-_OWN = re.compile(r"(init|model|dino|ibot|koleo|gram|schedules|optim)\..+|init_from|micro_batches")
-# Of those sections: what decides the masks and the teacher's targets.
-_COMMON = re.compile(r"(dino|ibot)\.prototypes|ibot\.mask_.+|schedules\.teacher_temperature\..+")
+_OWN = re.compile(r"(init|model|dino|ibot|koleo|gram|schedules|optim)\..+|init_from")
+# Of those sections: what decides the masks, the teacher's targets, and when the run stops.
+_COMMON = re.compile(
+  r"(dino|ibot)\.(prototypes|centering|center_momentum)|ibot\.mask_.+|schedules\.teacher_temperature\..+"
+  r"|optim\.max_nonfinite"
+)
 _ENTRY = re.compile(r"([A-Za-z][A-Za-z0-9_-]*)=(.+)")
 
 
