@@ -53,8 +53,6 @@ def get_config(arg: str | None = None):
   if arg in ("gram", "high_res"):
     c.gram.source = "init"
     c.schedules.gram_loss_weight.update(start=2.0, peak=2.0, end=2.0)
-  if arg == "gram":
-    c.crops.gram_size = 96
   if arg == "high_res":
     c.crops.resolutions = ((48, 24, 72, 0.5), (64, 24, 96, 0.5))
   if arg == "distill":

@@ -65,7 +65,7 @@ def test_another_config_is_refused_with_its_differences(workdir, capsys):
 
 def test_dry_run_shows_the_plan_and_writes_nothing(capsys, tmp_path):
   out = run(capsys, "train", *TINY, f"--workdir={tmp_path}/new", "--dry_run", "--config.duration=8 steps")
-  for part in ("'8 steps'", "steps       8", "training step, per image", "devices     8"):
+  for part in ("'8 steps'", "steps         8", "training step, per image", "devices       8"):
     assert part in out
   assert not (tmp_path / "new").exists()
 
