@@ -111,8 +111,8 @@ def test_wrong_usage_exits_with_2(command, capsys):
 
 def documented_commands() -> list[str]:
   """Every `vit-jax` command line of the README, the run files' headers and the scripts."""
-  texts = [path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "configs").glob("*.py"))]]
-  lines = [line.strip() for text in texts for line in text.replace("\\\n", " ").splitlines()]
+  texts = [path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "configs").rglob("*.py"))]]
+  lines = [line.strip() for text in texts for line in re.sub(r"\\+\n\s*", " ", text).splitlines()]
   return [line for line in lines if line.startswith("vit-jax ")]
 
 

@@ -31,12 +31,13 @@ LAW = {
   "data": {"ops"},
   "weights": {"models"},
   "checkpoints": {"parallel"},
-  "methods": {"models", "losses", "ops", "optim", "weights", "data"},
+  "methods": {"models", "losses", "ops", "optim", "weights", "data", "checkpoints", "config"},
   "evaluation": {"models", "data", "parallel", "checkpoints"},
   "inspect": {"models", "methods", "parallel", "checkpoints"},
   "train": {"methods", "data", "parallel", "checkpoints", "evaluation", "inspect", "config"},
 }
-ONE_FILE = {"methods": {"data.views"}}  # rooms of which only one file may be imported: a description of views
+# Rooms of which only these files may be imported: a description of views; a saved config, and a student's part of one.
+ONE_FILE = {"methods": {"data.views", "config.saving", "config.students"}}
 ANYTHING = {"cli", "__main__", "__init__", "hub", "bench"}  # the faces of the package
 
 # Distributions whose import name is another.

@@ -95,6 +95,12 @@ def _train(args: argparse.Namespace) -> None:
   loop.train(config, args.workdir, accept_config_change=args.accept_config_change)
 
 
+def _replay(args: argparse.Namespace) -> None:
+  from vit_jax.train.replay import replay
+
+  print(replay(args.folder, args.overrides))
+
+
 def _evaluate(args: argparse.Namespace) -> None:
   import rich
 
@@ -145,10 +151,10 @@ def _convert(args: argparse.Namespace) -> None:
 
 def _inspect_config(args: argparse.Namespace) -> None:
   config = _load(args)
-  from vit_jax.config import default
+  from vit_jax.config import defaults_of
   from vit_jax.inspect import tables
 
-  _show(tables.config_table(config, default()), args.output)
+  _show(tables.config_table(config, defaults_of(config)), args.output)
 
 
 def _inspect_model(args: argparse.Namespace) -> None:
@@ -219,7 +225,16 @@ def _model_table(config: ConfigDict) -> str:
   method = methods.get(config.method)
   views, group = method.views(config), loss_group_size(config)
   masked = [masked_patches(group, v.mask_grid, v.mask_probability, v.mask_ratio) / group for v in views.variants()]
-  return tables.training_table(method.modules(config), views, masked=masked)
+  frozen, parts = methods.frozen_teacher(config), []
+  for name, alone in methods.each_student(config).items():
+    table = tables.training_table(method.modules(alone), views, masked=masked, own_teacher=frozen is None)
+    parts.append(f"student {name}\n\n{table}" if name else table)
+  if frozen is not None:
+    sizes = [("global crop", v.mask_grid[0] * frozen.modules.backbone.stride) for v in views.variants()]
+    heads = {"dino_head": frozen.modules.dino_head, "ibot_head": frozen.modules.ibot_head}
+    table = tables.model_table(frozen.modules.backbone, image_sizes=sizes, heads=heads)
+    parts.append(f"frozen teacher {frozen.address}\n\n{table}")
+  return "\n\n".join(parts)
 
 
 def _log_to_terminal() -> None:
@@ -250,6 +265,11 @@ def _parser() -> argparse.ArgumentParser:
   train.add_argument(
     "--accept_config_change", action="store_true", help="resume although the config differs from the run's"
   )
+
+  again = _add(commands, "replay", _replay, "make the step again at which a run gave up, and say where it goes wrong")
+  again.add_argument("folder", metavar="DIR", help="WORKDIR/nonfinite/STEP, as the run that gave up said")
+  again.set_defaults(config=None)  # that of the folder, with overrides
+  again.epilog = _OVERRIDES_HELP
 
   evaluate = _add(commands, "evaluate", _evaluate, "score a model's frozen features on labelled images")
   _with_model(evaluate)
@@ -334,4 +354,8 @@ def _bytes(text: str) -> int:
 
 
 def _with_model(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--model", required=True, help="weights file, exported folder, run folder or one of its steps")
+  parser.add_argument(
+    "--model",
+    required=True,
+    help="weights file, exported folder, run folder or one of its steps (or RUN/students/NAME)",
+  )

@@ -62,10 +62,10 @@ def load_model(
   Of a weights file, one parameter is in the memory of the host at a time; with a mesh, one shard of one.
 
   Args:
-    path: the workdir of a run (the teacher of its newest step), one of its step folders, a DINOv3 or DINOv2 `.pth` file
-      (flat or `{"teacher": …}`; the architecture is inferred), a Hugging Face folder (DINOv3 ViT or ConvNeXt, DINOv2,
-      ViT, distilled DeiT) or its safetensors file, a timm safetensors file (inferred), or a folder that `save_model`
-      wrote.
+    path: the workdir of a run (the teacher of its newest step), one of its step folders, `students/NAME` in either
+      where a run has several students, a DINOv3 or DINOv2 `.pth` file (flat or `{"teacher": …}`; the architecture is
+      inferred), a Hugging Face folder (DINOv3 ViT or ConvNeXt, DINOv2, ViT, distilled DeiT) or its safetensors file, a
+      timm safetensors file (inferred), or a folder that `save_model` wrote.
     mesh: with the axes of `parallel.make_mesh`; parameters are spread by its rules.
     **overrides: attributes of the module that replace what the file says, e.g. `dtype` or `norm_eps`.
 
@@ -105,7 +105,7 @@ def _preprocessing(path: pathlib.Path) -> tuple[Preprocessing, bool]:
   from vit_jax import config  # heavy, as in _open_run
 
   if _opener(path) is _open_run:
-    workdir, step = _run_and_step(path)
+    workdir, step, _ = checkpoints.find(path)
     c = config.from_dict(checkpoints.read_meta(workdir, step=step)["config"])
     return Preprocessing(c.augment.mean, c.augment.std, c.evaluation.image_size or c.crops.global_size), True
   if (stored := read_preprocessor(path)) is not None:
@@ -165,9 +165,7 @@ def save_model(
 
 
 def _opener(path: pathlib.Path) -> Callable[[pathlib.Path, dict, Placement | None], tuple[Backbone, dict]] | None:
-  if (path / checkpoints.FOLDER).is_dir():
-    return _open_run
-  if path.name.isdecimal() and path.parent.name == checkpoints.FOLDER and path.is_dir():
+  if checkpoints.find(path) is not None:
     return _open_run
   if (path / MODEL).exists():
     return _open_own
@@ -191,16 +189,16 @@ def _what_is_there(path: pathlib.Path) -> str:
 
 def _open_run(path: pathlib.Path, overrides: dict[str, Any], sharding: Placement | None) -> tuple[Backbone, dict]:
   from vit_jax import config, methods  # heavy: a model file needs neither
+  from vit_jax.config.students import config_at
 
-  workdir, step = _run_and_step(path)
-  tree = checkpoints.restore_params(workdir, step=step, sharding=sharding)
-  saved = checkpoints.read_meta(workdir, step=step)["config"]
-  return methods.backbone(config.from_dict(saved)).clone(**overrides), tree
-
-
-def _run_and_step(path: pathlib.Path) -> tuple[pathlib.Path, int | None]:
-  """The workdir that a path to it or to one of its steps means, and the step; None: the newest."""
-  return (path, None) if (path / checkpoints.FOLDER).is_dir() else (path.parent.parent, int(path.name))
+  address = checkpoints.find(path)
+  saved = config.from_dict(checkpoints.read_meta(address.workdir, step=address.step)["config"])
+  try:
+    model = methods.backbone(config_at(saved, address)).clone(**overrides)
+  except ValueError as error:
+    raise UnknownModel(f"{path}: {error}.") from error
+  tree = checkpoints.restore_params(address.workdir, (*address.place, "backbone"), address.step, sharding)
+  return model, tree
 
 
 def _open_own(path: pathlib.Path, overrides: dict[str, Any], sharding: Placement | None) -> tuple[Backbone, dict]:

@@ -1,7 +1,7 @@
 """DINOv3 ConvNeXt-Tiny distilled from a ViT teacher: 625,000 steps of 4,096 images.
 
     vit-jax train --config=configs/dinov3/convnext_tiny_distilled.py --workdir=runs/convnext_tiny \\
-      --config.distillation.teacher=runs/vitl16 --config.data.source=…
+      --config.distillation.teacher=runs/vitl16 --config.data.source=folder:/images
 
 Schedules of the reference's `convnext_tiny_p16.yaml`, crops of its ConvNeXt test job. The student has a token for each
 32 x 32 pixels: the teacher (patches of 16) sees the crops at half their size, so that both grids are equal.
@@ -14,6 +14,7 @@ from vit_jax.config import default
 def get_config():
   c = default()
   c.method = "distillation"
+  c.distillation.teacher = "runs/vitl16"
   c.duration = "500 epochs"
   c.epoch_steps = 1250
   c.batch_size = 4096

@@ -1,7 +1,7 @@
 """DINOv3 ViT-7B/16, stage 2 of 3: Gram anchoring, 200,000 steps that follow stage 1.
 
     vit-jax train --config=configs/dinov3/vit7b16_gram_anchor.py --workdir=runs/7b/gram \\
-      --config.init_from=runs/7b/pretrain --config.gram.source=runs/7b/pretrain --config.data.source=…
+      --config.init_from=runs/7b/pretrain --config.gram.source=runs/7b/pretrain --config.data.source=folder:/images
 
 Values of `dinov3_vit7b16_gram_anchor.yaml`. The reference goes on counting steps from stage 1 (1,000,000 to 1,200,000),
 where its warm-ups are over; here the stage is a run of its own, so they are left out: the learning rate is constant,

@@ -1,7 +1,7 @@
 """DINOv3 ViT-7B/16, stage 3 of 3: high resolution, 30,000 steps of 2,048 images at five mixed crop sizes.
 
     vit-jax train --config=configs/dinov3/vit7b16_high_res.py --workdir=runs/7b/high_res \\
-      --config.init_from=runs/7b/gram --config.gram.source=runs/7b/gram --config.data.source=…
+      --config.init_from=runs/7b/gram --config.gram.source=runs/7b/gram --config.data.source=folder:/images
 
 All values are those of `dinov3_vit7b16_high_res_adapt.yaml`; a loss group is the 8 images that one of its GPUs held,
 KoLeo looks for neighbours among 16.

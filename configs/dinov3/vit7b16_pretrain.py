@@ -1,6 +1,7 @@
 """DINOv3 ViT-7B/16, stage 1 of 3: pretraining, one million steps of 4,096 images.
 
-    vit-jax train --config=configs/dinov3/vit7b16_pretrain.py --workdir=runs/7b/pretrain --config.data.source=…
+    vit-jax train --config=configs/dinov3/vit7b16_pretrain.py --workdir=runs/7b/pretrain \\
+      --config.data.source=folder:/images
 
 All values are those of `dinov3_vit7b16_pretrain.yaml`; a loss group is the 16 images that one of its GPUs held.
 Stages 2 and 3: vit7b16_gram_anchor.py and vit7b16_high_res.py. Not kept: fp8 matrix products (bfloat16 here).

@@ -1,7 +1,7 @@
 """DINOv3 ViT-L/16 distilled from the 7B teacher: 25,000 steps of 1,920 images.
 
     vit-jax train --config=configs/dinov3/vitl16_distilled.py --workdir=runs/vitl16_distilled \\
-      --config.distillation.teacher=runs/7b/gram --config.data.source=…
+      --config.distillation.teacher=runs/7b/gram --config.data.source=folder:/images
 
 Values of `dinov3_vitl16_lvd1689m_distilled.yaml`, which is the last stage of the published distillation: give the
 student that it starts from as `--config.init_from=PATH`. The reference trains S, S+, B and L in one job, on 48, 48, 80
@@ -15,6 +15,7 @@ from vit_jax.config import default
 def get_config():
   c = default()
   c.method = "distillation"
+  c.distillation.teacher = "runs/7b/gram"
   c.duration = "20 epochs"
   c.epoch_steps = 1250
   c.batch_size = 1920

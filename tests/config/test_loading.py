@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from vit_jax.config import ConfigError, flatten, load
+from vit_jax.config import ConfigError, flatten, load, save
+from vit_jax.config.students import student_config
 
 RUN_FILE = """
 from vit_jax.config import check_argument, default
@@ -191,3 +192,42 @@ def test_loaded_config_takes_no_new_keys(run_file):
   config = load(run_file)
   with pytest.raises(AttributeError):
     config.dino.prototypse = 3
+
+
+STUDENTS = "distillation.students=(small={0}:small,large={0}:large)"
+
+
+def test_students_are_read_from_their_run_files_and_changed_by_overrides(run_file):
+  base = [STUDENTS.format(run_file), "students.small.model.depth=3", "students.large.optim.clip=1"]
+  config = load(run_file, base)
+  assert (config.students.small.model.depth, config.students.large.model.depth) == (3, None)
+  assert config.students.large.optim.clip == 1.0
+  assert "batch_size" not in config.students.small and "prototypes" not in config.students.small.dino
+  alone = student_config(config, "small")
+  assert (alone.batch_size, alone.model.depth, alone.distillation.students) == (config.batch_size, 3, ())
+
+
+def test_a_saved_config_keeps_its_students_whatever_became_of_their_files(run_file, tmp_path):
+  path = tmp_path / "config.json"
+  save(load(run_file, [STUDENTS.format(run_file), "students.small.model.depth=3"]), path)
+  (tmp_path / "run.py").unlink()
+  assert load(str(path)).students.small.model.depth == 3
+  fewer = load(str(path), [f"distillation.students=(small={tmp_path / 'run.py'}:small)"])
+  assert list(fewer.students) == ["small"] and fewer.students.small.model.depth == 3
+
+
+@pytest.mark.parametrize(
+  ("override", "message"),
+  [
+    ("students.smal.model.depth=3", "--config.students.smal.model.depth: no such student; there are large, small"),
+    ("students.small.model.dept=3", "--config.students.small.model.dept: no such key; did you mean model.depth"),
+    ("students.small.batch_size=3", "--config.students.small.batch_size: is common to all students: set batch_size"),
+    ("students.small.ibot.mask_shift=True", "is common to all students: set ibot.mask_shift itself"),
+    ("students.small.dino.centering=softmax", "is common to all students: set dino.centering itself"),
+    ("students.small.model.depth=x", "--config.students.small.model.depth=x: must be an integer"),
+    ("distillation.students=(small=nope.py)", "distillation.students: small: --config=nope.py: no such file"),
+  ],
+)
+def test_mistakes_about_students_are_named(run_file, override, message):
+  with pytest.raises(ConfigError, match=re.escape(message)):
+    load(run_file, [STUDENTS.format(run_file), override])

@@ -47,9 +47,9 @@ def test_dictionary_is_plain_json():
 
 def test_key_of_another_version_is_named(tmp_path):
   values = config_lib.to_dict(default())
-  values["dino"]["centering"] = "softmax"
+  values["dino"]["queue"] = 4096
   (tmp_path / "c.json").write_text(json.dumps(values))
-  with pytest.raises(ConfigError, match=r"c\.json .*another version.*dino\.centering: no such key"):
+  with pytest.raises(ConfigError, match=r"c\.json .*another version.*dino\.queue: no such key"):
     config_lib.read(tmp_path / "c.json")
 
 

@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from tests.config.changed import changed
-from vit_jax.config import ConfigError, default, validate
+from vit_jax.config import ConfigError, default, loss_group_size, validate
 from vit_jax.config.fields import assign, fields
 
 
@@ -30,6 +30,7 @@ IMPOSSIBLE = {  # for every key whose values can be impossible by themselves: su
   "duration": ["0 steps", "10 %", "soon"],
   "epoch_steps": [0],
   "batch_size": [0, -8],
+  "micro_batches": [0, -1],
   "loss_group_size": [0],
   "model.in_channels": [0],
   "model.depths": [(3, 0, 9, 3)],
@@ -75,6 +76,7 @@ IMPOSSIBLE = {  # for every key whose values can be impossible by themselves: su
   "optim.b2": [1.0],
   "optim.eps": [0.0],
   "optim.clip": [-1.0],
+  "optim.max_nonfinite": [0],
   "optim.lr_scaling": ["sqrt"],
   "optim.layerwise_decay": [0.0, 1.1],
   "optim.patch_embed_lr": [-0.1],
@@ -124,12 +126,17 @@ IMPOSSIBLE = {  # for every key whose values can be impossible by themselves: su
 IMPOSSIBLE |= {f"model.{key}": [0] for key in ("patch_size", "width", "depth", "num_heads", "mlp_hidden")}
 for head in ("dino", "ibot"):
   IMPOSSIBLE |= {f"{head}.{key}": [0] for key in ("hidden", "bottleneck", "num_layers")}
+  IMPOSSIBLE |= {f"{head}.centering": ["sinkhorn"], f"{head}.center_momentum": [1.0, -0.1]}
   IMPOSSIBLE |= {f"{head}.prototypes": [0, 1], f"{head}.loss_weight": [-1.0]}
 IMPOSSIBLE |= {f"mesh.{axis}": [0, -2] for axis in ("replica", "data", "fsdp", "tensor")}
 for name, values in {"lr": [-1.0], "weight_decay": [-1.0], "momentum": [-0.1, 1.1], "teacher_temperature": [0.0],
                      "local_loss_weight": [-1.0], "gram_loss_weight": [-1.0]}.items():  # fmt: skip
   IMPOSSIBLE |= {f"schedules.{name}.{end}": values for end in ("start", "peak", "end")}
   IMPOSSIBLE |= {f"schedules.{name}.{part}": ["long", "-1 steps", "101 %"] for part in ("warmup", "cosine")}
+
+IMPOSSIBLE |= {  # with the default method
+  "distillation.teacher": ["runs/x"], "distillation.fingerprint": ["ab"], "distillation.students": [("a=b.py",)],
+}  # fmt: skip
 
 ANY_VALUE = {  # or judged where the model, or the file, is known
   "model.name",
@@ -177,8 +184,11 @@ def test_all_problems_are_named_at_once():
 
 
 COMBINATIONS = {
+  "distillation.teacher=None": dict(method="distillation"),
   "loss_group_size=10": dict(batch_size=64, loss_group_size=10),
   "loss_group_size=128": dict(batch_size=64, loss_group_size=128),
+  "micro_batches=3": dict(batch_size=64, micro_batches=3),
+  "micro_batches=4": dict(batch_size=64, loss_group_size=32, micro_batches=4),
   "koleo.group_size=24": dict(batch_size=64, koleo__group_size=24),
   "koleo.group_size=12": dict(batch_size=24, loss_group_size=8, koleo__group_size=12),
   "koleo.topk=1": dict(batch_size=1, ibot__mask_probability=1.0),
@@ -206,6 +216,8 @@ COMBINATIONS = {
   "gram.tokens='masked': no patch": dict(
     gram__tokens="masked", gram__per_image=False, ibot__mask_probability=0.0, ibot__loss_weight=0.0
   ),
+  "gram.source='ema': that teacher sees": dict(gram__source="ema", crops__gram_size=448),
+  "gram.source='ema'": dict(gram__source="ema", crops__resolutions=((224, 96, 448, 1.0),)),
   "gram.load_at='5 %'": dict(gram__source="ema", gram__load_at="5 %"),
   "gram.refresh.every='5 %'": dict(gram__source="ema", gram__refresh__every="5 %"),
   "gram.refresh.every='10 %'": dict(gram__refresh__every="10 %"),
@@ -234,6 +246,8 @@ def test_impossible_combination_is_named_in_one_line(start):
     dict(batch_size=7),
     dict(batch_size=131, koleo__group_size=131),  # groups of one image, neighbours among all
     dict(batch_size=64, loss_group_size=8, koleo__group_size=32),
+    dict(batch_size=64, loss_group_size=8, koleo__group_size=64, micro_batches=8),
+    dict(batch_size=96, micro_batches=3),  # loss groups of 32
     dict(batch_size=64, loss_group_size=32, koleo__group_size=8),
     dict(ibot__loss_weight=0.0, ibot__mask_probability=0.0),
     dict(mesh__data=8, mesh__fsdp=-1),
@@ -257,3 +271,14 @@ def test_impossible_combination_is_named_in_one_line(start):
 )
 def test_possible_combination_passes(values):
   validate(changed(**values))
+
+
+def test_micro_batches_that_do_not_divide_say_what_to_choose():
+  assert "choose micro_batches=2, or a batch_size that is a multiple of 3" in problems(changed(micro_batches=3))[0]
+  line = problems(changed(loss_group_size=32, micro_batches=4))[0]
+  assert "choose micro_batches=2, or a loss_group_size that divides the 16 images of a micro-batch" in line
+
+
+def test_loss_groups_are_chosen_within_a_micro_batch():
+  assert loss_group_size(changed(batch_size=256)) == 64
+  assert loss_group_size(changed(batch_size=256, micro_batches=8)) == 32

@@ -43,17 +43,26 @@ def run(name="step_base"):
   return golden, config, states, metrics
 
 
-def gradients(config, state, batch, temperature):
-  net, key = dinov3.modules(config), jax.random.key(0)
-  batch = dinov3.normalized(config, batch)
-  targets = dinov3.teacher_targets(net, state.teacher, batch, temperature)
-  targets = targets._replace(anchor=gram.features(config, net.backbone, state, batch, targets.anchor))
+def objective(config, state, batch, temperature):
+  """student -> (loss, terms) of a batch."""
+  net = dinov3.modules(config)
+  targets = dinov3.assign(dinov3.teacher_outputs(config, net, state.teacher, batch), temperature)
+  anchor = gram.features(config, net.backbone, state, dinov3.normalized(config, batch), targets.anchor)
+  targets = targets._replace(anchor=anchor)
   weights = jnp.float32(1), jnp.float32(config.schedules.gram_loss_weight.peak)
+  draws = dinov3.draw(net, state.student, batch, jax.random.key(0))
 
-  def objective(student):
-    return dinov3.student_loss(config, net, student, targets, batch, key, *weights)[0]
+  def losses(student):
+    total, terms, cls = dinov3.student_loss(config, net, student, targets, batch, draws, *weights)
+    koleo, more = dinov3.spread_loss(config, cls)
+    return total + koleo, terms | more
 
-  return jax.jit(jax.grad(objective))(state.student)
+  return losses
+
+
+def gradients(config, state, batch, temperature):
+  losses = objective(config, state, batch, temperature)
+  return jax.jit(jax.grad(losses, has_aux=True))(state.student)[0]
 
 
 def assert_trees_close(tree, expected, *, of_maximum, only=None):
@@ -138,9 +147,8 @@ def test_two_loss_groups_equal_two_processes_of_the_reference(case):
     config.koleo.group_size = config.batch_size
   state = reference.build_state(config, "step_base")
   batch = reference.build_batch(config, "step_base", 0, 1)
-  net, temperature = dinov3.modules(config), golden.settings["teacher_temp"]
-  targets = dinov3.teacher_targets(net, state.teacher, batch, temperature)
-  total, terms = dinov3.student_loss(config, net, state.student, targets, batch, state.key, jnp.float32(1))
+  temperature = golden.settings["teacher_temp"]
+  total, terms = objective(config, state, batch, temperature)(state.student)
   for ours, theirs in TERMS.items():
     value = total if ours == "loss" else terms[ours]
     ranks = [golden[f"{case}/{theirs}/rank{r}"] for r in range(2)]

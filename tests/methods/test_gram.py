@@ -10,10 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.methods.teacher import distilling, save_teacher
 from tests.methods.test_dinov3 import batches, tiny
 from tests.methods.test_dinov3 import run as run_on_mesh
 from vit_jax import losses
-from vit_jax.methods import dinov3, gram
+from vit_jax.data.pipeline import make_pipeline
+from vit_jax.data.sources import open_source
+from vit_jax.methods import dinov3, distillation, gram
 from vit_jax.methods.state import State
 
 
@@ -156,6 +159,33 @@ def test_eight_devices_give_one_devices_metrics():
   kernel = states[-1].gram_teacher["blocks"]["mlp"]["fc1"]["kernel"]
   assert kernel.sharding == states[-1].teacher["backbone"]["blocks"]["mlp"]["fc1"]["kernel"].sharding
   assert not kernel.sharding.is_fully_replicated
+
+
+def test_micro_batches_give_the_step_of_the_whole_batch():
+  config = run().config.copy_and_resolve_references()
+  config.micro_batches = 4
+  state, values = jax.jit(dinov3.make_step(config))(run().states[3], batches()[0])
+  for name in ("loss", "gram", "gram_masked", "gram_unmasked", "grad_norm/backbone"):
+    np.testing.assert_allclose(values[name], run().metrics[3][name], rtol=1e-5, err_msg=name)
+  for a, b in zip(jax.tree.leaves(state.student), jax.tree.leaves(run().states[4].student), strict=True):
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+  assert_same(state.gram_teacher, state.teacher["backbone"])
+
+
+@pytest.mark.parametrize(("source", "own"), [("ema", False), ("teacher", False), ("init", True)])
+def test_a_distilled_student_is_anchored_too(tmp_path, source, own):
+  config = distilling(save_teacher(tmp_path), f"gram.source={source}")
+  state = jax.eval_shape(functools.partial(distillation.init, config), jax.random.key(0))
+  rows = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch_of(config).items()}
+  after, metrics = jax.eval_shape(distillation.make_step(config), state, rows)
+  assert {"gram", "gram_loss_weight"} <= set(metrics)
+  assert (after.gram_teacher is not None) == own
+
+
+def batch_of(config):
+  source = open_source(config.data.source)
+  with make_pipeline(source, distillation.views(config), batch_size=config.batch_size, seed=0, workers=0) as pipeline:
+    return next(pipeline)
 
 
 def assert_same(a, b):

@@ -1,98 +1,67 @@
-"""Stage after stage: a Gram stage that starts from a pretraining run, is stopped, goes on, and is used afterwards."""
+"""All stages one after the other on photographs, as configs/stages_demo.py and the README say; takes minutes."""
 
 from __future__ import annotations
 
 import json
-import shutil
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import vit_jax
-from tests.train.test_loop import tiny
-from vit_jax import cli
-from vit_jax.checkpoints import restore_params
-from vit_jax.train.loop import train
+from vit_jax import losses
+from vit_jax.data.sources import open_source
+from vit_jax.ops.images import normalize_images
 
-QUICK = {"log.pictures": False, "evaluation.every": "0 steps", "log.tensorboard": False}
-
-
-@pytest.fixture(scope="module")
-def stages(tmp_path_factory):
-  """A pretraining run, and a Gram stage from it with a head warm-up, loading from an early step, and refreshes."""
-  folder = tmp_path_factory.mktemp("stages")
-  devices = jax.devices()[:1]
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(jax, "devices", lambda *_: devices)
-    train(tiny(**QUICK), str(folder / "pretrain"))
-    state = train(gram_stage(folder), str(folder / "gram"))
-    yield folder, state
+CONFIG = Path(__file__).parents[2] / "configs" / "stages_demo.py"
 
 
-def gram_stage(folder, **overrides):
-  return tiny(**QUICK | {
-    "init_from": str(folder / "pretrain"), "gram.source": str(folder / "pretrain" / "checkpoints" / "2"),
-    "gram.refresh.every": "3 steps", "gram.stats": True, "schedules.gram_loss_weight.peak": 2.0,
-    "init.freeze_backbone_steps": "2 steps", "schedules.lr.start": 1e-3, "duration": "6 steps",
-    "checkpoint.keep": 5, "ibot.prototypes": 48, **overrides,
-  })  # fmt: skip
+def train(workdir: Path, *argv: str, variant: str = "") -> Path:
+  command = [sys.executable, "-m", "vit_jax", "train", f"--config={CONFIG}{variant}", f"--workdir={workdir}", *argv]
+  subprocess.run(command, check=True, env=os.environ | {"XLA_FLAGS": ""})  # on one device
+  return workdir
 
 
-def lines(workdir):
-  return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+def metric(workdir: Path, name: str) -> list[float]:
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  return [line[name] for line in lines if name in line]
 
 
-def test_losses_are_finite_and_the_gram_term_is_logged(stages):
-  folder, state = stages
-  logged = lines(folder / "gram")
-  assert len(logged) == 6 and all(np.isfinite(list(line.values())).all() for line in logged)
-  assert all({"gram", "gram_masked", "gram_unmasked", "gram_loss_weight"} <= set(line) for line in logged)
-  assert all(line["gram"] > 0 for line in logged)
-  assert int(state.counters["gram_refreshes"]) == 2
-  assert not any("gram" in name for line in lines(folder / "pretrain") for name in line)
+def patches(path: Path, images: np.ndarray) -> jax.Array:
+  """Patch features [B, N, D] of the model of a run."""
+  model, params = vit_jax.load_model(str(path))
+  crops = normalize_images(jnp.asarray(images), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+  return model.apply({"params": params}, crops).patches
 
 
-def test_the_stage_starts_where_the_run_ended_and_is_anchored_to_the_step_that_was_named(stages):
-  folder, _ = stages
-  early = restore_params(folder / "pretrain", step=2)
-  last = restore_params(folder / "pretrain", step=4)
-  first_saved = restore_params(folder / "gram", path=("gram_teacher",), step=2)
-  for a, b in zip(jax.tree.leaves(first_saved), jax.tree.leaves(early), strict=True):
-    np.testing.assert_array_equal(a, b)
-  held = restore_params(folder / "gram", step=2)  # by the head warm-up of two steps
-  for a, b in zip(jax.tree.leaves(held), jax.tree.leaves(last), strict=True):
-    np.testing.assert_array_equal(a, b)
-  refreshed = restore_params(folder / "gram", path=("gram_teacher",), step=6)
-  teacher = restore_params(folder / "gram", step=6)
-  for a, b in zip(jax.tree.leaves(refreshed), jax.tree.leaves(teacher), strict=True):
-    np.testing.assert_array_equal(a, b)
+@pytest.mark.slow
+def test_three_stages_and_two_students(tmp_path):
+  pytest.importorskip("skimage")
+  pretrained = train(tmp_path / "pretrain")
+  after = f"--config.init_from={pretrained}"
+  anchored = train(tmp_path / "gram", after, f"--config.gram.source={pretrained}", variant=":gram")
+  plain = train(tmp_path / "plain", after, variant=":plain")
 
+  source = open_source("embedded:photos/test?size=64")
+  images = np.stack([source[i]["image"] for i in range(64)])
+  teacher = patches(pretrained, images)
+  distance = {path.name: float(losses.gram(patches(path, images), teacher)) for path in (anchored, plain)}
+  print(f"Gram distance to the gram teacher: with the loss {distance['gram']:.5f}, without {distance['plain']:.5f}")
+  assert distance["gram"] < 0.7 * distance["plain"]
 
-def test_it_goes_on_bit_for_bit_from_its_own_checkpoint_and_not_from_init_from(stages, tmp_path):
-  folder, expected = stages
-  workdir = tmp_path / "gram"
-  shutil.copytree(folder / "gram", workdir)
-  for step in (4, 6):
-    shutil.rmtree(workdir / "checkpoints" / str(step))
-  shutil.move(folder / "pretrain", folder / "elsewhere")  # the sources are not needed any more
-  try:
-    state = train(gram_stage(folder), str(workdir))
-  finally:
-    shutil.move(folder / "elsewhere", folder / "pretrain")
-  plain = lambda s: jax.tree.leaves((s.student, s.teacher, s.gram_teacher, s.opt_state, s.counters))  # noqa: E731
-  for a, b in zip(plain(state), plain(expected), strict=True):
-    np.testing.assert_array_equal(a, b)
-  assert lines(workdir) == lines(folder / "gram")
+  sources = (f"--config.init_from={anchored}", f"--config.gram.source={anchored}")
+  adapted = train(tmp_path / "high_res", *sources, variant=":high_res")
+  assert set(metric(adapted, "global_size")) == {48.0, 64.0}
+  assert np.isfinite(metric(adapted, "gram")).all()
 
-
-def test_its_teacher_is_loaded_exported_and_evaluated_as_any_other(stages, tmp_path):
-  folder, state = stages
-  model, params = vit_jax.load_model(folder / "gram")
-  np.testing.assert_array_equal(params["cls_token"], state.teacher["backbone"]["cls_token"])
-  assert model.apply({"params": params}, np.zeros((1, 32, 32, 3), np.float32)).patches.shape == (1, 16, 32)
-  assert cli.main(["export", f"--model={folder / 'gram'}", f"--to={tmp_path / 'hf'}"]) == 0
-  again = vit_jax.load_model(tmp_path / "hf")[1]
-  np.testing.assert_array_equal(again["cls_token"], params["cls_token"])
-  data = "--data=embedded:textures?size=32&count=64"
-  assert cli.main(["evaluate", f"--model={folder / 'gram'}", data, "--max_examples=16"]) == 0
+  students = train(tmp_path / "distilled", f"--config.distillation.teacher={adapted}", variant=":distill")
+  for name, width in (("small", 64), ("smaller", 32)):
+    assert patches(students / "students" / name, images).shape == (64, 64, width)
+    total = metric(students, f"{name}/loss")
+    print(f"student {name}: loss {total[0]:.3f} -> {total[-1]:.3f}")
+    assert total[-1] < total[0]

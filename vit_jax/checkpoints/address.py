@@ -1,9 +1,11 @@
 """Addresses of trained models: a run, one of its steps, one of the students of either.
 
-runs/x                          the newest step
-runs/x/checkpoints/500          that step
-runs/x/students/small           one of several students, newest step
-runs/x/checkpoints/500/students/small
+    runs/x                          the newest step
+    runs/x/checkpoints/500          that step
+    runs/x/students/small           one of several students, newest step
+    runs/x/checkpoints/500/students/small
+
+Student folders need not exist: a step holds all students.
 """
 
 from __future__ import annotations
@@ -28,6 +30,11 @@ class Address(NamedTuple):
   workdir: pathlib.Path
   step: int | None
   student: str | None
+
+  @property
+  def place(self) -> tuple[str, ...]:
+    """Names that lead to the averaged parameters of the model in a saved state."""
+    return ("teacher",) if self.student is None else ("teacher", self.student)
 
   def pinned(self) -> Address:
     """The same model at the step that is the newest now."""

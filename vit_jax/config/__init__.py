@@ -9,7 +9,7 @@
 
 from vit_jax.config.durations import parse_duration, resolve_duration
 from vit_jax.config.errors import ConfigError, UserError
-from vit_jax.config.fields import flatten
+from vit_jax.config.fields import defaults_of, flatten
 from vit_jax.config.loading import check_argument, load
 from vit_jax.config.resolving import resolve
 from vit_jax.config.saving import config_hash, difference, from_dict, read, save, to_dict
@@ -22,6 +22,7 @@ __all__ = [
   "check_argument",
   "config_hash",
   "default",
+  "defaults_of",
   "difference",
   "flatten",
   "from_dict",

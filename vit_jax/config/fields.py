@@ -14,12 +14,14 @@ from ml_collections import ConfigDict
 
 from vit_jax.config.errors import ConfigError
 from vit_jax.config.schema import default
+from vit_jax.config.students import is_own, split_key
 
 # Elements of the tuples whose default is empty, None, or of another length than a value may be.
 _ELEMENTS = {
   "augment.mean": float,
   "augment.std": float,
   "crops.resolutions": (int, int, int, float),
+  "distillation.students": str,
   "model.depths": int,
   "model.widths": int,
 }
@@ -81,6 +83,12 @@ def fields() -> dict[str, Field]:
 def check_key(key: str, *, where: str = "") -> None:
   """Raises ConfigError, naming the nearest keys, unless `key` is a key of the schema; `where` opens the message."""
   known = fields()
+  student, rest = split_key(key)
+  if student is not None:
+    check_key(rest, where=f"{where}{key[: -len(rest)]}")
+    if not is_own(rest):
+      raise ConfigError(f"{where}{key}: is common to all students: set {rest} itself")
+    return
   if key in known:
     return
   inside = [k for k in known if k.startswith(key + ".")]
@@ -97,7 +105,7 @@ def check_value(key: str, value: Any, *, where: str = "") -> Any:
   Raises:
     ConfigError: naming key, value and expected type.
   """
-  field = fields()[key]
+  field = _field(key)
   try:
     return _convert(value, field)
   except (TypeError, ValueError):
@@ -110,7 +118,7 @@ def parse_value(key: str, text: str, *, where: str = "") -> Any:
   Raises:
     ConfigError: naming key, text and expected type.
   """
-  field = fields()[key]
+  field = _field(key)
   try:
     return _parse(text.strip(), field)
   except ValueError:
@@ -118,15 +126,44 @@ def parse_value(key: str, text: str, *, where: str = "") -> Any:
 
 
 def assign(config: ConfigDict, key: str, value: Any) -> None:
-  """Sets a dotted key of a config to a value already checked."""
+  """Sets a dotted key of a config to a value already checked; the section of a student is made if it is missing."""
+  student, _ = split_key(key)
+  if student is not None and student not in config.students:
+    with config.unlocked():
+      config.students[student] = _own_default()
   section, name = _locate(config, key)
   section[name] = value
+
+
+def defaults_of(config: ConfigDict) -> ConfigDict:
+  """The schema with a section of defaults for every student that `config` has: what to compare it with."""
+  defaults = default()
+  for name in config.students:
+    defaults.students[name] = _own_default()
+  return defaults
 
 
 def did_you_mean(value: str, choices: Iterable[str]) -> str:
   """Brackets that ask for the nearest of the choices, to append to a message; nothing if none is near."""
   near = difflib.get_close_matches(value, list(choices), n=1)
   return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _field(key: str) -> Field:
+  return fields()[split_key(key)[1]]
+
+
+def _own_default() -> ConfigDict:
+  """The sections of a student's own keys, with their defaults."""
+
+  def cut(section: ConfigDict, prefix: str) -> ConfigDict:
+    for name, value in list(section.items(preserve_field_references=True)):
+      inside = cut(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else is_own(prefix + name)
+      if not inside:
+        del section[name]
+    return section
+
+  return cut(default(), "")
 
 
 def _locate(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:

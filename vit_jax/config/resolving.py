@@ -10,7 +10,9 @@ from ml_collections import ConfigDict
 
 from vit_jax.config.durations import exact_steps, resolve_duration
 from vit_jax.config.errors import ConfigError
+from vit_jax.config.fields import assign, flatten
 from vit_jax.config.schema import loss_group_size
+from vit_jax.config.students import SECTION, is_own, student_config, student_names
 
 # Durations besides `duration`; a percentage is of the run.
 _DURATIONS = (
@@ -59,6 +61,11 @@ def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
   c.loss_group_size = loss_group_size(config)
   if c.koleo.group_size is None:
     c.koleo.group_size = c.loss_group_size
+  for name in student_names(config):
+    alone = resolve(student_config(config, name), num_examples)
+    for key, value in flatten(alone).items():
+      if is_own(key):
+        assign(c, f"{SECTION}.{name}.{key}", value)
   return c
 
 

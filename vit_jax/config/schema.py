@@ -21,8 +21,11 @@ def default() -> ConfigDict:
   c.duration = "100 epochs"  # how long to train
   c.epoch_steps = placeholder(int)  # steps that make an "epoch" in durations; None: one pass over the data
   c.batch_size = 64  # images per step, over all devices and processes
+  # Gradient accumulation: the student sees the batch in so many parts, one after the other, for the memory of one part
+  # and the very same step: teacher targets, KoLeo and gradients are those of the whole batch. 1: no accumulation.
+  c.micro_batches = 1
   # Images whose KoLeo neighbours, mask quota and drop-path subset are drawn together (the reference: the batch of one
-  # GPU), whatever the number of devices. None: the batch up to 64 images, else its largest divisor up to 64.
+  # GPU), whatever the number of devices. None: a micro-batch up to 64 images, else its largest divisor up to 64.
   c.loss_group_size = placeholder(int)
 
   # Parameters to start from: a run's folder or one of its steps (its teacher), or a weight file or folder as
@@ -79,6 +82,10 @@ def default() -> ConfigDict:
   c.dino.hidden = 2048
   c.dino.bottleneck = 256
   c.dino.num_layers = 3
+  # How the teacher's scores become targets: "sinkhorn_knopp" (over all tokens of the batch) | "softmax" (of the scores
+  # less their running mean, each token by itself).
+  c.dino.centering = "sinkhorn_knopp"
+  c.dino.center_momentum = 0.9  # of that running mean, with "softmax"
   c.dino.init_std = 0.02  # of the head's initial weights
   c.dino.ignore_diagonal = True  # leave out the pairs of one global crop with itself
 
@@ -88,6 +95,8 @@ def default() -> ConfigDict:
   c.ibot.hidden = 2048
   c.ibot.bottleneck = 256
   c.ibot.num_layers = 3
+  c.ibot.centering = "sinkhorn_knopp"  # as dino.centering, of the masked patches
+  c.ibot.center_momentum = 0.9
   c.ibot.init_std = 0.02
   c.ibot.mask_probability = 0.5  # share of the global crops that are masked
   c.ibot.mask_ratio = (0.1, 0.5)  # masked share of the patches of a masked crop: evenly spread over this range
@@ -98,9 +107,21 @@ def default() -> ConfigDict:
   c.koleo.topk = 1
   c.koleo.group_size = placeholder(int)  # images among which neighbours are searched; None: loss_group_size
 
+  c.distillation = ConfigDict()  # of method="distillation": a frozen teacher in place of the student's average
+  # The teacher, with both heads: a run, one of its steps or students, or a .pth training export {"teacher": …}. A run
+  # means its newest step, at the start of this run.
+  c.distillation.teacher = placeholder(str)
+  # Of the teacher's parameters, which no checkpoint repeats. None: taken when the run starts, checked when it resumes.
+  c.distillation.fingerprint = placeholder(str)
+  # "name=file.py[:arg]" for each of several students (a file's model, heads, losses, schedules and optimizer count;
+  # the rest is common, see students.py); (): one student, described by this config itself.
+  c.distillation.students = ()
+  c.students = ConfigDict()  # their own keys by name, as read from their files: students.NAME.model.width, …
+
   c.gram = ConfigDict()  # Gram anchoring: patches keep the similarities that they have for an earlier teacher
   # Where the gram teacher comes from. "init": the backbone that the run starts from; a run, one of its steps, a weight
-  # file: as in init_from; "ema": none of its own, the teacher of the same step. None: no anchoring before `load_at`.
+  # file: as in init_from; "ema": none of its own, the teacher of the same step; "teacher": none of its own, the frozen
+  # teacher of a distillation. None: no anchoring before `load_at`.
   c.gram.source = placeholder(str)
   c.gram.load_at = placeholder(str)  # before this step the teacher is copied to the gram teacher; None: never
   c.gram.refresh = ConfigDict()  # later copies of the teacher, after the steps whose number is a multiple of `every`
@@ -140,6 +161,7 @@ def default() -> ConfigDict:
   c.optim.b2 = 0.999
   c.optim.eps = 1e-8
   c.optim.clip = 3.0  # gradient norm limit of each of backbone, dino_head, ibot_head; 0: no clipping
+  c.optim.max_nonfinite = 3  # steps in a row with a NaN or an infinity, whose updates are skipped, that stop the run
   c.optim.lr_scaling = "sqrt_1024"  # lr x 4 sqrt(batch/1024) | "linear_256": x batch/256 | "none"
   c.optim.layerwise_decay = 0.9
   c.optim.patch_embed_lr = 0.2  # extra lr factor of the patch embedding
@@ -206,7 +228,8 @@ def default() -> ConfigDict:
 
 
 def loss_group_size(config: ConfigDict) -> int:
-  """Images of one loss group: `loss_group_size`, or where it is None the largest divisor of the batch up to 64."""
+  """Images of one loss group: `loss_group_size`, or where it is None the largest divisor of a micro-batch up to 64."""
   if config.loss_group_size is not None:
     return config.loss_group_size
-  return max(size for size in range(1, min(config.batch_size, 64) + 1) if config.batch_size % size == 0)
+  micro = config.batch_size // config.micro_batches
+  return max((size for size in range(1, min(micro, 64) + 1) if micro % size == 0), default=1)

@@ -16,6 +16,7 @@ from vit_jax.config.durations import parse_duration
 from vit_jax.config.errors import ConfigError
 from vit_jax.config.fields import did_you_mean, flatten
 from vit_jax.config.schema import loss_group_size
+from vit_jax.config.students import SECTION, split_entry, split_key, student_config, student_names
 
 SOURCES = {  # by prefix: how it is written, what it reads
   "folder": ("folder:/path", "a folder of JPEG, PNG or WebP images; names of sub-folders are labels"),
@@ -30,7 +31,9 @@ EMBEDDED = {
 }
 
 _CHOICES = {
-  "method": ("dinov3",),
+  "method": ("dinov3", "distillation"),
+  "dino.centering": ("sinkhorn_knopp", "softmax"),
+  "ibot.centering": ("sinkhorn_knopp", "softmax"),
   "model.mlp": ("gelu", "gelu_tanh", "swiglu"),
   "model.norm": ("layernorm", "rmsnorm"),
   "model.pool": ("cls", "avg", "map", "distilled"),
@@ -55,12 +58,12 @@ _RANGES: tuple[_Rule, ...] = (  # what is right, its test, the keys (of tuples: 
   (
     "must be at least 1",
     lambda v: v >= 1,
-    "epoch_steps batch_size loss_group_size model.patch_size model.width model.depth model.num_heads model.mlp_hidden "
-    "model.in_channels model.depths model.widths model.position_table.image_size "
+    "epoch_steps batch_size micro_batches loss_group_size model.patch_size model.width model.depth model.num_heads "
+    "model.mlp_hidden model.in_channels model.depths model.widths model.position_table.image_size "
     "model.rope.jitter model.rope.rescale model.unroll dino.hidden dino.bottleneck dino.num_layers ibot.hidden "
     "ibot.bottleneck ibot.num_layers koleo.topk koleo.group_size crops.global_size crops.local_size crops.local_number "
     "crops.gram_size data.prefetch evaluation.image_size evaluation.batch_size evaluation.max_examples checkpoint.keep "
-    "log.every gram.refresh.max",
+    "log.every gram.refresh.max optim.max_nonfinite",
   ),
   ("must be at least 2", lambda v: v >= 2, "dino.prototypes ibot.prototypes"),
   (
@@ -85,7 +88,11 @@ _RANGES: tuple[_Rule, ...] = (  # what is right, its test, the keys (of tuples: 
     "ibot.mask_probability crops.flip augment.jitter augment.grayscale augment.blur augment.solarize "
     "data.max_bad_fraction schedules.momentum.start schedules.momentum.peak schedules.momentum.end",
   ),
-  ("must be at least 0 and less than 1", lambda v: 0 <= v < 1, "model.drop_path optim.b1 optim.b2"),
+  (
+    "must be at least 0 and less than 1",
+    lambda v: 0 <= v < 1,
+    "model.drop_path optim.b1 optim.b2 dino.center_momentum ibot.center_momentum",
+  ),
   ("must be more than 0 and at most 1", lambda v: 0 < v <= 1, "optim.layerwise_decay"),
   ("must be from 0 to 0.5 (a turn of the colour wheel is 1)", lambda v: 0 <= v <= 0.5, "augment.hue"),
   ("must be from 0 to 4294967295", lambda v: 0 <= v < 2**32, "seed"),
@@ -123,7 +130,16 @@ def validate(config: ConfigDict) -> None:
   Raises:
     ConfigError: every problem found, one a line: the key, its value, what would be right.
   """
-  values = flatten(config)
+  problems = [*_problems(config), *_distillation(config)]
+  if not problems:  # what is common is right: what is left to say is of the students themselves
+    for name in student_names(config):
+      problems += [f"{SECTION}.{name}.{problem}" for problem in _problems(student_config(config, name))]
+  if problems:
+    raise ConfigError("\n".join(problems))
+
+
+def _problems(config: ConfigDict) -> list[str]:
+  values = {key: value for key, value in flatten(config).items() if split_key(key)[0] is None}
   problems = [*_single_values(values), *_durations(values)]
   if not problems:  # combinations are checked among values that make sense by themselves
     problems = [
@@ -135,8 +151,7 @@ def validate(config: ConfigDict) -> None:
       *_gram(config),
       *_schedules(config),
     ]
-  if problems:
-    raise ConfigError("\n".join(problems))
+  return problems
 
 
 def _wrong(values: dict[str, Any] | ConfigDict, key: str, right: str) -> str:
@@ -201,9 +216,15 @@ def _durations(values: dict[str, Any]) -> Iterator[str]:
 
 def _groups(config: ConfigDict) -> Iterator[str]:
   batch, group = config.batch_size, loss_group_size(config)
+  if batch % config.micro_batches:
+    yield _micro_batches(config, 1)
+    return
   if batch % group:
     near = max(d for d in range(1, min(group, batch) + 1) if batch % d == 0)
     yield f"loss_group_size={group}: must divide batch_size={batch}; the largest that does and is no larger is {near}"
+    return
+  if (batch // group) % config.micro_batches:
+    yield _micro_batches(config, group)
     return
   koleo = config.koleo.group_size or group
   if batch % koleo or (koleo % group and group % koleo):
@@ -221,6 +242,17 @@ def _groups(config: ConfigDict) -> Iterator[str]:
       f"ibot.mask_probability={config.ibot.mask_probability}: masks none of the {2 * group} global crops of a loss "
       "group: raise it or loss_group_size, or set ibot.loss_weight=0"
     )
+
+
+def _micro_batches(config: ConfigDict, group: int) -> str:
+  batch, num = config.batch_size, config.micro_batches
+  groups = f"whole loss groups of loss_group_size={group}" if group > 1 else "equal parts"
+  wrong = f"micro_batches={num}: must cut batch_size={batch} into {groups}"
+  possible = [n for n in range(1, batch // group + 1) if (batch // group) % n == 0]
+  near = f"micro_batches={min(possible, key=lambda n: (abs(n - num), n))}"
+  if batch % num:
+    return f"{wrong}; choose {near}, or a batch_size that is a multiple of {num}"
+  return f"{wrong}; choose {near}, or a loss_group_size that divides the {batch // num} images of a micro-batch"
 
 
 def _crops(config: ConfigDict) -> Iterator[str]:
@@ -318,8 +350,40 @@ def _losses(config: ConfigDict) -> Iterator[str]:
     yield f"ibot.mask_ratio={config.ibot.mask_ratio}: masks no patch: raise it, or set ibot.loss_weight=0"
 
 
+def _distillation(config: ConfigDict) -> Iterator[str]:
+  values = flatten(config.distillation)
+  if config.method != "distillation":
+    for key, value in values.items():
+      if value:
+        yield f"distillation.{key}={value!r}: has a meaning for method='distillation' only, this is {config.method!r}"
+    return
+  if not config.distillation.teacher:
+    yield (
+      "distillation.teacher=None: must be the frozen teacher: a run, one of its steps, or a .pth training export with "
+      "both heads"
+    )
+  for key in ("init_from", "gram.source", "gram.load_at"):
+    if config.distillation.students and (value := flatten(config)[key]) is not None:
+      yield f"{key}={value!r}: is each student's own where there are several: set {SECTION}.NAME.{key}"
+  seen: set[str] = set()
+  for entry in config.distillation.students:
+    found = split_entry(entry)
+    if found is None:
+      yield f"distillation.students={entry!r}: must be name=file.py[:argument], the name of letters, digits, _ and -"
+    elif found[0] in seen:
+      yield f"distillation.students={entry!r}: there is already a student {found[0]!r}"
+    elif found[0] not in config.students:
+      yield f"distillation.students={entry!r}: its run file has not been read: load the config with vit_jax.config.load"
+    seen.add(found[0] if found else "")
+
+
 def _gram(config: ConfigDict) -> Iterator[str]:
   gram, refresh = config.gram, config.gram.refresh
+  if gram.source == "teacher" and config.method != "distillation":
+    yield (
+      f"gram.source='teacher': means the frozen teacher of a distillation, this is method={config.method!r}; 'ema' is "
+      "the average of the student"
+    )
   if gram.tokens != "all" and gram.per_image:
     yield (
       f"gram.tokens={gram.tokens!r}: the crops differ in how many patches are {gram.tokens}, so there is no matrix per "
@@ -328,8 +392,17 @@ def _gram(config: ConfigDict) -> Iterator[str]:
   if gram.tokens == "masked" and not int(2 * loss_group_size(config) * config.ibot.mask_probability):
     yield "gram.tokens='masked': no patch is masked: raise ibot.mask_probability or loss_group_size"
   for key, value in (("load_at", gram.load_at), ("refresh.every", refresh.every)):
-    if gram.source == "ema" and value is not None:
-      yield f"gram.{key}={value!r}: with gram.source='ema' there is no gram teacher to copy to: remove one of the two"
+    if gram.source in ("ema", "teacher") and value is not None:
+      yield (
+        f"gram.{key}={value!r}: with gram.source={gram.source!r} there is no gram teacher to copy to: remove one of "
+        "the two"
+      )
+  gram_crops = config.crops.gram_size is not None or any(row[2] for row in config.crops.resolutions)
+  if gram.source in ("ema", "teacher") and gram_crops:
+    yield (
+      f"gram.source={gram.source!r}: that teacher sees the global crops only: leave out the gram crops "
+      "(crops.gram_size, or the third number of the rows of crops.resolutions)"
+    )
   for key in ("first", "max"):
     if refresh[key] is not None and refresh.every is None:
       yield f"gram.refresh.{key}={refresh[key]!r}: needs gram.refresh.every, the steps from one refresh to the next"

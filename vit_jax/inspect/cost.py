@@ -134,20 +134,27 @@ def dino_step(
   local_number: int,
   masked: float,
   gram_size: Size | None = None,
+  own_teacher: bool = True,
   global_number: int = 2,
 ) -> StepCost:
-  """The cost of a training step per image; `masked` is the masked patches per image, both global crops together."""
+  """The cost of a training step per image.
+
+  Args:
+    masked: masked patches per image, both global crops together.
+    own_teacher: whether the teacher is the model's own average; False: its targets come from elsewhere.
+  """
   whole, part = count(model, global_size), count(model, local_size)
   dino, ibot = head_flops(dino_head, model.width), head_flops(ibot_head, model.width)
   gram = {} if gram_size is None else {"gram teacher": global_number * count(model, gram_size).flops}
+  teachers = global_number if own_teacher else 0
   return StepCost(
     {
       "student, global crops": 3 * global_number * _with_drop_path(whole, model.drop_path),
       "student, local crops": 3 * local_number * _with_drop_path(part, model.drop_path),
-      "teacher": global_number * whole.flops,
+      "teacher": teachers * whole.flops,
       **gram,
-      "DINO head": (3 * (global_number + local_number) + global_number) * dino,
-      "iBOT head": 4 * masked * ibot,
+      "DINO head": (3 * (global_number + local_number) + teachers) * dino,
+      "iBOT head": (4 if own_teacher else 3) * masked * ibot,
     }
   )
 

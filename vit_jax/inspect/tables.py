@@ -70,13 +70,14 @@ def model_table(
   return align(rows, right=(1,))
 
 
-def training_table(modules: Any, views: Any, *, masked: Sequence[float]) -> str:
+def training_table(modules: Any, views: Any, *, masked: Sequence[float], own_teacher: bool = True) -> str:
   """`model_table` of what a method with DINO and iBOT heads trains, at every resolution of its crops.
 
   Args:
     modules: backbone, dino_head and ibot_head, as `methods.dinov3.modules(config)` makes them.
     views: the crops, as `methods.dinov3.views(config)` describes them.
     masked: masked patches per image, both global crops together, for each of `views.variants()`.
+    own_teacher: whether the teacher is the model's own average.
   """
   variants = views.variants()
   sizes = [("global crop", v.global_size) for v in variants]
@@ -91,6 +92,7 @@ def training_table(modules: Any, views: Any, *, masked: Sequence[float]) -> str:
       local_number=v.local_number,
       gram_size=v.gram_size,
       masked=count,
+      own_teacher=own_teacher,
     )
     for v, count in zip(variants, masked, strict=True)
   ]

@@ -17,10 +17,12 @@ import importlib
 from types import ModuleType
 from typing import Any
 
+from vit_jax.config.students import each_student
 from vit_jax.methods.settings import build_backbone
 from vit_jax.methods.state import State
+from vit_jax.methods.teachers import FrozenTeacher, frozen_teacher
 
-METHODS = ("dinov3",)
+METHODS = ("dinov3", "distillation")
 
 
 def get(name: str) -> ModuleType:
@@ -36,8 +38,13 @@ def get(name: str) -> ModuleType:
 
 
 def backbone(config: Any) -> Any:
-  """The model that `config` trains and exports."""
+  """The model that `config` trains and exports; of several students, take the config of one first."""
   return build_backbone(config)
 
 
-__all__ = ["METHODS", "State", "backbone", "get"]
+def exports(method: ModuleType, state: State, config: Any) -> dict[str, tuple[Any, Any]]:
+  """(model, parameters) of every model that a run trains, by its name; a run that trains one model calls it ""."""
+  return {name: method.export(state, name) if name else method.export(state) for name in each_student(config)}
+
+
+__all__ = ["METHODS", "FrozenTeacher", "State", "backbone", "each_student", "exports", "frozen_teacher", "get"]

@@ -16,16 +16,20 @@ from jaxtyping import Array, Float
 from vit_jax import losses
 from vit_jax.data.views import Views
 from vit_jax.methods import gram, health
+from vit_jax.methods.accumulation import MicroBatches
 from vit_jax.methods.settings import build_backbone, build_schedules, build_views, num_steps
 from vit_jax.methods.starting import Start
 from vit_jax.methods.state import State
-from vit_jax.models import ProjectionHead, VisionTransformer
+from vit_jax.methods.targets import Targets, TeacherOutputs, assign, fresh_centers, moved_centers
+from vit_jax.models import Features, ProjectionHead, VisionTransformer
+from vit_jax.models.features import Draws
 from vit_jax.ops.images import normalize_images
 from vit_jax.optim import ema, optimizer
 from vit_jax.optim.schedules import scale_lr
 
 Batch = dict[str, jax.Array]
 Params = dict[str, Any]
+Metrics = dict[str, jax.Array]
 NUM_GLOBAL = 2
 
 
@@ -35,22 +39,6 @@ class Modules(NamedTuple):
   backbone: VisionTransformer
   dino_head: ProjectionHead
   ibot_head: ProjectionHead
-
-
-class Targets(NamedTuple):
-  """What the teacher says about a batch.
-
-  Attributes:
-    cls: [2, B, K] assignment of the class tokens of the global crops.
-    patches: [groups * M, K] assignment of the masked patches.
-    features: [2B, D] the teacher's class tokens, for the health metrics.
-    anchor: [2B, N, D] patch features whose similarities the student's keep; None: no Gram anchoring.
-  """
-
-  cls: Array
-  patches: Array
-  features: Array
-  anchor: Array | None = None
 
 
 def views(config: Any) -> Views:
@@ -95,6 +83,7 @@ def init(config: Any, key: jax.Array) -> State:
     key=keys[3],
     counters={"nonfinite": jnp.zeros((), jnp.int32)} | gram_counters,
     model=net.backbone,
+    centers=fresh_centers(config),
   )
 
 
@@ -117,8 +106,38 @@ def export(state: State) -> tuple[VisionTransformer, Params]:
   return state.model, state.teacher["backbone"]
 
 
-def make_step(config: Any) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
+def make_step(config: Any) -> Callable[[State, Batch], tuple[State, Metrics]]:
   """The training step of a resolved config: (state, batch) -> (state, metrics), pure, for `jax.jit`."""
+  net, learn = modules(config), make_learner(config)
+  temperature = build_schedules(config, 1.0)["teacher_temperature"]
+
+  def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+    with jax.named_scope("teacher"):
+      outputs = micro_batches(config, batch).map(
+        lambda part: teacher_outputs(config, net, state.teacher, part, keep_patches=gram.is_shared(config)), batch
+      )
+      targets = assign(outputs, temperature(state.step), state.centers)
+    state, metrics = learn(state, batch, targets)
+    with jax.named_scope("centers"):
+      state = state.replace(centers=moved_centers(config, state.centers, outputs, batch, metrics["nonfinite"] > 0))
+    with jax.named_scope("health"):
+      metrics |= health.targets(targets.cls) | health.features(outputs.features) | health.means(outputs.similarity)
+    return state, metrics
+
+  return step
+
+
+def make_learner(config: Any, *, distilling: bool = False) -> Callable[[State, Batch, Targets], tuple[State, Metrics]]:
+  """What a student does with its targets: losses, gradients, clipping, AdamW, EMA.
+
+  Args:
+    config: resolved.
+    distilling: the targets are those of a frozen teacher: the student's crops are not masked (iBOT is at the masked
+      positions either way), and the health of its own features is among the metrics.
+
+  Returns:
+    (state, batch, targets) -> (state, metrics).
+  """
   net = modules(config)
   schedules = build_schedules(config, scale_lr(config.batch_size, config.optim.lr_scaling))
   frozen_steps = num_steps(config.optim.freeze_last_layer)
@@ -126,43 +145,60 @@ def make_step(config: Any) -> Callable[[State, Batch], tuple[State, dict[str, ja
   if not gram.enabled(config):
     del schedules["gram_loss_weight"]
 
-  def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+  def learn(state: State, batch: Batch, targets: Targets) -> tuple[State, Metrics]:
     now = {name: schedule(state.step) for name, schedule in schedules.items()}
-    batch = normalized(config, batch)
-    key = jax.random.fold_in(state.key, state.step)
     state = gram.load(config, state)
     if gram.enabled(config):
       now["gram_loss_weight"] *= gram.loaded(config, state)
+    draws = draw(net, state.student, batch, jax.random.fold_in(state.key, state.step))
+    shared = not distilling or config.gram.source == "teacher"  # the targets' teacher is that of Gram anchoring
 
-    targets = teacher_targets(net, state.teacher, batch, now["teacher_temperature"])
-    targets = targets._replace(anchor=gram.features(config, net.backbone, state, batch, targets.anchor))
+    def local(student: Params, part: Any) -> tuple[jax.Array, Metrics, Array]:
+      targets, batch, draws = part
+      with jax.named_scope("gram_teacher"):
+        given = targets.anchor if shared else None
+        anchor = gram.features(config, net.backbone, state, normalized(config, batch), given)
+      with jax.named_scope("student"):
+        weights = now["local_loss_weight"], now.get("gram_loss_weight")
+        targets = targets._replace(anchor=anchor)
+        return student_loss(config, net, student, targets, batch, draws, *weights, masked=not distilling)
 
-    def objective(student: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
-      return student_loss(
-        config, net, student, targets, batch, key, now["local_loss_weight"], now.get("gram_loss_weight")
-      )
+    def first_pass(student: Params, part: Any) -> Array:
+      with jax.named_scope("student"):
+        return global_cls(config, net, student, *part, masked=not distilling)
 
-    (loss, terms), grads = jax.value_and_grad(objective, has_aux=True)(state.student)
-    grads, norms = optimizer.clip(grads, config.optim.clip)
-    student, opt_state = optimizer.adamw_update(
+    def across(cls: Array) -> tuple[jax.Array, Metrics]:
+      with jax.named_scope("koleo"):
+        return spread_loss(config, cls)
+
+    loss, terms, cls, grads = micro_batches(config, batch).value_and_grad(
+      local,
+      across,
       state.student,
-      grads,
-      state.opt_state,
-      optimizer.groups(
-        state.student, layerwise_decay=config.optim.layerwise_decay, patch_embed_lr=config.optim.patch_embed_lr
-      ),
-      lr=now["lr"],
-      last_layer_lr=jnp.where(state.step < frozen_steps, 0.0, now["lr"]),
-      weight_decay=now["weight_decay"],
-      b1=config.optim.b1,
-      b2=config.optim.b2,
-      eps=config.optim.eps,
+      (targets, batch, draws),
+      first_pass=first_pass if couples_groups(config) else None,
     )
-    if warmup_steps:
-      student = hold_backbone(state.step < warmup_steps, student, state.student)
-    teacher = ema.update(state.teacher, student, now["momentum"])
-    if warmup_steps:
-      teacher = hold_backbone(state.step < warmup_steps, teacher, state.teacher)
+    with jax.named_scope("optimizer"):
+      grads, norms = optimizer.clip(grads, config.optim.clip)
+      student, opt_state = optimizer.adamw_update(
+        state.student,
+        grads,
+        state.opt_state,
+        optimizer.groups(
+          state.student, layerwise_decay=config.optim.layerwise_decay, patch_embed_lr=config.optim.patch_embed_lr
+        ),
+        lr=now["lr"],
+        last_layer_lr=jnp.where(state.step < frozen_steps, 0.0, now["lr"]),
+        weight_decay=now["weight_decay"],
+        b1=config.optim.b1,
+        b2=config.optim.b2,
+        eps=config.optim.eps,
+      )
+      if warmup_steps:
+        student = hold_backbone(state.step < warmup_steps, student, state.student)
+      teacher = ema.update(state.teacher, student, now["momentum"])
+      if warmup_steps:
+        teacher = hold_backbone(state.step < warmup_steps, teacher, state.teacher)
 
     finite = jnp.isfinite(loss) & jnp.all(jnp.isfinite(jnp.stack(list(norms.values()))))
     nonfinite = jnp.where(finite, 0, state.counters["nonfinite"] + 1)
@@ -179,16 +215,17 @@ def make_step(config: Any) -> Callable[[State, Batch], tuple[State, dict[str, ja
       counters=state.counters | {"nonfinite": nonfinite},
     )
     state = gram.refresh(config, state)
+    terms = gram.logged(config, state, terms)
+    values = {"loss": loss, **terms, **now, **{f"grad_norm/{name}": norm for name, norm in norms.items()}}
+    own = health.features(cls) if distilling else {}
+    return state, values | own | {"nonfinite": nonfinite}
 
-    metrics = {
-      "loss": loss,
-      **gram.logged(config, state, terms),
-      **now,
-      **{f"grad_norm/{name}": norm for name, norm in norms.items()},
-    }
-    return state, metrics | health.metrics(targets.cls, targets.features) | {"nonfinite": nonfinite}
+  return learn
 
-  return step
+
+def micro_batches(config: Any, batch: Batch) -> MicroBatches:
+  """How a batch is cut for gradient accumulation."""
+  return MicroBatches(config.micro_batches, groups=batch["mask_indices"].shape[0])
 
 
 def normalized(config: Any, batch: Batch) -> Batch:
@@ -208,19 +245,57 @@ def hold_backbone(frozen: jax.Array, new: Params, old: Params) -> Params:
   return new | {"backbone": backbone}
 
 
-def teacher_targets(net: Modules, teacher: Params, batch: Batch, temperature: jax.Array) -> Targets:
-  """Sinkhorn-Knopp assignments of the teacher's class tokens and masked patches, over the whole batch.
-
-  The anchor is the teacher's own patches, until `gram.features` puts those of the gram teacher in their place.
-  """
-  crops = flatten_crops(batch["global_crops"])  # [2B, H, W, 3]
+def teacher_outputs(
+  config: Any, net: Modules, teacher: Params, batch: Batch, *, keep_patches: bool = False
+) -> TeacherOutputs:
+  """Teacher logits of class tokens and masked patches of the global crops; `keep_patches`: also the anchor."""
+  crops = flatten_crops(normalized(config, batch)["global_crops"])  # [2B, H, W, 3]
   features = net.backbone.apply({"params": teacher["backbone"]}, crops)
-  cls_logits = net.dino_head.apply({"params": teacher["dino_head"]}, features.cls)  # [2B, K]
+  cls = scores(net, teacher, "dino_head", features.cls)  # [2B, K]
   masked = gather_masked(features.patches, batch["mask_indices"])  # [groups * M, D]
-  patch_logits = net.ibot_head.apply({"params": teacher["ibot_head"]}, masked)  # [groups * M, K]
-  cls = split_crops(losses.sinkhorn_knopp(cls_logits, temperature), NUM_GLOBAL)  # [2, B, K]
-  patches = losses.sinkhorn_knopp(patch_logits, temperature)
-  return jax.lax.stop_gradient(Targets(cls=cls, patches=patches, features=features.cls, anchor=features.patches))
+  patches = scores(net, teacher, "ibot_head", masked)  # [groups * M, K]
+  similarity = health.similarity(features.cls, features.patches)
+  anchor = features.patches if keep_patches else None
+  return TeacherOutputs(cls=cls, patches=patches, features=features.cls, similarity=similarity, anchor=anchor)
+
+
+def scores(net: Modules, params: Params, head: str, tokens: Float[Array, "R D"]) -> Float[Array, "R K"]:
+  """Prototype scores of tokens by one of the heads."""
+  with jax.named_scope(head):
+    return getattr(net, head).apply({"params": params[head]}, tokens)
+
+
+def draw(net: Modules, student: Params, batch: Batch, key: jax.Array) -> list[Draws]:
+  """The random choices of the student's pass over the global and the local crops of a batch."""
+  drop_path_key, rope_key = jax.random.split(key)
+  rows = [batch[name].shape[0] * batch[name].shape[1] for name in ("global_crops", "local_crops")]
+  return net.backbone.apply(
+    {"params": student["backbone"]},
+    rows,
+    groups=batch["mask_indices"].shape[0],
+    rngs={"drop_path": drop_path_key, "rope": rope_key},
+    method="draw",
+  )
+
+
+def student_features(
+  net: Modules, student: Params, batch: Batch, draws: list[Draws], names: tuple[str, ...], *, masked: bool
+) -> list[Features]:
+  """Features of the crops with these names, in one pass; global crops carry the iBOT masks where `masked`.
+
+  Args:
+    batch: normalised.
+    draws: for global and local crops.
+  """
+  masks = batch["masks"].reshape(-1, batch["masks"].shape[-1])  # [2B, N]
+  return net.backbone.apply(
+    {"params": student["backbone"]},
+    [flatten_crops(batch[name]) for name in names],
+    masks=[masks if masked and name == "global_crops" else None for name in names],
+    train=True,
+    groups=batch["mask_indices"].shape[0],
+    draws=draws[: len(names)],
+  )
 
 
 def student_loss(
@@ -229,47 +304,82 @@ def student_loss(
   student: Params,
   targets: Targets,
   batch: Batch,
-  key: jax.Array,
+  draws: list[Draws],
   local_loss_weight: jax.Array,
   gram_loss_weight: jax.Array | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """The weighted sum of the losses, and the unweighted terms by name (reference section 3.7)."""
-  num_local, groups = batch["local_crops"].shape[1], batch["mask_indices"].shape[0]
-  drop_path_key, rope_key = jax.random.split(key)
-  masks = batch["masks"].reshape(-1, batch["masks"].shape[-1])  # [2B, N]
-  global_features, local_features = net.backbone.apply(
-    {"params": student["backbone"]},
-    [flatten_crops(batch["global_crops"]), flatten_crops(batch["local_crops"])],
-    masks=[masks, None],
-    train=True,
-    groups=groups,
-    rngs={"drop_path": drop_path_key, "rope": rope_key},
-  )
-  tokens = jnp.concatenate([global_features.cls, local_features.cls])  # [(2 + L) B, D]
-  logits = net.dino_head.apply({"params": student["dino_head"]}, tokens)
-  global_logits, local_logits = jnp.split(logits, [global_features.cls.shape[0]])
-  masked = gather_masked(global_features.patches, batch["mask_indices"])  # [groups * M, D]
-  patch_logits = net.ibot_head.apply({"params": student["ibot_head"]}, masked)  # [groups * M, K]
+  *,
+  masked: bool = True,
+) -> tuple[jax.Array, dict[str, jax.Array], Array]:
+  """The weighted sum of the losses that are means over images, and these unweighted by name (reference section 3.7).
+
+  Args:
+    batch: one micro-batch, or the whole batch; `targets` and `draws` are those of its images.
+
+  Returns:
+    The sum, the terms (and metrics of health), and the class tokens of the global crops [2B, D], for `spread_loss`.
+  """
+  batch = normalized(config, batch)
+  names = ("global_crops", "local_crops")
+  global_features, local_features = student_features(net, student, batch, draws, names, masked=masked)
+  num_local = batch["local_crops"].shape[1]
+  parts = (split_crops(global_features.cls, NUM_GLOBAL), split_crops(local_features.cls, num_local))
+  # The crops of an image stay together: crop after crop, rows would move between devices.
+  tokens = jnp.concatenate(parts).swapaxes(0, 1).reshape(-1, net.backbone.width)  # [B (2 + L), D]
+  logits = scores(net, student, "dino_head", tokens)
+  global_logits, local_logits = jnp.split(split_crops(logits, NUM_GLOBAL + num_local), [NUM_GLOBAL])  # [C, B, K]
+  hidden = gather_masked(global_features.patches, batch["mask_indices"])  # [groups * M, D]
+  patch_logits = scores(net, student, "ibot_head", hidden)  # [groups * M, K]
 
   ignore = config.dino.ignore_diagonal
-  terms = {
-    "dino_local": losses.dino(split_crops(local_logits, num_local), targets.cls),
-    "dino_global": losses.dino(split_crops(global_logits, NUM_GLOBAL), targets.cls, ignore_diagonal=ignore),
-    "ibot": losses.ibot(patch_logits, targets.patches, batch["mask_weights"].reshape(-1), num_crops=masks.shape[0]),
-  }
+  cls_targets = split_crops(targets.cls, NUM_GLOBAL)  # [2, B, K]
+  weights, num_crops = batch["mask_weights"].reshape(-1), targets.cls.shape[0]
+  with jax.named_scope("losses"):
+    terms = {
+      "dino_local": losses.dino(local_logits, cls_targets),
+      "dino_global": losses.dino(global_logits, cls_targets, ignore_diagonal=ignore),
+      "ibot": losses.ibot(patch_logits, targets.patches, weights, num_crops=num_crops),
+    }
   global_pairs = NUM_GLOBAL * (NUM_GLOBAL - 1 if ignore else NUM_GLOBAL)
   local_share = NUM_GLOBAL * num_local / (global_pairs + NUM_GLOBAL * num_local)
   total = config.dino.loss_weight * (
     local_share * local_loss_weight * terms["dino_local"] + (1 - local_share) * terms["dino_global"]
   )
   total += config.ibot.loss_weight * terms["ibot"]
-  if config.koleo.loss_weight:
-    terms["koleo"] = grouped_koleo(global_features.cls, config.koleo.group_size, config.koleo.topk)
-    total += config.koleo.loss_weight * NUM_GLOBAL * terms["koleo"]
   if gram.enabled(config):
-    terms |= gram.terms(config, global_features.patches, targets.anchor, batch)
+    with jax.named_scope("gram"):
+      terms |= gram.terms(config, global_features.patches, targets.anchor, batch)
     total += gram_loss_weight * terms["gram"]
-  return total, terms
+  terms |= health.student(global_logits)
+  if not masked:
+    terms |= health.means(health.similarity(global_features.cls, global_features.patches))
+  return total, terms, global_features.cls
+
+
+def spread_loss(config: Any, cls: Float[Array, "R D"]) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """KoLeo of the class tokens of the global crops, weighted, and unweighted by name."""
+  if not config.koleo.loss_weight:
+    return jnp.zeros(()), {}
+  koleo = grouped_koleo(cls, config.koleo.group_size, config.koleo.topk)
+  return config.koleo.loss_weight * NUM_GLOBAL * koleo, {"koleo": koleo}
+
+
+def couples_groups(config: Any) -> bool:
+  """Whether `spread_loss` takes neighbours from several loss groups: then it needs the whole batch at once."""
+  return bool(config.koleo.loss_weight) and config.koleo.group_size > config.loss_group_size
+
+
+def global_cls(
+  config: Any,
+  net: Modules,
+  student: Params,
+  targets: Targets,
+  batch: Batch,
+  draws: list[Draws],
+  *,
+  masked: bool = True,
+) -> Float[Array, "R D"]:
+  """The class tokens that `student_loss` returns for the same arguments, without the rest of it."""
+  return student_features(net, student, normalized(config, batch), draws, ("global_crops",), masked=masked)[0].cls
 
 
 def flatten_crops(crops: Float[Array, "B C H W 3"]) -> Float[Array, "BC H W 3"]:

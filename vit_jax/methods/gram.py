@@ -20,6 +20,7 @@ from vit_jax.methods.state import State
 from vit_jax.ops.resize import resize_map
 
 Batch = dict[str, jax.Array]
+SHARED = ("ema", "teacher")  # values of gram.source
 
 
 def enabled(config: Any) -> bool:
@@ -28,15 +29,25 @@ def enabled(config: Any) -> bool:
 
 
 def has_own_teacher(config: Any) -> bool:
-  """Whether the state holds a gram teacher: otherwise there is no anchoring, or the EMA teacher serves."""
-  return enabled(config) and config.gram.source != "ema"
+  """Whether the state holds a gram teacher: otherwise there is no anchoring, or another teacher serves."""
+  return enabled(config) and not is_shared(config)
+
+
+def is_shared(config: Any) -> bool:
+  """Whether the EMA teacher, or in a distillation the frozen one, is also the gram teacher."""
+  return config.gram.source in SHARED
 
 
 def describe(config: Any) -> str | None:
   """Where the gram teacher comes from, for people; None: there is no Gram anchoring."""
   if not enabled(config):
     return None
-  words = {None: "none", "ema": "the EMA teacher itself", "init": "the backbone that the run starts from"}
+  words = {
+    None: "none",
+    "ema": "the EMA teacher itself",
+    "teacher": "the frozen teacher itself",
+    "init": "the backbone that the run starts from",
+  }
   text, refresh = words.get(config.gram.source, config.gram.source), config.gram.refresh
   if config.gram.load_at is not None:
     text += f", then the EMA teacher after {config.gram.load_at}"
@@ -93,17 +104,23 @@ def _copied(state: State, due: Bool[Array, ""], counter: str) -> State:
 
 
 def features(
-  config: Any, backbone: nn.Module, state: State, batch: Batch, teacher_patches: Float[Array, "R N D"]
+  config: Any, backbone: nn.Module, state: State, batch: Batch, teacher_patches: Float[Array, "R N E"] | None
 ) -> Float[Array, "R N D"] | None:
   """The patch features that anchor the student's, on its grid; zeros while there is no gram teacher; None: never any.
 
   Args:
     backbone: the student's architecture, which is that of the gram teacher.
     batch: normalised; the gram teacher sees `gram_crops` where there are any, else the global crops.
-    teacher_patches: of the EMA teacher on the global crops, rows in the order of image, then crop.
+    teacher_patches: of a teacher that is shared, on the global crops, rows in the order of image, then crop; None: not
+      computed yet, it is then the EMA teacher.
   """
-  if not has_own_teacher(config):
-    return teacher_patches if enabled(config) else None
+  if not enabled(config):
+    return None
+  if is_shared(config):
+    if teacher_patches is not None:
+      return teacher_patches
+    crops = batch["global_crops"]  # [B, 2, H, W, 3]
+    return backbone.apply({"params": state.teacher["backbone"]}, crops.reshape(-1, *crops.shape[2:])).patches
   crops = batch.get("gram_crops", batch["global_crops"])  # [B, 2, Hg, Wg, 3]
 
   def forward() -> Array:
@@ -126,13 +143,13 @@ def _grid(crops: Float[Array, "B 2 H W 3"], stride: int) -> tuple[int, int]:
 
 
 def terms(
-  config: Any, student: Float[Array, "R N D"], teacher: Float[Array, "R N D"], batch: Batch
+  config: Any, student: Float[Array, "R N D"], teacher: Float[Array, "R N E"], batch: Batch
 ) -> dict[str, Float[Array, ""]]:
   """The Gram loss as "gram"; with `gram.stats` also, without gradient, "gram_masked" and "gram_unmasked".
 
   Args:
     student: patches of the masked global crops.
-    teacher: of the same crops: `features`.
+    teacher: of the same crops: `features`; of another width where another model teaches.
     batch: its masks say which patches are masked, and its loss groups which share a matrix.
   """
 

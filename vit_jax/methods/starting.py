@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 
 from vit_jax import weights
+from vit_jax.config.students import SECTION
 from vit_jax.methods.architecture import config_keys, differences
 from vit_jax.methods.settings import build_backbone, num_steps
 from vit_jax.models import Rope
@@ -39,6 +40,11 @@ class Start(NamedTuple):
   key: str
   path: str
   places: dict[str, tuple[Place, ...]]
+
+  def of_student(self, student: str) -> Start:
+    """The same of one of several students, whose keys and places have its name."""
+    places = {name: tuple((field, student, *rest) for field, *rest in found) for name, found in self.places.items()}
+    return Start(f"{SECTION}.{student}.{self.key}", self.path, places)
 
 
 class Source(NamedTuple):

@@ -107,4 +107,5 @@ def add_branch(x: Float[Array, "B T D"], branch: Any, kept: Int[Array, "groups m
   chosen = nn.with_logical_constraint(chosen, ("batch", None, None, "width"))
   residual = branch(chosen.reshape(groups * m, *x.shape[1:])) * (rows / m)
   residual = residual.reshape(chosen.shape).astype(x.dtype)
-  return grouped.at[jnp.arange(groups)[:, None], kept].add(residual).reshape(x.shape)
+  # Group by group: indexed over all groups at once, the addition would move tokens between devices.
+  return jax.vmap(lambda rows, which, more: rows.at[which].add(more))(grouped, kept, residual).reshape(x.shape)

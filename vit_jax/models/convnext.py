@@ -14,7 +14,7 @@ from vit_jax.models.backbone import Backbone
 from vit_jax.models.blocks import add_branch, draw_kept
 from vit_jax.models.features import Draws, Features
 from vit_jax.models.inputs import check_channels
-from vit_jax.models.layers import LayerScale, linear_init, make_norm
+from vit_jax.models.layers import LayerScale, linear_init, make_norm, spread
 from vit_jax.models.mlp import GeluMlp
 from vit_jax.models.patches import PatchEmbed
 from vit_jax.models.remat import check_remat, recomputed
@@ -62,7 +62,7 @@ class DepthwiseConv(nn.Module):
       dimension_numbers=("NHWC", "HWIO", "NHWC"),
       feature_group_count=width,
     )
-    return y + bias.astype(self.dtype)
+    return y + spread(bias, y.shape, y.dtype)
 
 
 class ConvNeXtBlock(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -21,6 +22,27 @@ def fan_in_uniform(fan_in: int) -> nn.initializers.Initializer:
   """U(-a, a) with a = sqrt(1 / fan_in): PyTorch's default for convolutions, which the patch embedding keeps."""
   bound = math.sqrt(1.0 / fan_in)
   return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def spread(param: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+  """A parameter over the leading axes of `shape`, in `dtype`; its gradient is summed over them in float32.
+
+  In bfloat16 that sum, over all tokens of a batch, would keep two or three digits at best.
+  """
+  return jnp.broadcast_to(param.astype(dtype), shape)
+
+
+def _spread(param: Array, shape: tuple[int, ...], dtype: Any) -> tuple[Array, Array]:
+  return spread(param, shape, dtype), param
+
+
+def _gathered(shape: tuple[int, ...], dtype: Any, param: Array, gradient: Array) -> tuple[Array]:
+  axes = tuple(range(len(shape) - param.ndim))
+  return (jnp.sum(upcast(gradient), axis=axes).astype(param.dtype),)
+
+
+spread.defvjp(_spread, _gathered)
 
 
 class Linear(nn.Module):
@@ -48,7 +70,7 @@ class Linear(nn.Module):
     y = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (axes, ((), ())))
     if self.use_bias:
       bias = self.param("bias", nn.initializers.zeros, self.features, self.param_dtype)
-      y = y + self.adjust_bias(bias).astype(self.dtype)
+      y = y + spread(self.adjust_bias(bias), y.shape, y.dtype)
     return y
 
   def adjust_bias(self, bias: Array) -> Array:
@@ -112,4 +134,4 @@ class LayerScale(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
     gamma = self.param("gamma", nn.initializers.constant(self.init), x.shape[-1:], self.param_dtype)
-    return x * gamma.astype(x.dtype)
+    return x * spread(gamma, x.shape, x.dtype)

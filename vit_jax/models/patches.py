@@ -7,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.models.layers import fan_in_uniform
+from vit_jax.models.layers import fan_in_uniform, spread
 
 
 class PatchEmbed(nn.Module):
@@ -39,4 +39,5 @@ class PatchEmbed(nn.Module):
     embedded = patches.astype(self.dtype) @ kernel.reshape(-1, self.width).astype(self.dtype)  # [B, N, D]
     if not self.use_bias:
       return embedded
-    return embedded + self.param("bias", self.bias_init or default, (self.width,), self.param_dtype).astype(self.dtype)
+    bias = self.param("bias", self.bias_init or default, (self.width,), self.param_dtype)
+    return embedded + spread(bias, embedded.shape, embedded.dtype)

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vit_jax.models.layers import Linear, linear_init, make_norm
+from vit_jax.models.layers import Linear, linear_init, make_norm, spread
 from vit_jax.models.mlp import MLPS
 from vit_jax.ops.attention import attention
 from vit_jax.ops.normalize import upcast
@@ -33,7 +33,7 @@ class AttentionPool(nn.Module):
     types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     heads = (self.num_heads, width // self.num_heads)
     probe = self.param("probe", linear_init, (width,), self.param_dtype)
-    query = Linear(heads, name="q", **types)(jnp.broadcast_to(probe.astype(tokens.dtype), (batch, 1, width)))
+    query = Linear(heads, name="q", **types)(spread(probe, (batch, 1, width), tokens.dtype))
     key_value = Linear((2, *heads), name="kv", **types)(tokens)  # [B, T, 2, H, d]
     y = attention(query, key_value[:, :, 0], key_value[:, :, 1])  # [B, 1, H, d]
     y = Linear((width,), contract=2, name="proj", **types)(y)  # [B, 1, D]

@@ -14,7 +14,7 @@ from vit_jax.models.backbone import Backbone
 from vit_jax.models.blocks import Block, BlockInputs, draw_kept
 from vit_jax.models.features import Draws, Features
 from vit_jax.models.inputs import check_channels
-from vit_jax.models.layers import INIT_STD, make_norm
+from vit_jax.models.layers import INIT_STD, make_norm, spread
 from vit_jax.models.patches import PatchEmbed
 from vit_jax.models.pooling import POOLS, AttentionPool, average
 from vit_jax.models.position_table import PositionTable, place, sincos_positions
@@ -223,15 +223,15 @@ class VisionTransformer(Backbone):
     if mask is not None:
       if not self.masking:
         raise ValueError("masks were given to a model without a mask token: set masking=True.")
-      patches = jnp.where(mask[..., None], self.mask_token.astype(patches.dtype), patches)
+      patches = jnp.where(mask[..., None], spread(self.mask_token, patches.shape, patches.dtype), patches)
     batch, parts = images.shape[0], []
     if self.class_token:
-      parts.append(jnp.broadcast_to(self.cls_token.astype(patches.dtype), (batch, 1, self.width)))
+      parts.append(spread(self.cls_token, (batch, 1, self.width), patches.dtype))
     if self.num_registers:
-      parts.append(jnp.broadcast_to(self.registers.astype(patches.dtype), (batch, *self.registers.shape)))
+      parts.append(spread(self.registers, (batch, *self.registers.shape), patches.dtype))
     tokens = jnp.concatenate([*parts, patches], axis=1)  # [B, T, D]
     if self.position_table is not None:
-      tokens = tokens + self._absolute_positions(self._grid(images)).astype(tokens.dtype)
+      tokens = tokens + spread(self._absolute_positions(self._grid(images)), tokens.shape, tokens.dtype)
     if self.pre_norm:
       tokens = self.norm_pre(tokens)
     return nn.with_logical_constraint(tokens, ("batch", None, "width"))

@@ -48,8 +48,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def check_batch(mesh: Mesh, *, batch_size: int, loss_group_size: int) -> None:
-  """Loss groups must not straddle devices: their gathers would cross them.
+def check_batch(mesh: Mesh, *, batch_size: int, loss_group_size: int, micro_batches: int = 1) -> None:
+  """Loss groups must not straddle devices: their gathers would cross them; nor may micro-batches be uneven on them.
 
   Raises:
     MeshError: naming the sizes that would be right.
@@ -63,4 +63,13 @@ def check_batch(mesh: Mesh, *, batch_size: int, loss_group_size: int) -> None:
     raise MeshError(
       f"loss_group_size={loss_group_size}: must divide the {batch_size // shards} images of one device "
       f"(batch_size={batch_size} over {shards}); for example {right}."
+    )
+  groups = batch_size // shards // loss_group_size
+  if groups % micro_batches:
+    share = batch_size // shards
+    right = math.gcd(share // micro_batches, loss_group_size) if share % micro_batches == 0 else None
+    choose = f"loss_group_size={right}" if right else f"micro_batches={math.gcd(groups, micro_batches)}"
+    raise MeshError(
+      f"micro_batches={micro_batches}: must divide the {groups} loss groups of one device (batch_size={batch_size} "
+      f"over {shards} devices in groups of loss_group_size={loss_group_size}); for example {choose}."
     )

@@ -43,6 +43,7 @@ PARAMETERS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r"head/fc\d+/kernel", ("width", None)),
   (r"head/fc\d+/bias", (None,)),
   (r"head/last_layer/kernel", (None, "prototypes")),
+  (r"centers/(dino|ibot)", ("prototypes",)),
 )
 
 # Where a logical axis of a parameter goes; the first mesh axis whose size divides it is taken.
@@ -103,7 +104,7 @@ def parameter_sharding(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedShar
 
 
 # Subtrees of a state that have the structure of the parameters.
-_LIKE_PARAMETERS = re.compile(r"^(student|teacher|gram_teacher|opt_state/(mu|nu))/")
+_LIKE_PARAMETERS = re.compile(r"^(student|teacher|gram_teacher|frozen|centers|opt_state/([^/]+/)?(mu|nu))/")
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:

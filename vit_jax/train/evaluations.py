@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax import evaluation, parallel
+from vit_jax import evaluation, methods, parallel
 from vit_jax.data.evaluation_batches import evaluation_batches
+from vit_jax.evaluation.features import FeatureFn
 from vit_jax.evaluation.splits import open_splits
 from vit_jax.inspect import pictures
 from vit_jax.methods import State
@@ -35,26 +36,40 @@ class Evaluations:
     self._pictured: np.ndarray | None = None
 
   def scores(self, state: State, *, baselines: bool) -> dict[str, float]:
-    """The tasks' scores; with `baselines`, also those of pixels and colour histograms of the same images."""
+    """The tasks' scores; with `baselines`, also those of pixels and colour histograms of the same images.
+
+    The scores of several students begin with their names; a frozen teacher is a further baseline.
+    """
     if self._sources is None:
       return {}
-    model, params = self._run.method.export(state)
-    config = self._run.config
-    sharding = parallel.batch_sharding(self._run.mesh) if self._run.mesh.size > 1 else None
-    feature_fn = evaluation.make_feature_fn(
-      model, params, mean=config.augment.mean, std=config.augment.std, sharding=sharding
-    )
+    config, results = self._run.config, {}
     train, test = self._sources
-    return evaluation.evaluate(
-      feature_fn,
-      self._batches(train),
-      self._batches(test),
-      tasks=self._settings.tasks,
-      num_classes=train.num_classes,
-      baselines=evaluation.BASELINES if baselines else None,
-      names=self._names,
-      seed=config.seed,
-    )
+    for name, exported in methods.exports(self._run.method, state, config).items():
+      further = {}
+      if baselines and not results:  # they are the same for all students
+        further = dict(evaluation.BASELINES)
+        if state.frozen is not None:
+          teacher = methods.frozen_teacher(config).modules.backbone
+          further["teacher"] = self._feature_fn(teacher, state.frozen["backbone"])
+      scores = evaluation.evaluate(
+        self._feature_fn(*exported),
+        self._batches(train),
+        self._batches(test),
+        tasks=self._settings.tasks,
+        num_classes=train.num_classes,
+        baselines=further or None,
+        names=self._names,
+        seed=config.seed,
+      )
+      results |= {
+        f"{name}/{key}" if name and not key.startswith("baseline/") else key: value for key, value in scores.items()
+      }
+    return results
+
+  def _feature_fn(self, model: Any, params: Any) -> FeatureFn:
+    augment = self._run.config.augment
+    sharding = parallel.batch_sharding(self._run.mesh) if self._run.mesh.size > 1 else None
+    return evaluation.make_feature_fn(model, params, mean=augment.mean, std=augment.std, sharding=sharding)
 
   def pictures(self, state: State) -> dict[str, np.ndarray]:
     """The principal components of the teacher's patches on a few images."""
@@ -63,9 +78,13 @@ class Evaluations:
       few = {"batch_size": NUM_PICTURED, "max_examples": NUM_PICTURED}
       batch = next(evaluation_batches(source, image_size=self._size, **few))
       self._pictured = batch["images"][batch["valid"]]
-    model, params = self._run.method.export(state)
     augment = self._run.config.augment
-    return {"pca": pictures.feature_sheet(model, params, self._pictured, mean=augment.mean, std=augment.std)}
+    return {
+      f"{name}/pca" if name else "pca": pictures.feature_sheet(
+        model, params, self._pictured, mean=augment.mean, std=augment.std
+      )
+      for name, (model, params) in methods.exports(self._run.method, state, self._run.config).items()
+    }
 
   def _batches(self, source: Any) -> Iterator[Mapping[str, Any]]:
     return evaluation_batches(

@@ -12,6 +12,7 @@ its metrics file through `check`, so that it knows how the run began and does no
     prototypes   the teacher sends everything to a handful of prototypes (prototype_usage tiny, targets sharp)
     stuck        targets and losses stay at the uniform guess, log K, and k-NN accuracy does not rise
     divergence   the student is worse than the uniform guess, or the loss has grown well beyond where it began
+    dense        patches have become like the class token: the degradation that Gram anchoring cures
     knn          k-NN accuracy is no better than that of the untrained model
 
 Features of an untrained network are all alike and spread slowly. Measured on the quick start at batch 32: feature_std
@@ -38,6 +39,7 @@ UNIFORM = 0.995  # of log K
 SHARP = 0.1  # of log K
 WORSE_THAN_UNIFORM = 1.15  # of log K
 BETTER = 1.2  # of the first k-NN accuracy: features are learned, whatever the losses say
+DENSE, DENSE_RISE = 0.7, 0.3  # similarity of patches with the class token, and how far it has risen from its lowest
 GROWN = 1.3  # of the loss at the start of the run
 _FEATURES = {"feature_std": (FEATURE_STD, SPREAD_STD), "feature_rank": (FEATURE_RANK, SPREAD_RANK)}
 
@@ -65,7 +67,6 @@ class Health:
       uniform guess scores this share of log K.
 
   Attributes:
-    nonfinite: logged lines in a row, up to now, with a NaN or an infinity.
     alarms: all alarms raised so far.
   """
 
@@ -81,21 +82,19 @@ class Health:
     self.batch_size = batch_size
     self.prototypes = dict(prototypes or {})
     self.uniform = uniform_losses(self.prototypes, mask_probability)
-    self.nonfinite = 0
     self.alarms: list[Alarm] = []
     self._grace = min(GRACE_SHARE * total_steps, GRACE_STEPS)
     self._in_a_row: Counter[str] = Counter()
     self._first_losses: list[float] = []
     self._losses: deque[float] = deque(maxlen=PATIENCE)
     self._first_knn = self._last_knn = math.nan
+    self._lowest = (math.inf, 0)  # of patch_cls_similarity, and at which step
     self._spread: set[str] = set()  # of feature_std and feature_rank: those that have been large
 
   def check(self, step: int, metrics: Mapping[str, float]) -> list[Alarm]:
     """Judges the metrics of one step (host numbers; any subset of the names) and returns the new alarms."""
     new = []
     broken = sorted(name for name, value in metrics.items() if not math.isfinite(value))
-    if broken or "loss" in metrics:  # a line of other values, such as an evaluation, does not end a row
-      self.nonfinite = self.nonfinite + 1 if broken else 0
     if broken:
       new += self._raise("nonfinite", step, _nonfinite(broken))
     else:
@@ -106,6 +105,7 @@ class Health:
         ("prototypes", ("prototype_usage",), self._prototypes),
         ("stuck", ("teacher_entropy",), self._stuck),
         ("divergence", ("loss",), self._divergence),
+        ("dense", ("patch_cls_similarity",), self._dense),
       ):
         if not judged or not any(name in metrics for name in needs):
           continue
@@ -186,6 +186,18 @@ class Health:
     if start > 0 and now > GROWN * start:
       return _diverging(f"the loss has grown from {start:.3f} to {now:.3f}")
     return None
+
+  def _dense(self, step: int, metrics: Mapping[str, float]) -> str | None:
+    now = metrics["patch_cls_similarity"]
+    self._lowest = min(self._lowest, (now, step))
+    lowest, when = self._lowest
+    if now < DENSE or now - lowest < DENSE_RISE:
+      return None
+    return (
+      f"dense features degrade: patches resemble the class token ever more (patch_cls_similarity {now:.2f}, "
+      f"{lowest:.2f} at step {when}). If dense tasks matter, add a stage of Gram anchoring that starts from a "
+      "checkpoint of about that step (gram.source), or evaluate earlier checkpoints."
+    )
 
   def _knn(self, step: int, metrics: Mapping[str, float]) -> str | None:
     if "knn/top1" not in metrics or step < SETTLED * self.total_steps or metrics["knn/top1"] > self._first_knn:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,21 +29,21 @@ from vit_jax.data.pipeline import make_pipeline
 from vit_jax.data.views import Views
 from vit_jax.inspect import pictures, tables
 from vit_jax.methods import State
-from vit_jax.train import setup, starting
+from vit_jax.train import frozen, setup, starting
 from vit_jax.train.compiling import CompiledSteps
 from vit_jax.train.evaluations import Evaluations
-from vit_jax.train.health import Health
 from vit_jax.train.interrupts import Interrupts, Stopped
+from vit_jax.train.nonfinite import Guard, dump
 from vit_jax.train.prefetch import prefetch
 from vit_jax.train.progress import Progress
 from vit_jax.train.summary import write_summary
+from vit_jax.train.watch import Watch
 from vit_jax.train.writers import METRICS, Writers, read_lines
 
 log = logging.getLogger(__name__)
 
 CROPS = ("global", "local", "gram")
 LOOK_AHEAD = 1000  # steps among which the resolutions are sought that are to be compiled ahead
-MAX_NONFINITE = 3  # logged steps in a row with a NaN or an infinity before the run stops
 
 
 def describe(config: ConfigDict, workdir: str) -> str:
@@ -54,7 +55,7 @@ def describe(config: ConfigDict, workdir: str) -> str:
     start = f"goes on from step {step} of the workdir, whatever init_from and gram.source say"
   else:
     start = starting.report(starting.open_sources(run, abstract_state(run)))
-  return f"{tables.config_table(run.config, configs.default())}\n\n{facts}\n\n{start}"
+  return f"{tables.config_table(run.config, configs.defaults_of(run.config))}\n\n{facts}\n\n{start}"
 
 
 def train(config: ConfigDict, workdir: str, *, accept_config_change: bool = False) -> State:
@@ -65,8 +66,8 @@ def train(config: ConfigDict, workdir: str, *, accept_config_change: bool = Fals
     Stopped: after saving, if the process was asked to stop.
     UserError: if the loss is no longer finite.
   """
-  run = setup.prepare(config)
   folder = Path(workdir).expanduser().absolute()
+  run = frozen.pin(setup.prepare(config), folder)
   sources = [] if latest(folder) is not None else starting.open_sources(run, abstract_state(run))
   setup.remember(run.config, folder, accept_change=accept_config_change)
   for name, value in setup.describe(run).items():
@@ -97,9 +98,9 @@ def abstract_state(run: setup.Run) -> State:
 
 
 def fresh_state(run: setup.Run) -> State:
-  """A new state, every array born on its devices."""
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run))
-  init = jax.jit(functools.partial(run.method.init, run.config), out_shardings=shardings)
+  """A new state, every array born on its devices; without the frozen teacher, which a file holds."""
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run).saved())
+  init = jax.jit(lambda key: run.method.init(run.config, key).saved(), out_shardings=shardings)
   return init(jax.random.key(run.config.seed))
 
 
@@ -129,19 +130,16 @@ class _Loop:
       max_bad_fraction=run.config.data.max_bad_fraction,
     )
     self.step_number, self.state = self._start(sources, accept_config_change)
+    teacher = abstract_state(run).frozen
+    if teacher is not None:
+      self.state = self.state.replace(frozen=frozen.params_on_devices(run, teacher))
     self.health = self._watch()
     self.evaluations = Evaluations(run)
     self.last_metrics: dict[str, float] = {}
 
-  def _watch(self) -> Health:
+  def _watch(self) -> Watch:
     """The watch over the metrics, told again how the run began."""
-    config = self.run.config
-    health = Health(
-      self.total,
-      batch_size=config.batch_size,
-      prototypes={name: config[name].prototypes for name in ("dino", "ibot")},
-      mask_probability=config.ibot.mask_probability,
-    )
+    health = Watch(self.run.config, self.total)
     for line in read_lines(self.workdir / METRICS):
       if line["step"] <= self.step_number:
         health.check(int(line["step"]), {name: value for name, value in line.items() if name != "step"})
@@ -153,7 +151,7 @@ class _Loop:
       state = starting.begin(fresh_state(self.run), sources)
       sources.clear()  # they may hold whole files
       return 0, state
-    restored = self.checkpoints.restore(abstract_state(self.run))
+    restored = self.checkpoints.restore(abstract_state(self.run).saved())
     self.pipeline.set_state(restored.data_state, exact=not accept_config_change)
     log.info("Going on from step %d of %d.", restored.step, self.total)
     return restored.step, restored.state
@@ -190,6 +188,7 @@ class _Loop:
       self._evaluate(0)
     batches = prefetch(self.pipeline, parallel.batch_sharding(run.mesh), size=config.data.prefetch)
     pending: tuple[int, dict[str, jax.Array]] | None = None
+    guard = Guard(config.optim.max_nonfinite, self.state)
     with Interrupts() as interrupts, contextlib.closing(batches), self.progress, self._steps() as step_fn:
       for step in range(self.step_number + 1, self.total + 1):
         with self.progress.waiting():
@@ -203,6 +202,9 @@ class _Loop:
         if pending is not None:
           self._log(*pending)
         pending = (step, metrics)
+        if guard.reached(metrics):
+          self._log(*pending)
+          self._give_up(step, batch, data_state)
         if self._due(step, "evaluation.every"):
           pending = self._log(*pending)
           self._evaluate(step)
@@ -272,11 +274,18 @@ class _Loop:
   def _judge(self, step: int, values: dict[str, float]) -> None:
     for alarm in self.health.check(step, values):
       log.warning("%s", alarm)
-    if self.health.nonfinite >= MAX_NONFINITE:
-      raise UserError(
-        f"step {step}: the loss or a gradient was not finite {MAX_NONFINITE} times in a row ({self.workdir}); those "
-        "updates were skipped. Lower schedules.lr.peak or optim.clip, or compute in float32 (model.dtype)"
-      )
+
+  def _give_up(self, step: int, batch: dict[str, jax.Array], data_state: dict[str, Any]) -> None:
+    """Leaves what makes the step again, and stops."""
+    with self.progress.pausing("saving"):
+      self.writers.flush()
+      folder = dump(self.workdir, step, self.state, batch, data_state, self.run.config)
+    raise UserError(
+      f"step {step}: the loss or a gradient was not finite {self.run.config.optim.max_nonfinite} times in a row; those "
+      f"updates were skipped. See where it begins, on any machine, with\n  vit-jax replay {folder}\n"
+      "and whether a change cures it by adding, for example, --config.model.dtype=float32. Then go on from an earlier "
+      "checkpoint with a lower schedules.lr.peak or optim.clip, or in float32."
+    )
 
   def _evaluate(self, step: int) -> None:
     if not self.run.steps("evaluation.every"):
@@ -287,7 +296,7 @@ class _Loop:
         self.writers.scalars(step, scores)
         self.last_metrics |= scores
         self._judge(step, scores)
-        shown = {name: value for name, value in scores.items() if name.endswith("top1") and "/k" not in name}
+        shown = {n: value for n, value in scores.items() if n.endswith("/top1") and not re.search(r"/k\d+/", n)}
         log.info("step %d: %s", step, ", ".join(f"{name} {value:.3f}" for name, value in shown.items()))
       if self.run.config.log.pictures and jax.process_index() == 0:
         self.writers.images(step, self.evaluations.pictures(self.state))
@@ -300,4 +309,4 @@ class _Loop:
   def _save(self, step: int, data_state: dict[str, Any]) -> None:
     with self.progress.pausing("saving"):
       self.writers.flush()
-      self.checkpoints.save(step, self.state, data_state, configs.to_dict(self.run.config), self.last_metrics)
+      self.checkpoints.save(step, self.state.saved(), data_state, configs.to_dict(self.run.config), self.last_metrics)

@@ -99,8 +99,9 @@ class Progress:
     sizes = [self._metrics[key] for key in ("global_size", "local_size", "gram_size") if key in self._metrics]
     if sizes:
       parts.append(f"{'/'.join(f'{size:.0f}' for size in sizes)} px")
-    if "loss" in self._metrics:
-      parts.append(f"loss {float(self._metrics['loss']):.4f}")
+    for name, value in self._metrics.items():
+      if name == "loss" or name.endswith("/loss"):  # of several students, each its own
+        parts.append(f"{name.replace('/', ' ')} {float(value):.4f}")
     if "lr" in self._metrics:
       parts.append(f"lr {float(self._metrics['lr']):.2e}")
     if self.timing:

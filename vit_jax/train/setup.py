@@ -12,9 +12,10 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vit_jax import checkpoints, methods, parallel
 from vit_jax import config as configs
-from vit_jax import methods, parallel
 from vit_jax.config import ConfigError
+from vit_jax.data.masks import masked_patches
 from vit_jax.data.sources import Source, open_source, split_specs
 from vit_jax.data.views import Views
 from vit_jax.methods import gram
@@ -33,7 +34,7 @@ class Run:
     config: resolved: all durations in steps.
     method: the module of vit_jax.methods that trains.
     views: the crops and masks it asks for.
-    source: the training images.
+    source: the training images; None where a step is only made again.
     evaluation_sources: what is scored on, (train, test) specifications; test None: images held out from train;
       None: nothing, as configured or for want of labels.
     mesh: the devices.
@@ -42,7 +43,7 @@ class Run:
   config: ConfigDict
   method: ModuleType
   views: Views
-  source: Source
+  source: Source | None
   evaluation_sources: tuple[str, str | None] | None
   mesh: Mesh
 
@@ -63,19 +64,48 @@ def prepare(config: ConfigDict) -> Run:
   configs.validate(config)
   try:
     method = methods.get(config.method)
-    views = method.views(config)
+    method.views(config)  # what is wrong with the crops is said before the data are opened
     source = open_source(config.data.source, cache_dir=config.data.cache_dir)
     resolved = configs.resolve(config, len(source))
     mesh = parallel.make_mesh(resolved.mesh)
-    parallel.check_batch(mesh, batch_size=resolved.batch_size, loss_group_size=resolved.loss_group_size)
-    _check_koleo(resolved)
-    _check_channels(resolved)
+    views = method.views(resolved)
+    if views.variants()[0].gram_size and not any(map(gram.enabled, methods.each_student(resolved).values())):
+      log.warning("The gram crops are for Gram anchoring, which is off: set gram.source or gram.load_at.")
+    sizes = {key: resolved[key] for key in ("batch_size", "loss_group_size")}
+    for alone in methods.each_student(resolved).values():
+      parallel.check_batch(mesh, **sizes, micro_batches=alone.micro_batches)
+      _check_koleo(alone)
+      _check_channels(alone)
+    _check_masks(resolved, views)
+    _check_evaluation_size(resolved, views)
     sources = _evaluation_sources(resolved, source)
   except (ValueError, ImportError, FileNotFoundError) as error:
     if isinstance(error, ConfigError):
       raise
     raise ConfigError(str(error)) from error
   return Run(resolved, method, views, source, sources, mesh)
+
+
+def _check_masks(config: ConfigDict, views: Views) -> None:
+  """iBOT needs a masked patch: rounded down, the share of a coarse grid may be none."""
+  if not config.ibot.loss_weight:
+    return
+  for variant in views.variants():
+    grid, ratio = variant.mask_grid, config.ibot.mask_ratio
+    if not masked_patches(config.loss_group_size, grid, config.ibot.mask_probability, ratio):
+      raise ConfigError(
+        f"ibot.mask_ratio={ratio}: rounded down, masks none of the {grid[0]} x {grid[1]} patches of a global crop; "
+        "raise it or crops.global_size, or set ibot.loss_weight=0"
+      )
+
+
+def _check_evaluation_size(config: ConfigDict, views: Views) -> None:
+  size = config.evaluation.image_size
+  if size is not None and size < views.stride:
+    raise ConfigError(
+      f"evaluation.image_size={size}: is smaller than a patch of {config.model.name}, {views.stride} pixels; None "
+      f"takes crops.global_size={config.crops.global_size}"
+    )
 
 
 def _check_koleo(config: ConfigDict) -> None:
@@ -130,9 +160,13 @@ def remember(config: ConfigDict, workdir: Path, *, accept_change: bool) -> None:
   """
   path = workdir / CONFIG_FILE
   if path.exists():
-    changes = configs.difference(configs.read(path), config)
-    if changes and not accept_change:
-      listed = "\n".join(f"  {change}" for change in changes)
+    begun = configs.read(path)
+    changes = configs.difference(begun, config)
+    if begun.distillation.fingerprint and begun.distillation.fingerprint == config.distillation.fingerprint:
+      begun.distillation.teacher = config.distillation.teacher  # the same parameters in another place
+    refused = configs.difference(begun, config)
+    if refused and not accept_change:
+      listed = "\n".join(f"  {change}" for change in refused)
       raise ConfigError(
         f"{workdir} was started with another config:\n{listed}\n"
         "use another --workdir, or --accept_config_change to go on with the new values"
@@ -144,23 +178,31 @@ def remember(config: ConfigDict, workdir: Path, *, accept_change: bool) -> None:
   if jax.process_index() == 0:
     workdir.mkdir(parents=True, exist_ok=True)
     configs.save(config, path)
+    for name, alone in methods.each_student(config).items():
+      if name:  # what distils this student alone; and its folder is its address for `load_model`
+        configs.save(alone, workdir / checkpoints.STUDENTS / name / CONFIG_FILE)
 
 
 def describe(run: Run) -> dict[str, Any]:
   """What will happen, in a few facts for people."""
-  starts = {"init from": run.config.init_from, "gram teacher": gram.describe(run.config)}
-  sizes = run.views.resolutions
+  starts = {}
+  for name, alone in methods.each_student(run.config).items():
+    own = {"init from": alone.init_from, "gram teacher": gram.describe(alone)}
+    starts |= {f"{name} {fact}" if name else fact: value for fact, value in own.items()}
+  sizes, num = run.views.resolutions, run.config.micro_batches
   crops = [f"{v.name} pixels" for v in run.views.variants()]
   if sizes:
     total = sum(size.probability for size in sizes)
     crops = [f"{crop} ({size.probability / total:.1%})" for crop, size in zip(crops, sizes, strict=True)]
-  return {
+  facts = {
     "images": len(run.source),
     "steps": run.steps("duration"),
-    "batch": run.config.batch_size,
+    "batch": f"{run.config.batch_size}" + (f" in {num} micro-batches" if num > 1 else ""),
     "crops": f"{'global/local/gram' if run.views.variants()[0].gram_size else 'global/local'} of {', '.join(crops)}",
     "loss groups": f"{run.config.batch_size // run.config.loss_group_size} of {run.config.loss_group_size} images",
     "devices": f"{run.mesh.size} {jax.devices()[0].device_kind} as "
     + " x ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items() if size > 1 or run.mesh.size == 1),
-    **{name: value for name, value in starts.items() if value is not None},
+    "teacher": run.config.distillation.teacher,
+    **starts,
   }
+  return {name: value for name, value in facts.items() if value is not None}

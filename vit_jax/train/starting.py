@@ -15,6 +15,7 @@ from vit_jax import checkpoints, methods
 from vit_jax import config as configs
 from vit_jax.checkpoints.tree import Placement
 from vit_jax.config import ConfigError
+from vit_jax.config.students import config_at
 from vit_jax.inspect import tables
 from vit_jax.methods import State
 from vit_jax.methods.starting import Place, Source, Start, Taken, match, open_file
@@ -42,13 +43,15 @@ def open_sources(run: Run, abstract: State) -> list[Opened]:
   Raises:
     ConfigError: naming the key, if there is no such source, or it holds another architecture.
   """
-  wanted = run.method.modules(run.config)._asdict()
   opened = []
-  for start in run.method.starts(run.config):
+  students = methods.each_student(run.config)
+  asked = [(start, name) for name, alone in students.items() for start in run.method.starts(alone)]
+  for start, student in asked:
+    start = start.of_student(student) if student else start
     try:
-      source = _open(start, wanted)
+      source = _open(start, run.method.modules(students[student])._asdict())
       leaves = {name: _leaves(abstract, places[0]) for name, places in start.places.items()}
-      opened.append(Opened(start, source, *match(start, source, run.config, leaves)))
+      opened.append(Opened(start, source, *match(start, source, students[student], leaves)))
     except (ValueError, OSError, RuntimeError) as error:
       text = str(error)
       named = text.startswith(f"{start.key}=")
@@ -83,7 +86,8 @@ def report(opened: list[Opened]) -> str:
 
 
 def _name(places: tuple[Place, ...], sub_module: str) -> str:
-  return f"{sub_module} ({', '.join(place[0] for place in places)})"
+  """ "backbone (student, teacher)"; of several students "backbone (student/small, teacher/small)"."""
+  return f"{sub_module} ({', '.join('/'.join(place).removesuffix(f'/{sub_module}') for place in places)})"
 
 
 def _open(start: Start, wanted: Mapping[str, Any]) -> Source:
@@ -102,8 +106,8 @@ def _open(start: Start, wanted: Mapping[str, Any]) -> Source:
 def _open_run(address: checkpoints.Address) -> Source:
   """The teacher of a run, at a step."""
   meta = checkpoints.read_meta(address.workdir, step=address.step)
-  step, config = meta["step"], configs.from_dict(meta["config"])
-  root = "teacher/"
+  step, config = meta["step"], config_at(configs.from_dict(meta["config"]), address)
+  root = f"{'/'.join(address.place)}/"
   parts: dict[str, dict[str, tuple[int, ...]]] = {}
   for name, entry in meta["manifest"].items():
     if name.startswith(root):
@@ -111,10 +115,11 @@ def _open_run(address: checkpoints.Address) -> Source:
       parts.setdefault(part, {})[path] = tuple(entry["shape"])
 
   def read(part: str, sharding: Placement) -> dict[str, Any]:
-    return checkpoints.restore_params(address.workdir, ("teacher", part), step, sharding)
+    return checkpoints.restore_params(address.workdir, (*address.place, part), step, sharding)
 
   normalization = tuple(config.augment.mean), tuple(config.augment.std)
-  return Source(f"{address.workdir}, step {step}", methods.backbone(config), parts, read, {}, normalization)
+  student = f", student {address.student}" if address.student else ""
+  return Source(f"{address.workdir}, step {step}{student}", methods.backbone(config), parts, read, {}, normalization)
 
 
 def _leaves(state: State, place: Place) -> dict[str, Any]:

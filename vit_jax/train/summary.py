@@ -14,15 +14,21 @@ from PIL import Image
 from vit_jax.inspect.chart import Level, Panel, Series, draw
 from vit_jax.train.health import uniform_losses
 from vit_jax.train.progress import duration
+from vit_jax.train.watch import metrics_of
 from vit_jax.train.writers import read_lines
 
 Lines = Sequence[Mapping[str, float]]
 
-_ENTROPY = (("targets", "teacher_entropy"), ("mean target", "teacher_marginal_entropy"))
+_ENTROPY = (
+  ("targets", "teacher_entropy"),
+  ("mean target", "teacher_marginal_entropy"),
+  ("student", "student_entropy"),
+)
 _BASELINES = {
   "random_init": "untrained network",
   "pixels": "pixels",
   "histogram": "colour histogram",
+  "teacher": "frozen teacher",
   "majority": "most frequent class",
 }
 _NUMBERS = (  # (name in the files, what it says)
@@ -33,9 +39,13 @@ _NUMBERS = (  # (name in the files, what it says)
   ("koleo", "KoLeo"),
   ("gram", "Gram anchoring, similarities of patches"),
   ("teacher_entropy", "entropy of the teacher's targets (nats)"),
+  ("student_entropy", "entropy of the student's scores (nats)"),
+  ("crop_kl", "divergence of the targets of two crops of an image (nats)"),
   ("prototype_usage", "prototypes in use (share)"),
   ("feature_std", "spread of the features (1: isotropic, 0: collapsed)"),
   ("feature_rank", "effective rank of the features"),
+  ("patch_similarity", "similarity of the patches of an image with each other"),
+  ("patch_cls_similarity", "similarity of patches with the class token (rises as dense features degrade)"),
 )
 
 
@@ -47,6 +57,8 @@ def write_summary(
   title: str | None = None,
 ) -> Path:
   """Writes summary.md and summary.png into the directory of a run and returns the path of summary.md.
+
+  Of several students each has its part of the page and a picture, summary_NAME.png.
 
   Reads metrics.jsonl, timing.jsonl and config.json; needs none of them to be complete.
 
@@ -62,10 +74,17 @@ def write_summary(
   config_file = workdir / "config.json"
   config = json.loads(config_file.read_text()) if config_file.exists() else {}
   title = title or workdir.resolve().name
-  baselines = _recorded_baselines(metrics) | dict(baselines or {})
-  Image.fromarray(draw(panels(metrics, config, baselines), title=title)).save(workdir / "summary.png")
-  parts = [f"# {title}", _facts(config, metrics, timing), "![curves](summary.png)", _score_table(metrics, baselines)]
-  parts += [_number_table(metrics), _alarm_list(alarms), _file_list(workdir)]
+  students = tuple(config.get("students", ())) or ("",)
+  parts = [f"# {title}", _facts(config, metrics, timing)]
+  for name in students:
+    lines = [metrics_of(line, name, students) for line in metrics] if name else metrics
+    levels = _recorded_baselines(lines) | dict(baselines or {})
+    picture = f"summary_{name}.png" if name else "summary.png"
+    chart = draw(panels(lines, config, levels), title=f"{title}: {name}" if name else title)
+    Image.fromarray(chart).save(workdir / picture)
+    parts += [f"# Student {name}" if name else "", f"![curves]({picture})", _score_table(lines, levels)]
+    parts += [_number_table(lines)]
+  parts += [_alarm_list(alarms), _file_list(workdir)]
   path = workdir / "summary.md"
   path.write_text("\n\n".join(part for part in parts if part) + "\n")
   return path
@@ -116,7 +135,7 @@ def panels(metrics: Lines, config: Mapping, baselines: Mapping[str, float]) -> l
     Panel("Losses, 1 = the uniform guess", losses, [Level("uniform", 1.0)]) if guesses else Panel("Losses", losses),
     Panel("KoLeo", several(("KoLeo", "koleo"), trend=True)),
     Panel(
-      "Entropy of the teacher (nats)",
+      "Entropy (nats)",
       several(*_ENTROPY, trend=True),
       [Level(f"log {counts['dino']} =", math.log(counts["dino"]))] if "dino" in counts else [],
     ),
@@ -134,8 +153,9 @@ def panels(metrics: Lines, config: Mapping, baselines: Mapping[str, float]) -> l
 def _facts(config: Mapping, metrics: Lines, timing: Lines) -> str:
   facts = []
   if config:
+    trained = ", ".join(f"{name} {own['model']['name']}" for name, own in config.get("students", {}).items())
     facts.append(
-      f"{config['method']} · {config['model']['name']} · {config['data']['source']} · "
+      f"{config['method']} · {trained or config['model']['name']} · {config['data']['source']} · "
       f"batch {config['batch_size']} · {config['duration']} · seed {config['seed']}"
     )
   if metrics:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import numpy as np
 
-from vit_jax.models import ConvNeXt, PositionTable, Rope, VisionTransformer
+from vit_jax.models import ConvNeXt, PositionTable, ProjectionHead, Rope, VisionTransformer
 from vit_jax.weights.errors import WeightsError
 
 # What shapes cannot tell: the values of all published models.
@@ -253,3 +253,27 @@ def _square(rows: int) -> tuple[int, int]:
   if side * side != rows:
     raise WeightsError(f"the position table has {rows} patches, which is no square grid.")
   return side, side
+
+
+def infer_head(state_dict: Mapping[str, Any]) -> ProjectionHead:
+  """The head that a state dict of the DINOv3 repository's names was saved from.
+
+  Raises:
+    WeightsError: if the names are not those of a head.
+  """
+  if "last_layer.weight" not in state_dict:
+    begin = ", ".join(sorted(state_dict)[:5])
+    raise WeightsError(
+      f"not the state dict of a DINOv3 projection head: it lacks last_layer.weight; it has {begin}, … (heads of DINO "
+      "and DINOv2, whose last layer is weight-normalised, are other heads)."
+    )
+  kernels = [name for name in state_dict if name.startswith("mlp.") and name.endswith("weight")]
+  prototypes, bottleneck = np.shape(state_dict["last_layer.weight"])
+  first = "mlp.weight" if kernels == ["mlp.weight"] else "mlp.0.weight"
+  return ProjectionHead(
+    hidden=np.shape(state_dict[first])[0] if first in state_dict else bottleneck,
+    bottleneck=bottleneck,
+    prototypes=prototypes,
+    num_layers=len(kernels),
+    mlp_bias=any(name.startswith("mlp.") and name.endswith("bias") for name in state_dict),
+  )

@@ -1,0 +1,95 @@
+"""From what a teacher sees in a batch to what the student should say: the assignment of tokens to prototypes."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from vit_jax import losses
+from vit_jax.ops.normalize import upcast
+
+Centers = dict[str, Float[Array, " K"]]
+HEADS = ("dino", "ibot")
+
+
+class TeacherOutputs(NamedTuple):
+  """What the teacher sees in a batch.
+
+  Attributes:
+    cls: [2B, K] logits of the class tokens of the global crops.
+    patches: [groups * M, K] logits of the masked patches.
+    features: [2B, D] class tokens.
+    similarity: [2B] of patches by name: see `health.similarity`.
+    anchor: [2B, N, D] patch features, where they are to anchor the student's; else None.
+  """
+
+  cls: Array
+  patches: Array
+  features: Array
+  similarity: dict[str, Array]
+  anchor: Array | None = None
+
+
+class Targets(NamedTuple):
+  """What the student should say about a batch.
+
+  Attributes:
+    cls: [2B, K] assignment of the class tokens of the global crops.
+    patches: [groups * M, K] assignment of the masked patches.
+    anchor: [2B, N, D] patch features whose similarities the student's keep; None: no Gram anchoring, or by features
+      that `gram.features` has yet to compute.
+  """
+
+  cls: Array
+  patches: Array
+  anchor: Array | None = None
+
+
+def fresh_centers(config: Any) -> Centers | None:
+  """Zero centres of the heads with softmax centering; None if there are none."""
+  heads = [head for head in HEADS if config[head].centering == "softmax"]
+  return {head: jnp.zeros(config[head].prototypes) for head in heads} or None
+
+
+def assign(outputs: TeacherOutputs, temperature: jax.Array, centers: Centers | None = None) -> Targets:
+  """The assignments of class tokens and of masked patches.
+
+  By softmax for a head that has a centre, else by Sinkhorn-Knopp over all the tokens of the batch.
+  """
+
+  def one(head: str, logits: Float[Array, "N K"]) -> Float[Array, "N K"]:
+    if centers and head in centers:
+      return losses.softmax_center(logits, centers[head], temperature)
+    return losses.sinkhorn_knopp(logits, temperature)
+
+  targets = Targets(cls=one("dino", outputs.cls), patches=one("ibot", outputs.patches), anchor=outputs.anchor)
+  return jax.lax.stop_gradient(targets)
+
+
+def moved_centers(
+  config: Any, centers: Centers | None, outputs: TeacherOutputs, batch: dict[str, jax.Array], keep: Bool[Array, ""]
+) -> Centers | None:
+  """The centres for the next step: moved towards the mean scores of this batch, over all devices.
+
+  Of class tokens that is the plain mean. Of patches it is the mean over the masked crops of the mean over the masked
+  patches of each (reference section 3.2): an image with many masked patches counts no more than one with few.
+
+  Args:
+    outputs: of the whole batch.
+    keep: leaves the centres as they are: the step is skipped.
+  """
+  if centers is None:
+    return None
+  share = batch["mask_weights"].reshape(-1, 1)  # [groups * M, 1]  1 / masked patches of the crop
+  means = {
+    "dino": lambda: jnp.mean(upcast(outputs.cls), axis=0),
+    "ibot": lambda: jnp.sum(share * upcast(outputs.patches), axis=0) / jnp.sum(share),
+  }
+  moved = {}
+  for head, center in centers.items():
+    momentum = config[head].center_momentum
+    moved[head] = jnp.where(keep, center, momentum * center + (1 - momentum) * means[head]())
+  return moved

@@ -1,0 +1,99 @@
+"""What happens when losses or gradients are no longer finite: a few steps are skipped, then the run stops and leaves
+everything that is needed to make the last of them again.
+
+    <workdir>/nonfinite/<step>/config.json        the resolved config
+    <workdir>/nonfinite/<step>/batch.npz          the whole batch of that step
+    <workdir>/nonfinite/<step>/checkpoints/       the state before it, its keys included
+
+`vit-jax replay <workdir>/nonfinite/<step>` makes the step again on any machine, without the data, and says where it
+went wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from vit_jax import config as configs
+from vit_jax.checkpoints import Checkpoints
+from vit_jax.methods import State
+
+FOLDER = "nonfinite"
+BATCH = "batch.npz"
+CONFIG = "config.json"
+_COUNTER = "nonfinite"
+
+
+class Guard:
+  """Counts steps in a row whose update was skipped, a step late: the device is kept waiting only in case of need.
+
+  Args:
+    limit: so many in a row are too many.
+    state: the state that the first step begins with.
+  """
+
+  def __init__(self, limit: int, state: State):
+    self._limit = limit
+    self._before: Mapping[str, Any] = {_COUNTER: _most(state.counters)}
+
+  def reached(self, metrics: Mapping[str, Any]) -> bool:
+    """Whether the step with these metrics, which may still be running, is one too many in a row.
+
+    Waits for the step before it, and for this one only if that was one less than too many.
+    """
+    before, self._before = self._before, metrics
+    return _most(before) + 1 >= self._limit and _most(metrics) >= self._limit
+
+
+def _most(counters: Mapping[str, Any]) -> int:
+  """The highest of the counts of all models that are trained; those of several students begin with their names."""
+  nested = [value if isinstance(value, Mapping) else {name: value} for name, value in counters.items()]
+  flat = [(name, value) for counts in nested for name, value in counts.items()]
+  found = [value for name, value in flat if name.rpartition("/")[-1] == _COUNTER]
+  return max((int(value) for value in jax.device_get(found)), default=0)
+
+
+def dump(
+  workdir: Path, step: int, state: State, batch: Mapping[str, jax.Array], data_state: dict[str, Any], config: ConfigDict
+) -> Path:
+  """Writes what makes `step` again, and returns the folder.
+
+  Args:
+    state: after the step, which left parameters and moments as they were. A frozen teacher, which a file holds, is
+      left out.
+    batch: of the step, as global arrays.
+  """
+  folder = workdir / FOLDER / str(step)
+  state = state.saved().replace(step=state.step - 1, counters=_one_less(state.counters))
+  arrays = {name: _whole(array) for name, array in batch.items()}
+  if jax.process_index() == 0:
+    folder.mkdir(parents=True, exist_ok=True)
+    configs.save(config, folder / CONFIG)
+    np.savez(folder / BATCH, **arrays)
+  with Checkpoints(folder, keep=1) as checkpoints:
+    checkpoints.save(step - 1, state, data_state, configs.to_dict(config), {})
+  return folder
+
+
+def _one_less(counters: Mapping[str, Any]) -> dict[str, Any]:
+  lowered = {}
+  for name, value in counters.items():
+    if isinstance(value, Mapping):
+      lowered[name] = _one_less(value)
+    else:
+      lowered[name] = jnp.maximum(value - 1, 0) if name == _COUNTER else value
+  return lowered
+
+
+def _whole(array: jax.Array) -> np.ndarray:
+  """A global array on every process."""
+  if array.is_fully_addressable:
+    return np.asarray(array)
+  return np.asarray(multihost_utils.process_allgather(array, tiled=True))
