@@ -288,7 +288,8 @@ def test_the_teacher_of_a_run_opens_from_workdir_and_step(tmp_path: pathlib.Path
 
 
 PUBLISHED = [
-  *(f"dinov3_{size}" for size in ("vits16", "vits16plus", "vitb16", "vitl16", "vith16plus", "vit7b16")),
+  *(f"dinov3_{size}" for size in ("vits16", "vits16plus", "vitb16", "vitl16", "vitl16_sat", "vitl16plus")),
+  *("dinov3_vith16plus", "dinov3_vit7b16"),
   *(f"dinov3_convnext_{size}" for size in ("tiny", "small", "base", "large")),
   *(f"dinov2_vit{size}14{registers}" for size in "sblg" for registers in ("", "_reg")),
   *("vit_ti16", "vit_b16", "vit_l16", "vit_h14", "deit_ti16_distilled", "deit_b16_distilled"),
