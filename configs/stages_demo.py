@@ -52,7 +52,7 @@ def get_config(arg: str | None = None):
     c.schedules.momentum.update(start=0.95, peak=0.95, end=0.95)
   if arg in ("gram", "high_res"):
     c.gram.source = "init"
-    c.schedules.gram_loss_weight.update(start=2.0, peak=2.0, end=2.0)
+    c.schedules.gram_loss_weight.update(start=5.0, peak=5.0, end=5.0)
   if arg == "high_res":
     c.crops.resolutions = ((48, 24, 72, 0.5), (64, 24, 96, 0.5))
   if arg == "distill":
