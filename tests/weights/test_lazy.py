@@ -38,7 +38,7 @@ def random_params(model: VisionTransformer | ConvNeXt) -> dict:
   image = np.zeros((1, model.stride, model.stride, 3), np.float32)
   shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
   rng = np.random.default_rng(0)
-  return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+  return jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), shapes)
 
 
 @pytest.fixture(scope="module")
