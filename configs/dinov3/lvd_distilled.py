@@ -5,8 +5,8 @@
 
 Every batch is answered by the teacher once; the students then learn from it one after the other, each over the whole
 mesh. Give what they start from as `--config.students.s.init_from=PATH`, and so on. `runs/distilled/students/s` is a
-student's address for `vit-jax evaluate` and `vit-jax export`. Common settings are those of `vitl16_distilled.py`; the learning
-rates and drop paths of S, S+ and B are the ViT-L's, as the published files leave theirs out.
+student's address for `vit-jax evaluate` and `vit-jax export`. All share the settings of `vitl16_distilled.py`: of the
+published files of the four students it is the only one.
 Hardware: the reference's was 296 H100 (S 48, S+ 48, B 80, L 120). Wall time: not measured. Expected: not measured.
 """
 
