@@ -1,7 +1,7 @@
 """Saving and restoring runs: `Checkpoints` writes and resumes, `restore_params` and friends only read."""
 
 from vit_jax.checkpoints.address import STUDENTS, Address, find
-from vit_jax.checkpoints.manager import Checkpoints, Restored
+from vit_jax.checkpoints.manager import Checkpoints, NotWritten, Restored
 from vit_jax.checkpoints.reading import (
   FOLDER,
   Damaged,
@@ -20,6 +20,7 @@ __all__ = [
   "Damaged",
   "Mismatch",
   "NotSaved",
+  "NotWritten",
   "Restored",
   "STUDENTS",
   "find",
