@@ -19,6 +19,7 @@ from vit_jax.data.masks import masked_patches
 from vit_jax.data.sources import Source, open_source, split_specs
 from vit_jax.data.views import Views
 from vit_jax.methods import gram
+from vit_jax.parallel import lifeline, processes
 
 log = logging.getLogger(__name__)
 
@@ -183,6 +184,17 @@ def remember(config: ConfigDict, workdir: Path, *, accept_change: bool) -> None:
         configs.save(alone, workdir / checkpoints.STUDENTS / name / CONFIG_FILE)
 
 
+def _own_part(run: Run) -> str | None:
+  """What this process reads of a batch; None for a process that is alone."""
+  if jax.process_count() == 1:
+    return None
+  rows = parallel.LocalBatch(parallel.batch_sharding(run.mesh)).parts(run.config.batch_size)
+  devices = jax.local_device_count()
+  return (
+    f"{len(rows)} images of a batch (rows {lifeline.ranges(rows)}) for {devices} device{'s' if devices > 1 else ''}"
+  )
+
+
 def describe(run: Run) -> dict[str, Any]:
   """What will happen, in a few facts for people."""
   starts = {}
@@ -199,7 +211,9 @@ def describe(run: Run) -> dict[str, Any]:
     "steps": run.steps("duration"),
     "batch": f"{run.config.batch_size}" + (f" in {num} micro-batches" if num > 1 else ""),
     "crops": f"{'global/local/gram' if run.views.variants()[0].gram_size else 'global/local'} of {', '.join(crops)}",
+    "read here": _own_part(run),
     "loss groups": f"{run.config.batch_size // run.config.loss_group_size} of {run.config.loss_group_size} images",
+    "processes": processes.describe(),
     "devices": f"{run.mesh.size} {jax.devices()[0].device_kind} as "
     + " x ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items() if size > 1 or run.mesh.size == 1),
     "teacher": run.config.distillation.teacher,
