@@ -39,6 +39,7 @@ from vit_jax.train.interrupts import Interrupts, Stopped
 from vit_jax.train.nonfinite import Guard, dump
 from vit_jax.train.prefetch import prefetch
 from vit_jax.train.progress import Progress
+from vit_jax.train.saving import SaveTimes
 from vit_jax.train.summary import write_summary
 from vit_jax.train.watch import Watch
 from vit_jax.train.writers import METRICS, Writers, read_lines
@@ -149,13 +150,13 @@ class _Loop:
       bad_records=workdir / bad_records_file(),
       max_bad_fraction=run.config.data.max_bad_fraction,
     )
+    self.last_metrics: dict[str, float] = {}  # the last value of each
     self.step_number, self.state = self._start(sources, accept_config_change)
     teacher = abstract_state(run).frozen
     if teacher is not None:
       self.state = self.state.replace(frozen=frozen.params_on_devices(run, teacher))
     self.health = self._watch()
     self.evaluations = Evaluations(run)
-    self.last_metrics: dict[str, float] = {}
 
   def _watch(self) -> Watch:
     """The watch over the metrics, told again how the run began."""
@@ -167,12 +168,16 @@ class _Loop:
 
   def _start(self, sources: list[starting.Opened], accept_config_change: bool) -> tuple[int, State]:
     if self.checkpoints.latest_step() is None:
+      reached = max((line["step"] for line in read_lines(self.workdir / METRICS)), default=0)
+      if reached:
+        log.warning("No step was saved although %s reaches step %d: starting from zero.", METRICS, reached)
       log.info("%s", starting.report(sources))
       state = starting.begin(fresh_state(self.run), sources)
       sources.clear()  # they may hold whole files
       return 0, state
     restored = self.checkpoints.restore(abstract_state(self.run).saved())
     self.pipeline.set_state(restored.data_state, exact=not accept_config_change)
+    self.last_metrics = restored.metrics
     log.info("Going on from step %d of %d.", restored.step, self.total)
     return restored.step, restored.state
 
@@ -181,14 +186,15 @@ class _Loop:
       if self.step_number >= self.total:
         log.info("The run is complete: nothing left to do.")
         return self._finish()
-      with Writers(
-        self.workdir,
-        tensorboard=self.run.config.log.tensorboard,
-        resume_step=self.step_number,
-        active=jax.process_index() == 0,
-      ) as self.writers:
-        self._train()
-      self.checkpoints.wait()
+      with Interrupts(self.step_number, grace=self.run.config.checkpoint.grace) as self.interrupts:
+        with Writers(
+          self.workdir,
+          tensorboard=self.run.config.log.tensorboard,
+          resume_step=self.step_number,
+          active=jax.process_index() == 0,
+        ) as self.writers:
+          self._train()
+        self.checkpoints.wait()
       return self._finish()
     finally:
       self.pipeline.close()
@@ -213,13 +219,15 @@ class _Loop:
     batches = prefetch(self.pipeline, self.local, size=config.data.prefetch)
     pending: tuple[int, dict[str, jax.Array]] | None = None
     guard = Guard(config.optim.max_nonfinite, self.state)
-    with Interrupts() as interrupts, contextlib.closing(batches), self.progress, self._steps() as step_fn:
+    times = SaveTimes(self.run.steps("checkpoint.every"), config.checkpoint.minutes, self.total)
+    with contextlib.closing(batches), self.progress, self._steps() as step_fn:
       for step in range(self.step_number + 1, self.total + 1):
         with self.progress.waiting():
           batch, data_state = next(batches)
         if step == 1 and config.log.pictures:
           self._picture_batch(batch)
         self._make_ready(step_fn, batch)
+        self.interrupts.protect()
         self.state, metrics = step_fn(self.state, batch)
         metrics |= self._sizes(batch)
         self.step_number = step
@@ -232,14 +240,16 @@ class _Loop:
         if self._due(step, "evaluation.every"):
           pending = self._log(*pending)
           self._evaluate(step)
-        stop = interrupts.due(step)
-        if self._due(step, "checkpoint.every") or stop:
+        save, stop = times.due(step), self.interrupts.due(step)
+        if save or stop:
           pending = pending and self._log(*pending)
           self._save(step, data_state)
+          times.saved()
+        self.checkpoints.poll()
         if stop and step < self.total:
           self.checkpoints.wait()
           log.warning("Stopped at step %d of %d; the same command goes on from here.", step, self.total)
-          raise Stopped(interrupts.received, step)
+          raise Stopped(self.interrupts.received, step)
       if pending is not None:
         self._log(*pending)
 
@@ -289,7 +299,7 @@ class _Loop:
       self.progress.step(step, None)
       return
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    self.last_metrics = values
+    self.last_metrics |= values
     self.writers.scalars(step, values)
     self.progress.step(step, values)
     if self.progress.timing:
