@@ -219,6 +219,12 @@ def _inspect_model(args: argparse.Namespace) -> None:
   _show(_model_table(_load(args)), args.output)
 
 
+def _inspect_checkpoints(args: argparse.Namespace) -> None:
+  from vit_jax.inspect.saved_steps import saved_steps_table
+
+  _show(saved_steps_table(args.workdir, verify=args.verify), args.output)
+
+
 def _inspect_batch(args: argparse.Namespace) -> None:
   config = _load(args)
   from vit_jax.data.pipeline import make_pipeline
@@ -359,6 +365,10 @@ def _parser() -> argparse.ArgumentParser:
   config.add_argument("--output", metavar="FILE", help="write to this file instead")
   model = _with_config(_add(views, "model", _inspect_model, "parameters, tokens and FLOPs"))
   model.add_argument("--output", metavar="FILE", help="write to this file instead")
+  saved = _add(views, "checkpoints", _inspect_checkpoints, "the saved steps of a run, damaged ones too")
+  saved.add_argument("--workdir", required=True, help="folder of the run")
+  saved.add_argument("--verify", action="store_true", help="read every array and compare it with what was saved")
+  saved.add_argument("--output", metavar="FILE", help="write to this file instead")
   batch = _with_config(_add(views, "batch", _inspect_batch, "a contact sheet of crops and masks"))
   batch.add_argument("--output", metavar="FILE", default="batch.png", help="picture to write (default: batch.png)")
   features = _add(views, "features", _inspect_features, "principal components of patch features as colours")

@@ -20,9 +20,9 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSt
 
 from vit_jax.checkpoints import reading, tree
 from vit_jax.checkpoints.fingerprints import fingerprints
+from vit_jax.checkpoints.listing import SET_ASIDE, UNFINISHED
 from vit_jax.checkpoints.quiet import quiet_orbax
 
-SET_ASIDE = "checkpoints_damaged"
 MAX_FAILURES = 3  # saves in a row that may fail before the run is stopped
 
 _log = logging.getLogger(__name__)
@@ -242,7 +242,7 @@ class Checkpoints:
     folder = self._workdir / reading.FOLDER
     if jax.process_index() == 0:
       folder.mkdir(parents=True, exist_ok=True)
-      for leftover in folder.glob("*.orbax-checkpoint-tmp*"):
+      for leftover in folder.glob(f"*{UNFINISHED}*"):
         leftover.rmtree()
       for step in self._damaged:
         self._set_aside(folder / str(step))
