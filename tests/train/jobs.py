@@ -20,9 +20,10 @@ SMALL = {
   "crops.global_size": 16,
   "crops.local_size": 8,
   "crops.local_number": 1,
-  "data.source": "embedded:textures?size=16&count=64",
+  "data.source": "embedded:textures?size=32&count=64",
   "checkpoint.every": "1000 steps",
-  "evaluation.every": "50 %",
+  "evaluation.every": "0 steps",
+  "log.pictures": "False",
 }
 
 
