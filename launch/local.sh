@@ -37,7 +37,7 @@ while ((left > 0)); do
   for ((i = 0; i < count; i++)); do
     [ -n "${ended[$i]-}" ] && continue
     kill -0 "${pids[$i]}" 2>/dev/null && continue
-    wait "${pids[$i]}"
+    wait "${pids[$i]}" 2>/dev/null
     ended[i]=$?
     left=$((left - 1))
     if ((ended[i] != 0)); then
