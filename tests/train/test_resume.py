@@ -122,11 +122,9 @@ def test_a_lost_folder_of_checkpoints_is_said(spread, tmp_path, monkeypatch, cap
   assert "No step was saved although metrics.jsonl reaches step 7: starting from zero" in caplog.text
 
 
-def command(workdir, *more):
-  return [
-    sys.executable, "-m", "vit_jax", "train", "--config=configs/tiny.py", f"--workdir={workdir}",
-    "--config.log.pictures=False", "--config.log.tensorboard=False", *more,
-  ]  # fmt: skip
+def command(workdir, processes):
+  start = [sys.executable, "-m", "vit_jax"] if processes == 1 else ["launch/local.sh", str(processes)]
+  return [*start, "train", "--config=configs/tiny.py", f"--workdir={workdir}", *LONG]
 
 
 def environment(tmp_path):
@@ -135,27 +133,29 @@ def environment(tmp_path):
     "PYTHONPATH": str(ROOT),
     "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "PYTHON": sys.executable,
   }
 
 
-LONG = ("--config.duration=400 steps", "--config.checkpoint.every=7 steps", "--config.evaluation.every=60 steps",
+LONG = ("--config.log.pictures=False", "--config.log.tensorboard=False", "--config.loss_group_size=4",
+        "--config.duration=400 steps", "--config.checkpoint.every=7 steps", "--config.evaluation.every=60 steps",
         "--config.model.drop_path=0.3", "--config.checkpoint.keep_every=100 steps")  # fmt: skip
 KILLS = 20
 
 
 def killed_at_random(arguments, environ, workdir, rng):
-  """Starts a run and kills it at a random moment; the exit code."""
-  start, patience = max(steps(workdir), default=0), int(rng.integers(0, 15))
+  """Starts a job and kills all its processes at a random moment; the exit code."""
+  start, patience = reached(workdir), int(rng.integers(0, 15))
   wait = rng.uniform(0.0, 6.0) if rng.random() < 0.25 else None  # a quarter dies while it starts
-  with subprocess.Popen(arguments, cwd=ROOT, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+  quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+  with subprocess.Popen(arguments, cwd=ROOT, env=environ, start_new_session=True, **quiet) as job:
     if wait is not None:
       time.sleep(wait)
-    while wait is None and process.poll() is None and reached(workdir) < start + patience:
+    while wait is None and job.poll() is None and reached(workdir) <= start + patience:
       time.sleep(0.01)
     time.sleep(rng.uniform(0.0, 0.3))
-    process.kill()
-    process.stderr.read()
-  return process.returncode
+    os.killpg(job.pid, signal.SIGKILL)
+  return job.returncode
 
 
 def reached(workdir):
@@ -167,13 +167,15 @@ def reached(workdir):
 
 
 @pytest.mark.slow
-def test_twenty_kills_leave_no_trace(tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_twenty_kills_leave_no_trace(tmp_path, processes):
   environ, rng = environment(tmp_path), np.random.default_rng(0)
   whole, killed = tmp_path / "whole", tmp_path / "killed"
-  subprocess.run(command(whole, *LONG), cwd=ROOT, env=environ, check=True, capture_output=True)
-  codes = [killed_at_random(command(killed, *LONG), environ, killed, rng) for _ in range(KILLS)]
-  assert codes.count(-signal.SIGKILL) == KILLS, codes  # none had come to its end before
-  subprocess.run(command(killed, *LONG), cwd=ROOT, env=environ, check=True, capture_output=True)
+  subprocess.run(command(whole, processes), cwd=ROOT, env=environ, check=True, capture_output=True)
+  again = command(killed, processes)
+  codes = [killed_at_random(again, environ, killed, rng) for _ in range(KILLS)]
+  assert codes == [-signal.SIGKILL] * KILLS  # none had come to its end before
+  subprocess.run(again, cwd=ROOT, env=environ, check=True, capture_output=True)
   assert steps(killed) == steps(whole)
   for step in steps(whole):
     for ours, expected in zip(
