@@ -120,6 +120,8 @@ IMPOSSIBLE = {  # for every key whose values can be impossible by themselves: su
   "evaluation.batch_size": [0],
   "evaluation.max_examples": [0],
   "checkpoint.every": ["0 steps", "x"],
+  "checkpoint.minutes": [0.0],
+  "checkpoint.grace": [-1.0],
   "checkpoint.keep": [0],
   "checkpoint.keep_every": ["0 epochs", "x"],
   "log.every": [0],

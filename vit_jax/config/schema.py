@@ -221,7 +221,11 @@ def default() -> ConfigDict:
   c.evaluation.max_examples = 50_000  # images of each split that are used
 
   c.checkpoint = ConfigDict()
-  c.checkpoint.every = "5 %"
+  c.checkpoint.every = "5 %"  # also at the end, and when the run is asked to stop
+  c.checkpoint.minutes = placeholder(float)  # also when the last one is so long ago; None: by steps alone
+  # Seconds after SIGTERM when the process ends though its state is not saved: a little less than what the scheduler
+  # leaves. None: it ends when the state is saved.
+  c.checkpoint.grace = placeholder(float)
   c.checkpoint.keep = 3  # newest steps kept
   c.checkpoint.keep_every = placeholder(str)  # steps kept for ever
 

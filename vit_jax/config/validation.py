@@ -71,7 +71,7 @@ _RANGES: tuple[_Rule, ...] = (  # what is right, its test, the keys (of tuples: 
     lambda v: v > 0,
     "model.norm_eps model.init_std dino.init_std ibot.init_std model.rope.base model.rope.min_period "
     "model.rope.max_period optim.eps augment.std schedules.teacher_temperature.start "
-    "schedules.teacher_temperature.peak schedules.teacher_temperature.end",
+    "schedules.teacher_temperature.peak schedules.teacher_temperature.end checkpoint.minutes checkpoint.grace",
   ),
   (
     "must not be negative",

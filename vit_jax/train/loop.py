@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import json
 import logging
 import re
 from collections.abc import Iterator
@@ -29,6 +31,7 @@ from vit_jax.data.pipeline import make_pipeline
 from vit_jax.data.views import Views
 from vit_jax.inspect import pictures, tables
 from vit_jax.methods import State
+from vit_jax.parallel import processes
 from vit_jax.train import frozen, setup, starting
 from vit_jax.train.compiling import CompiledSteps
 from vit_jax.train.evaluations import Evaluations
@@ -36,6 +39,7 @@ from vit_jax.train.interrupts import Interrupts, Stopped
 from vit_jax.train.nonfinite import Guard, dump
 from vit_jax.train.prefetch import prefetch
 from vit_jax.train.progress import Progress
+from vit_jax.train.saving import SaveTimes
 from vit_jax.train.summary import write_summary
 from vit_jax.train.watch import Watch
 from vit_jax.train.writers import METRICS, Writers, read_lines
@@ -55,7 +59,18 @@ def describe(config: ConfigDict, workdir: str) -> str:
     start = f"goes on from step {step} of the workdir, whatever init_from and gram.source say"
   else:
     start = starting.report(starting.open_sources(run, abstract_state(run)))
-  return f"{tables.config_table(run.config, configs.defaults_of(run.config))}\n\n{facts}\n\n{start}"
+  environment = "\n".join(f"{name}={value}" for name, value in processes.environment().items())
+  table = tables.config_table(run.config, configs.defaults_of(run.config))
+  return "\n\n".join([table, facts, start, *([f"environment\n{environment}"] if environment else [])])
+
+
+def _check_processes(config: ConfigDict, folder: Path) -> None:
+  """All processes must do the same, or they would wait for each other for ever."""
+  text = json.dumps(configs.to_dict(config), sort_keys=True, default=str)
+  processes.check_same("the config", f"one with the fingerprint {hashlib.sha256(text.encode()).hexdigest()[:12]}")
+  step = latest(folder)
+  newest = "no checkpoint" if step is None else f"a checkpoint of step {step}"
+  processes.check_same("what is in the workdir, which all machines must share,", f"{newest} in {folder}")
 
 
 def train(config: ConfigDict, workdir: str, *, accept_config_change: bool = False) -> State:
@@ -67,6 +82,7 @@ def train(config: ConfigDict, workdir: str, *, accept_config_change: bool = Fals
     UserError: if the loss is no longer finite.
   """
   folder = Path(workdir).expanduser().absolute()
+  _check_processes(config, folder)
   run = frozen.pin(setup.prepare(config), folder)
   sources = [] if latest(folder) is not None else starting.open_sources(run, abstract_state(run))
   setup.remember(run.config, folder, accept_change=accept_config_change)
@@ -104,6 +120,11 @@ def fresh_state(run: setup.Run) -> State:
   return init(jax.random.key(run.config.seed))
 
 
+def bad_records_file() -> str:
+  """Where this process lists the unreadable images among its own."""
+  return f"bad_records_{jax.process_index()}.jsonl" if jax.process_index() else "bad_records.jsonl"
+
+
 class _Loop:
   """One process's part of a run: the state and everything that is written."""
 
@@ -118,24 +139,24 @@ class _Loop:
   ):
     self.run, self.workdir, self.checkpoints = run, workdir, checkpoints
     self.total = run.steps("duration")
+    self.local = parallel.LocalBatch(parallel.batch_sharding(run.mesh))
     self.pipeline = make_pipeline(
       run.source,
       run.views,
       batch_size=run.config.batch_size,
       seed=run.config.seed,
       workers=run.config.data.workers,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-      bad_records=workdir / "bad_records.jsonl",
+      local_groups=self.local.parts(run.config.batch_size // run.config.loss_group_size),
+      bad_records=workdir / bad_records_file(),
       max_bad_fraction=run.config.data.max_bad_fraction,
     )
+    self.last_metrics: dict[str, float] = {}  # the last value of each
     self.step_number, self.state = self._start(sources, accept_config_change)
     teacher = abstract_state(run).frozen
     if teacher is not None:
       self.state = self.state.replace(frozen=frozen.params_on_devices(run, teacher))
     self.health = self._watch()
     self.evaluations = Evaluations(run)
-    self.last_metrics: dict[str, float] = {}
 
   def _watch(self) -> Watch:
     """The watch over the metrics, told again how the run began."""
@@ -147,12 +168,16 @@ class _Loop:
 
   def _start(self, sources: list[starting.Opened], accept_config_change: bool) -> tuple[int, State]:
     if self.checkpoints.latest_step() is None:
+      reached = max((line["step"] for line in read_lines(self.workdir / METRICS)), default=0)
+      if reached:
+        log.warning("No step was saved although %s reaches step %d: starting from zero.", METRICS, reached)
       log.info("%s", starting.report(sources))
       state = starting.begin(fresh_state(self.run), sources)
       sources.clear()  # they may hold whole files
       return 0, state
     restored = self.checkpoints.restore(abstract_state(self.run).saved())
     self.pipeline.set_state(restored.data_state, exact=not accept_config_change)
+    self.last_metrics = restored.metrics
     log.info("Going on from step %d of %d.", restored.step, self.total)
     return restored.step, restored.state
 
@@ -161,14 +186,15 @@ class _Loop:
       if self.step_number >= self.total:
         log.info("The run is complete: nothing left to do.")
         return self._finish()
-      with Writers(
-        self.workdir,
-        tensorboard=self.run.config.log.tensorboard,
-        resume_step=self.step_number,
-        active=jax.process_index() == 0,
-      ) as self.writers:
-        self._train()
-      self.checkpoints.wait()
+      with Interrupts(self.step_number, grace=self.run.config.checkpoint.grace) as self.interrupts:
+        with Writers(
+          self.workdir,
+          tensorboard=self.run.config.log.tensorboard,
+          resume_step=self.step_number,
+          active=jax.process_index() == 0,
+        ) as self.writers:
+          self._train()
+        self.checkpoints.wait()
       return self._finish()
     finally:
       self.pipeline.close()
@@ -180,22 +206,28 @@ class _Loop:
     return self.state
 
   def _train(self) -> None:
-    config, run = self.run.config, self.run
+    config = self.run.config
     self.progress = Progress(
-      self.total, start_step=self.step_number, batch_size=config.batch_size, every=config.log.every
+      self.total,
+      start_step=self.step_number,
+      batch_size=config.batch_size,
+      every=config.log.every,
+      live=None if jax.process_index() == 0 else False,
     )
     if self.step_number == 0:
       self._evaluate(0)
-    batches = prefetch(self.pipeline, parallel.batch_sharding(run.mesh), size=config.data.prefetch)
+    batches = prefetch(self.pipeline, self.local, size=config.data.prefetch)
     pending: tuple[int, dict[str, jax.Array]] | None = None
     guard = Guard(config.optim.max_nonfinite, self.state)
-    with Interrupts() as interrupts, contextlib.closing(batches), self.progress, self._steps() as step_fn:
+    times = SaveTimes(self.run.steps("checkpoint.every"), config.checkpoint.minutes, self.total)
+    with contextlib.closing(batches), self.progress, self._steps() as step_fn:
       for step in range(self.step_number + 1, self.total + 1):
         with self.progress.waiting():
           batch, data_state = next(batches)
         if step == 1 and config.log.pictures:
           self._picture_batch(batch)
         self._make_ready(step_fn, batch)
+        self.interrupts.protect()
         self.state, metrics = step_fn(self.state, batch)
         metrics |= self._sizes(batch)
         self.step_number = step
@@ -208,13 +240,16 @@ class _Loop:
         if self._due(step, "evaluation.every"):
           pending = self._log(*pending)
           self._evaluate(step)
-        if self._due(step, "checkpoint.every") or interrupts.received:
+        save, stop = times.due(step), self.interrupts.due(step)
+        if save or stop:
           pending = pending and self._log(*pending)
           self._save(step, data_state)
-        if interrupts.received and step < self.total:
+          times.saved()
+        self.checkpoints.poll()
+        if stop and step < self.total:
           self.checkpoints.wait()
           log.warning("Stopped at step %d of %d; the same command goes on from here.", step, self.total)
-          raise Stopped(interrupts.received, step)
+          raise Stopped(self.interrupts.received, step)
       if pending is not None:
         self._log(*pending)
 
@@ -264,7 +299,7 @@ class _Loop:
       self.progress.step(step, None)
       return
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    self.last_metrics = values
+    self.last_metrics |= values
     self.writers.scalars(step, values)
     self.progress.step(step, values)
     if self.progress.timing:
@@ -273,7 +308,8 @@ class _Loop:
 
   def _judge(self, step: int, values: dict[str, float]) -> None:
     for alarm in self.health.check(step, values):
-      log.warning("%s", alarm)
+      if jax.process_index() == 0:  # all know the same
+        log.warning("%s", alarm)
 
   def _give_up(self, step: int, batch: dict[str, jax.Array], data_state: dict[str, Any]) -> None:
     """Leaves what makes the step again, and stops."""
@@ -298,7 +334,7 @@ class _Loop:
         self._judge(step, scores)
         shown = {n: value for n, value in scores.items() if n.endswith("/top1") and not re.search(r"/k\d+/", n)}
         log.info("step %d: %s", step, ", ".join(f"{name} {value:.3f}" for name, value in shown.items()))
-      if self.run.config.log.pictures and jax.process_index() == 0:
+      if self.run.config.log.pictures:
         self.writers.images(step, self.evaluations.pictures(self.state))
 
   def _picture_batch(self, batch: dict[str, jax.Array]) -> None:
