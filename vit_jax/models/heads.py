@@ -52,6 +52,7 @@ class ProjectionHead(nn.Module):
     """The L2-normalised bottleneck (normalised in float32)."""
     for i, layer in enumerate(self.mlp):
       x = layer(x if i == 0 else jax.nn.gelu(x, approximate=False))
+      x = nn.with_logical_constraint(x, ("batch", "mlp" if i == 0 and self.num_layers > 1 else "width"))
     return l2_normalize(upcast(x)).astype(x.dtype)
 
   def scores(self, z: Float[Array, "N bottleneck"]) -> Float[Array, "N K"]:

@@ -1,15 +1,17 @@
 """Processes, the device mesh, and the sharding rules."""
 
-from vit_jax.parallel.mesh import BATCH_AXES, MeshError, batch_sharding, batch_shards, check_batch, make_mesh
-from vit_jax.parallel.rules import ACTIVATION_AXES, parameter_sharding, state_shardings
+from vit_jax.parallel.mesh import BATCH_AXES, MeshError, abstract_mesh, batch_sharding, batch_shards, check_batch, make_mesh
+from vit_jax.parallel.rules import ACTIVATION_AXES, check_spread, parameter_sharding, state_shardings
 
 __all__ = [
   "ACTIVATION_AXES",
   "BATCH_AXES",
   "MeshError",
+  "abstract_mesh",
   "batch_sharding",
   "batch_shards",
   "check_batch",
+  "check_spread",
   "make_mesh",
   "parameter_sharding",
   "state_shardings",
