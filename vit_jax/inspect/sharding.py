@@ -57,7 +57,7 @@ def leaves(state: Any, mesh: Mesh | AbstractMesh, *, zero: int = 3) -> list[Leaf
   shardings = jax.tree.leaves(parallel.state_shardings(state, mesh, zero=zero))
   for (path, leaf), sharding in zip(jax.tree_util.tree_leaves_with_path(state), shardings, strict=True):
     name = jax.tree_util.keystr(path, simple=True, separator="/")
-    if name.partition("/")[0] in PARTS:
+    if name.partition("/")[0] in PARTS and leaf.ndim:
       held = math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
       total = leaf.size * leaf.dtype.itemsize
       found.append(Leaf(name, leaf.shape, sharding.spec, leaf.size, total, held))
