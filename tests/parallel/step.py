@@ -51,6 +51,7 @@ class Compiled(NamedTuple):
   shapes: Any  # of the state
   shardings: Any
   step: Any  # (state, batch) -> (state, metrics)
+  masked: int  # patches of a batch
 
 
 def config_of(**overrides: Any) -> Any:
@@ -76,7 +77,7 @@ def compiled(num_devices: int, **overrides: Any) -> Compiled:
   with mesh_context(mesh):
     step = jax.jit(dinov3.make_step(config), out_shardings=(shardings, None)).lower(state, batch)
     step = step.compile(compiler_options=QUICK)
-  return Compiled(config, mesh, shapes, shardings, step)
+  return Compiled(config, mesh, shapes, shardings, step, masked=batch["mask_indices"].size)
 
 
 @functools.cache

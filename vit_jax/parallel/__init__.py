@@ -1,6 +1,14 @@
 """Processes, the device mesh, and the sharding rules."""
 
-from vit_jax.parallel.mesh import BATCH_AXES, MeshError, abstract_mesh, batch_sharding, batch_shards, check_batch, make_mesh
+from vit_jax.parallel.mesh import (
+  BATCH_AXES,
+  MeshError,
+  abstract_mesh,
+  batch_sharding,
+  batch_shards,
+  check_batch,
+  make_mesh,
+)
 from vit_jax.parallel.rules import ACTIVATION_AXES, check_spread, parameter_sharding, state_shardings
 
 __all__ = [
