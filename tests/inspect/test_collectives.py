@@ -37,7 +37,7 @@ def offences(function, mesh, *shapes_and_specs):
     mesh,
     [KERNEL],
     batch_axes=parallel.BATCH_AXES,
-    largest_sum=WIDTH**2,
+    largest_sum=WIDTH,
     prototypes=[PROTOTYPES],
   )
 
