@@ -124,6 +124,11 @@ _DURATIONS = {  # may it be nothing?
 }
 
 
+def choices(key: str) -> tuple[Any, ...]:
+  """The values that a key may have, of those keys that have a few."""
+  return _CHOICES[key]
+
+
 def validate(config: ConfigDict) -> None:
   """Checks everything that the configuration alone can show to be impossible; imports no jax.
 

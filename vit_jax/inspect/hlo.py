@@ -193,7 +193,10 @@ def _traffic(program: Program, instruction: Instruction, shapes: dict[str, str],
   opcode = instruction.opcode
   if opcode in _FREE or opcode.endswith(("-done", "-update")) or opcode == "async-start":
     return 0
-  result = bytes_of(instruction.shape, fast=fast)
+  shape = instruction.shape
+  if opcode == "custom-call":  # a library's work space is among its results
+    shape = re.sub(r", s8\[\d+\]\{0\}\)$", ")", shape)
+  result = bytes_of(shape, fast=fast)
   operands = [bytes_of(shapes.get(name, ""), fast=fast) for name in instruction.operands]
   if opcode.removesuffix("-start") in COLLECTIVES:
     return 2 * sum(operands)
@@ -205,16 +208,27 @@ def _traffic(program: Program, instruction: Instruction, shapes: dict[str, str],
     return result + sum(operands)
   inner = program.fused(instruction)
   sizes = {i.name: bytes_of(i.shape, fast=fast) for i in inner}
-  number = {i.name: int(i.literal) for i in inner if i.opcode == "parameter"}
-  for parameter, index in number.items():
-    users = [i for i in inner if parameter in i.operands]
-    sliced = [i for i in users if i.opcode in ("dynamic-slice", "slice", "gather") and i.operands[0] == parameter]
-    updated = [i for i in users if i.opcode == "dynamic-update-slice" and i.operands[0] == parameter]
-    if users and index < len(operands) and len(sliced) + len(updated) == len(users):
-      operands[index] = min(operands[index], sum(sizes[i.name] for i in sliced))
+  for parameter in (i for i in inner if i.opcode == "parameter"):
+    index = int(parameter.literal)
+    if index < len(operands):
+      operands[index] = min(operands[index], _read(parameter.name, inner, sizes))
   for update in (i for i in inner if i.opcode == "dynamic-update-slice"):
-    result -= max(0, sizes[update.name] - sizes.get(update.operands[1], 0)) if sizes[update.name] <= result else 0
+    if sizes[update.name] <= result:
+      result -= max(0, sizes[update.name] - sizes.get(update.operands[1], 0))
   return result + sum(operands)
+
+
+def _read(name: str, inner: list[Instruction], sizes: dict[str, int]) -> int:
+  """Bytes that a fusion needs of one of its values: the slices where it is only sliced, nothing where it is updated."""
+  total = 0
+  for user in (i for i in inner if name in i.operands):
+    if user.opcode in ("bitcast", "reshape", "transpose", "copy", "get-tuple-element"):
+      total += _read(user.name, inner, sizes) if not user.root else sizes[name]
+    elif user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == name:
+      total += sizes[user.name]
+    elif not (user.opcode == "dynamic-update-slice" and user.operands[0] == name):
+      return sizes[name]
+  return total
 
 
 def bytes_of(shape: str, *, fast: bool = False) -> int:

@@ -164,6 +164,7 @@ def remember(config: ConfigDict, workdir: Path, *, accept_change: bool) -> None:
     changes = configs.difference(begun, config)
     if begun.distillation.fingerprint and begun.distillation.fingerprint == config.distillation.fingerprint:
       begun.distillation.teacher = config.distillation.teacher  # the same parameters in another place
+    begun.compilation_cache = config.compilation_cache  # nothing that is trained depends on it
     refused = configs.difference(begun, config)
     if refused and not accept_change:
       listed = "\n".join(f"  {change}" for change in refused)

@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterator
 
 from ml_collections import ConfigDict
 
+from vit_jax import config as configs
 from vit_jax.config import loss_group_size
 from vit_jax.inspect.chips import Topology
 from vit_jax.inspect.errors import PlanError
 from vit_jax.inspect.plan import Plan
-from vit_jax.models.remat import REMAT
 from vit_jax.parallel import AXES, BATCH_AXES, MeshError, mesh_shape
 
 log = logging.getLogger(__name__)
 
 AXES_OF_SWEEP = ("batch", "remat", "mesh")
+REMAT = configs.choices("model.remat")
 Planner = Callable[[ConfigDict], Plan]
 
 
