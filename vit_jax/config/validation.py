@@ -66,6 +66,7 @@ _RANGES: tuple[_Rule, ...] = (  # what is right, its test, the keys (of tuples: 
     "log.every gram.refresh.max optim.max_nonfinite",
   ),
   ("must be at least 2", lambda v: v >= 2, "dino.prototypes ibot.prototypes"),
+  ('must be a folder, or "off"', bool, "compilation_cache"),
   (
     "must be more than 0",
     lambda v: v > 0,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +22,7 @@ def caching(setting: str | None, workdir: Path) -> Iterator[None]:
   """Programs compiled inside are kept, and found again by the next start.
 
   Args:
-    setting: `compilation_cache` of the config: a folder; None: that of the process (JAX_COMPILATION_CACHE_DIR) where it
+    setting: `compilation_cache` of the config: a folder, here or in a bucket; None: that of the process (JAX_COMPILATION_CACHE_DIR) where it
       has one, else one in the workdir; "off": no cache at all.
     workdir: of the run.
   """
@@ -33,13 +32,17 @@ def caching(setting: str | None, workdir: Path) -> Iterator[None]:
     return
   wanted = dict(_SETTINGS)
   if setting != "off":
-    folder = workdir / FOLDER if setting is None else Path(os.path.expandvars(setting)).expanduser().absolute()
-    wanted["jax_compilation_cache_dir"] = str(folder)
+    wanted["jax_compilation_cache_dir"] = str(workdir / FOLDER) if setting is None else _folder(setting)
   _apply(wanted)
   try:
     yield
   finally:
     _apply(before)
+
+
+def _folder(setting: str) -> str:
+  """A folder of this machine as an absolute path, one in a bucket ("gs://…") as it is."""
+  return setting if "://" in setting else str(Path(setting).expanduser().absolute())
 
 
 def _apply(settings: dict[str, object]) -> None:
