@@ -22,8 +22,8 @@ def caching(setting: str | None, workdir: Path) -> Iterator[None]:
   """Programs compiled inside are kept, and found again by the next start.
 
   Args:
-    setting: `compilation_cache` of the config: a folder, here or in a bucket; None: that of the process (JAX_COMPILATION_CACHE_DIR) where it
-      has one, else one in the workdir; "off": no cache at all.
+    setting: `compilation_cache` of the config: a folder, here or in a bucket; None: that of the process
+      (JAX_COMPILATION_CACHE_DIR) where it has one, else one in the workdir; "off": no cache at all.
     workdir: of the run.
   """
   before = {name: getattr(jax.config, name) for name in _SETTINGS}
