@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import json
 import logging
 import re
 import sys
@@ -207,6 +209,26 @@ def _convert(args: argparse.Namespace) -> None:
   _export(args)
 
 
+def _plan(args: argparse.Namespace) -> None:
+  config = _load(args)
+  from vit_jax.inspect.chips import topology
+  from vit_jax.inspect.plan import frontier, report
+  from vit_jax.train import planning, sweep
+
+  where = topology(args.topology)
+  if args.sweep is None:
+    plans = [planning.plan(config, where, simulate=args.simulate)]
+    text = report(plans[0], where.chip)
+  else:
+    one = functools.partial(planning.plan, where=where, simulate=args.simulate)
+    plans = sweep.sweep(config, where, tuple(args.sweep.split(",")), one)
+    text = frontier(plans)
+  if args.json is not None:
+    with open(args.json, "w") as file:
+      json.dump([plan.to_dict() for plan in plans], file, indent=2)
+  print(text)
+
+
 def _inspect_config(args: argparse.Namespace) -> None:
   config = _load(args)
   from vit_jax.config import defaults_of
@@ -301,13 +323,17 @@ def _model_table(config: ConfigDict) -> str:
   from vit_jax.config import loss_group_size
   from vit_jax.data.masks import masked_patches
   from vit_jax.inspect import tables
+  from vit_jax.methods import gram
 
   method = methods.get(config.method)
   views, group = method.views(config), loss_group_size(config)
   masked = [masked_patches(group, v.mask_grid, v.mask_probability, v.mask_ratio) / group for v in views.variants()]
   frozen, parts = methods.frozen_teacher(config), []
   for name, alone in methods.each_student(config).items():
-    table = tables.training_table(method.modules(alone), views, masked=masked, own_teacher=frozen is None)
+    anchored = gram.has_own_pass(alone, distilling=frozen is not None)
+    table = tables.training_table(
+      method.modules(alone), views, masked=masked, own_teacher=frozen is None, gram_teacher=anchored
+    )
     parts.append(f"student {name}\n\n{table}" if name else table)
   if frozen is not None:
     sizes = [("global crop", v.mask_grid[0] * frozen.modules.backbone.stride) for v in views.variants()]
@@ -374,6 +400,18 @@ def _parser() -> argparse.ArgumentParser:
   )
   convert.add_argument("--to", required=True, help="folder (safetensors, orbax) or file (pth, timm) to write")
   _with_format(convert)
+
+  plan = _with_config(_add(commands, "plan", _plan, "what a training step needs of hardware that is not there"))
+  plan.add_argument(
+    "--topology", required=True, metavar="NAME", help="v5p:4x4x8 (chips of a TPU slice), h100:256 (GPUs, 8 a host), …"
+  )
+  plan.add_argument(
+    "--sweep", metavar="AXES", help="of batch, remat, mesh, joined by commas: the frontier of what fits, not one plan"
+  )
+  plan.add_argument(
+    "--simulate", action="store_true", help="compile for simulated CPU devices, whatever compilers are installed"
+  )
+  plan.add_argument("--json", metavar="FILE", help="also write the plans to this file")
 
   inspect = _add(commands, "inspect", None, "look at a config, a model, a mesh, a batch, or features")
   views = inspect.add_subparsers(title="what", required=True, metavar="WHAT")

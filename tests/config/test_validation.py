@@ -57,6 +57,7 @@ IMPOSSIBLE = {  # for every key whose values can be impossible by themselves: su
   "model.drop_path": [-0.1, 1.0],
   "model.dtype": ["fp32"],
   "model.remat": ["block"],
+  "compilation_cache": [""],
   "model.unroll": [0],
   "koleo.loss_weight": [-1.0],
   "koleo.topk": [0],

@@ -28,6 +28,10 @@ def default() -> ConfigDict:
   # GPU), whatever the number of devices. None: a micro-batch up to 64 images, else its largest divisor up to 64.
   c.loss_group_size = placeholder(int)
 
+  # Folder where compiled programs are kept for the next start. None: "compilation_cache" in the workdir (or
+  # JAX_COMPILATION_CACHE_DIR, where that is set); "off": they are not kept.
+  c.compilation_cache = placeholder(str)
+
   # Parameters to start from: a run's folder or one of its steps (its teacher), or a weight file or folder as
   # vit_jax.load_model opens them. Student and teacher take from it the backbone, and the heads that it has and that are
   # of the same size; the log lists what came from where. None: random. A checkpoint in the workdir comes first.

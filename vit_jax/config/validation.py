@@ -67,6 +67,7 @@ _RANGES: tuple[_Rule, ...] = (  # what is right, its test, the keys (of tuples: 
     "log.every gram.refresh.max optim.max_nonfinite",
   ),
   ("must be at least 2", lambda v: v >= 2, "dino.prototypes ibot.prototypes"),
+  ('must be a folder, or "off"', bool, "compilation_cache"),
   (
     "must be more than 0",
     lambda v: v > 0,
@@ -124,6 +125,11 @@ _DURATIONS = {  # may it be nothing?
   "checkpoint.every": False,
   "checkpoint.keep_every": False,
 }
+
+
+def choices(key: str) -> tuple[Any, ...]:
+  """The values that a key may have, of those keys that have a few."""
+  return _CHOICES[key]
 
 
 def validate(config: ConfigDict) -> None:
