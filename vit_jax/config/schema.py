@@ -198,10 +198,13 @@ def default() -> ConfigDict:
   c.augment.std = (0.229, 0.224, 0.225)
 
   c.data = ConfigDict()
-  c.data.source = "embedded:textures"  # folder:/path | tfds:name/split | array_record:/glob | embedded:name
+  # folder:/path | tfds:name/split | array_record:/glob | parquet:/glob | tar:/glob | embedded:name | synthetic:kind, or
+  # several with weights: 0.7 folder:/a + 0.3 tar:/b/*.tar
+  c.data.source = "embedded:textures"
   c.data.workers = -1  # decoding processes; 0: threads of this process; -1: chosen from the number of cores
   c.data.prefetch = 2  # batches kept ready on the device
   c.data.max_bad_fraction = 0.01  # share of unreadable images above which the run stops
+  c.data.timeout = 120.0  # seconds after which an image that does not come is reported and asked for again; 0: never
   c.data.cache_dir = placeholder(str)  # embedded data and indices; None: $VIT_JAX_CACHE or ~/.cache/vit_jax
 
   c.mesh = ConfigDict(dict(replica=1, data=-1, fsdp=1, tensor=1))  # devices along each axis; one may be -1

@@ -30,6 +30,9 @@ _COLOURS = 7  # random numbers for jitter and grayscale
 _UNIFORMS = _PLACES + 4 + _COLOURS  # random numbers of one crop
 
 
+Colours = tuple[tuple[tuple[int, float], ...], bool]  # (jitter, grayscale), as in `Crop`
+
+
 class Crop(NamedTuple):
   """Everything that was drawn for one crop.
 

@@ -44,6 +44,7 @@ def make_pipeline(
   process_count: int = 1,
   bad_records: str | os.PathLike | None = None,
   max_bad_fraction: float = 0.01,
+  timeout: float | None = None,
 ) -> Pipeline:
   """The batches of a training run: an endless iterator of this process's rows, that can be saved and restored.
 
@@ -57,6 +58,7 @@ def make_pipeline(
     process_count: processes of the job.
     bad_records: a file to which unreadable images are added, one JSON object a line.
     max_bad_fraction: share of unreadable images above which the run stops (see `BadRecords`).
+    timeout: seconds after which a record that does not come is reported and asked for again; None: never.
 
   Raises:
     ValueError: if batch size, loss groups and processes do not fit together.
@@ -74,11 +76,13 @@ def make_pipeline(
     raise ValueError(f"process_index = {process_index} is not one of {process_count} processes.")
   if workers < -1:
     raise ValueError(f"data.workers = {workers}: it must be -1 (automatic), 0 (threads), or a number of processes.")
+  groups = LossGroups(source, views, seed, group_size, batch_size // group_size, timeout=timeout)
+  stream = {"seed": seed, "records": len(source), "batch_size": batch_size, "loss_group_size": group_size}
   return Pipeline(
-    LossGroups(source, views, seed, group_size, batch_size // group_size),
+    groups,
     groups_per_batch=batch_size // group_size,
     local_groups=range(process_index * rows // group_size, (process_index + 1) * rows // group_size),
-    stream={"seed": seed, "records": len(source), "batch_size": batch_size, "loss_group_size": group_size},
+    stream={**stream, **groups.order.identity},
     workers=_automatic_workers() if workers == -1 else workers,
     bad=BadRecords(bad_records, max_bad_fraction, records=len(source)),
   )
@@ -124,7 +128,7 @@ class Pipeline:
     *,
     groups_per_batch: int,
     local_groups: range,
-    stream: dict[str, int],
+    stream: dict[str, int | str],
     workers: int,
     bad: BadRecords,
   ):
@@ -165,7 +169,7 @@ class Pipeline:
     """The views that the next so many batches need, each once, in the order in which they come first."""
     return list(dict.fromkeys(self._groups.views(self._next_batch + i) for i in range(batches)))
 
-  def get_state(self) -> dict[str, int]:
+  def get_state(self) -> dict[str, int | str]:
     """Where the stream is, with what identifies it."""
     return {"next_batch": self._next_batch, **self._stream}
 

@@ -128,6 +128,7 @@ class _Loop:
       process_count=jax.process_count(),
       bad_records=workdir / "bad_records.jsonl",
       max_bad_fraction=run.config.data.max_bad_fraction,
+      timeout=run.config.data.timeout or None,
     )
     self.step_number, self.state = self._start(sources, accept_config_change)
     teacher = abstract_state(run).frozen
