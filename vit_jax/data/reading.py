@@ -1,6 +1,6 @@
 """Reads records from a source that may stall or fail for a moment, as what lies behind a network does.
 
-A record that does not come within the time-out is reported and asked for again, in another thread, for what hangs in the
+A record that does not come within the time-out is reported and asked for again, in another thread: what hangs in the
 operating system cannot be interrupted. A source that stays silent ends the run, with the record's name: to put another
 image in its place would make the stream depend on the network's mood. The run, started again, goes on exactly.
 """
@@ -77,9 +77,12 @@ class Reader:
         f"within data.timeout = {self._timeout:g} s; start the run again when the source is reachable."
       )
     entry, error = answer
-    if error is not None:
+    if error is None:
+      return entry
+    try:
       raise error
-    return entry
+    finally:
+      del answer, error  # its traceback holds this frame: together they would keep the helper alive
 
   def _name(self, record: int) -> str:
     """What the source calls a record, unless to know it the source has to be asked, too."""

@@ -168,6 +168,11 @@ def _samples(shard: str, spec: str) -> tuple[set[str], list[_Sample], int]:
           elif ending in (".cls", ".json"):
             label = _label(tar.extractfile(member).read(), ending)
             labels[key] = label or labels.get(key, "")
+        file.seek(tar.offset)  # where tarfile saw the end: a damaged header counts as one
+        if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+          log.warning(
+            "%s is damaged at byte %d: only the %d images before that are used", shard, tar.offset, len(images)
+          )
     except tarfile.TarError as error:
       if not images:
         raise ValueError(f"data.source = {spec!r}: {shard} is no whole tar file: {error}") from error
