@@ -246,6 +246,8 @@ def _data_convert(args: argparse.Namespace) -> None:
       )
     except ValueError as error:
       raise UserError(str(error)) from error
+    except OSError as error:
+      raise UserError(f"{args.target}: cannot be written: {error}") from error
   print(
     f"wrote {done['records']:,} images ({done['bytes'] / 1e9:.2f} GB) in {done['shards']} shards, read back and "
     f"compared ({done['shards_before']} were there already); {done['left_out']:,} unreadable images left out"

@@ -212,9 +212,14 @@ class TestSynthetic:
 
   @pytest.mark.parametrize(
     ("rest", "says"),
-    [("fog", "no kind 'fog'; the kinds are noise"), ("noise?siz=3", "unknown option siz"), ("noise?size=0", "size=0 must"),
-     ("noise?count=0", "count=0 must be"), ("noise?format=gif", "format=gif is not one of jpeg")],
-  )  # fmt: skip
+    [
+      ("fog", "no kind 'fog'; the kinds are noise"),
+      ("noise?siz=3", "unknown option siz"),
+      ("noise?size=0", "size=0 must"),
+      ("noise?count=0", "count=0 must be"),
+      ("noise?format=gif", "format=gif is not one of jpeg"),
+    ],
+  )
   def test_mistakes_are_explained(self, rest, says):
     with pytest.raises(ValueError, match=says):
       open_source(f"synthetic:{rest}")

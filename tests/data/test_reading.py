@@ -46,14 +46,14 @@ def no_pause(monkeypatch):
 
 
 def test_a_record_that_stalls_is_reported_and_asked_for_again(caplog):
-  source = Slow([3], times=2)
+  source = Slow([3], times=2, remote=True)
   assert Reader(source, 0.1)[3]["label"] == 3
   assert caplog.text.count("picture-3 has not come within data.timeout = 0.1 s") == 2
   source.end.set()
 
 
 def test_a_source_that_stays_silent_ends_the_run_with_the_record(tmp_path):
-  source = Slow([5], times=99)
+  source = Slow([5], times=99, remote=True)
   with (
     make_pipeline(
       source, VIEWS, batch_size=8, seed=0, workers=0, timeout=0.05, bad_records=tmp_path / "bad.jsonl"
@@ -70,7 +70,7 @@ def test_the_stream_does_not_depend_on_stalls():
     with make_pipeline(source, VIEWS, batch_size=8, seed=0, workers=0, timeout=timeout) as pipeline:
       return next(pipeline)
 
-  source = Slow([1, 2])
+  source = Slow([1, 2], remote=True)
   stalled, smooth = batch(source, 0.1), batch(Slow(), None)
   for key in smooth:
     np.testing.assert_array_equal(stalled[key], smooth[key])
@@ -90,7 +90,7 @@ def test_a_moment_without_network_is_survived_and_a_missing_file_is_not_waited_f
 
 
 def test_the_reading_thread_ends_with_its_reader():
-  reader = Reader(Slow(), 5.0)
+  reader = Reader(Slow(remote=True), 5.0)
   assert reader[1]["label"] == 1
   assert any(thread.name == "read-record" for thread in threading.enumerate())
   del reader
@@ -106,6 +106,14 @@ def test_it_travels_to_another_process():
   reader = Reader(open_source("synthetic:noise?size=8&count=4&format=none&classes=4"), 5.0)
   reader[0]
   assert pickle.loads(pickle.dumps(reader))[3]["label"] == 3
+
+
+def test_a_batch_that_does_not_come_from_a_disk_is_reported_until_it_comes(caplog):
+  source = Slow([5])
+  with make_pipeline(source, VIEWS, batch_size=8, seed=0, workers=0, timeout=0.1) as pipeline:
+    threading.Timer(0.35, source.end.set).start()
+    assert sorted(next(pipeline)["label"]) == list(range(8))
+  assert caplog.text.count("batch 0 has not come") >= 2
 
 
 def test_stalled_is_no_bad_image():

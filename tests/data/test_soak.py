@@ -28,7 +28,10 @@ from vit_jax.data.views import Views
 
 folder, last = sys.argv[1], int(sys.argv[2])
 source = open_source(f"array_record:{{folder}}/*.array_record")
-views = Views(global_size=8, local_size=8, local_number=0, mask_grid=(2, 2), loss_group_size=50)
+views = Views(
+  global_size=8, local_size=8, local_number=0, mask_grid=(2, 2), loss_group_size=50, jitter=0.0, grayscale=0.0,
+  blur=(0.0, 0.0, 0.0), solarize=(0.0, 0.0, 0.0),
+)
 with make_pipeline(
   source, views, batch_size={BATCH}, seed={SEED}, workers=0, timeout=60.0,
   bad_records=f"{{folder}}/bad_records.jsonl", max_bad_fraction=0.03,
@@ -105,7 +108,7 @@ def test_every_record_comes_once_an_epoch_across_kills_and_faults_in_flat_memory
   whole = memory[memory[:, 0] == memory[-1, 0]][:, 2] / 1024  # MiB, of the epoch that ran through
   early, late = np.median(whole[EPOCH // 10 : EPOCH // 5]), np.median(whole[-EPOCH // 10 :])
   print(
-    f"\n{len(log) * BATCH:,} records delivered in {seconds:.0f} s, {kills} kills, {len(log) - 2 * EPOCH} batches made again; "
-    f"memory: peak {memory[:, 2].max() / 1024:.0f} MiB, from {early:.1f} to {late:.1f} MiB over an epoch"
+    f"\n{len(log) * BATCH:,} records delivered in {seconds:.0f} s, {kills} kills, {len(log) - 2 * EPOCH} batches made "
+    f"again; memory: peak {memory[:, 2].max() / 1024:.0f} MiB, from {early:.1f} to {late:.1f} MiB over an epoch"
   )
   assert late - early < 0.05 * early

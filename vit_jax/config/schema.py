@@ -204,7 +204,7 @@ def default() -> ConfigDict:
   c.data.workers = -1  # decoding processes; 0: threads of this process; -1: chosen from the number of cores
   c.data.prefetch = 2  # batches kept ready on the device
   c.data.max_bad_fraction = 0.01  # share of unreadable images above which the run stops
-  c.data.timeout = 120.0  # seconds after which an image that does not come is reported and asked for again; 0: never
+  c.data.timeout = 120.0  # seconds after which data that do not come are reported and asked for again; 0: never
   c.data.cache_dir = placeholder(str)  # embedded data and indices; None: $VIT_JAX_CACHE or ~/.cache/vit_jax
 
   c.mesh = ConfigDict(dict(replica=1, data=-1, fsdp=1, tensor=1))  # devices along each axis; one may be -1

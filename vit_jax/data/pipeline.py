@@ -7,6 +7,7 @@ Grain supplies the threads and the worker processes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -16,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,8 @@ def make_pipeline(
     process_count: processes of the job.
     bad_records: a file to which unreadable images are added, one JSON object a line.
     max_bad_fraction: share of unreadable images above which the run stops (see `BadRecords`).
-    timeout: seconds after which a record that does not come is reported and asked for again; None: never.
+    timeout: seconds after which a batch that does not come is reported, and a record that does not come from an object
+      store asked for again; None: never.
 
   Raises:
     ValueError: if batch size, loss groups and processes do not fit together.
@@ -85,6 +88,7 @@ def make_pipeline(
     stream={**stream, **groups.order.identity},
     workers=_automatic_workers() if workers == -1 else workers,
     bad=BadRecords(bad_records, max_bad_fraction, records=len(source)),
+    timeout=timeout,
   )
 
 
@@ -131,8 +135,10 @@ class Pipeline:
     stream: dict[str, int | str],
     workers: int,
     bad: BadRecords,
+    timeout: float | None,
   ):
     self._groups = groups
+    self._timeout = timeout
     self._groups_per_batch = groups_per_batch
     self._local_groups = local_groups
     self._stream = stream
@@ -152,7 +158,8 @@ class Pipeline:
     if self._iterator is None:
       self._iterator = self._start()
     try:
-      groups = [next(self._iterator) for _ in self._local_groups]
+      with _reporting_stalls(self._timeout, self._next_batch):
+        groups = [next(self._iterator) for _ in self._local_groups]
     except BaseException:
       self._stop()  # a later next() begins this batch again
       raise
@@ -235,6 +242,29 @@ class Pipeline:
       self._threads.pop().join()
     if self.workers:
       _end_deleter()
+
+
+@contextlib.contextmanager
+def _reporting_stalls(timeout: float | None, batch: int) -> Iterator[None]:
+  """Warns, again and again, of a batch that does not come; costs a thread for the time of one batch."""
+  if timeout is None:
+    yield
+    return
+  done = threading.Event()
+
+  def watch():
+    waited = timeout
+    while not done.wait(timeout):
+      log.warning("data: batch %d has not come for %g s (data.timeout): does the source stall?", batch, waited)
+      waited += timeout
+
+  watcher = threading.Thread(target=watch, daemon=True, name="watch-batch")
+  watcher.start()
+  try:
+    yield
+  finally:
+    done.set()
+    watcher.join()
 
 
 def _start_worker(parent: int, *unused: int):

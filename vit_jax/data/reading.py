@@ -1,8 +1,9 @@
 """Reads records from a source that may stall or fail for a moment, as what lies behind a network does.
 
-A record that does not come within the time-out is reported and asked for again, in another thread: what hangs in the
-operating system cannot be interrupted. A source that stays silent ends the run, with the record's name: to put another
-image in its place would make the stream depend on the network's mood. The run, started again, goes on exactly.
+A record of an object store that does not come within the time-out is reported and asked for again, in another thread: a
+read that hangs cannot be interrupted. A source that stays silent ends the run, with the record's name: to put another
+image in its place would make the stream depend on the network's mood. The run, started again, goes on exactly. Files of
+the operating system are read directly, where asking again would hang again; the pipeline reports when no batch comes.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Reader:
     """`timeout`: seconds; None: wait for ever."""
     self._source, self._timeout = source, timeout
     self._remote = bool(getattr(source, "remote", False))
+    self._direct = timeout is None or not self._remote
     self._threads = threading.local()
 
   def __reduce__(self):
@@ -44,12 +46,12 @@ class Reader:
     """The record.
 
     Raises:
-      Stalled: if it does not come within the time-out, in `_TRIES` attempts.
+      Stalled: if it does not come over a network within the time-out, in `_TRIES` attempts.
       Exception: what the source raises; over a network only after as many attempts, if waiting might help.
     """
     for attempt in range(1, _TRIES + 1):
       try:
-        return self._source[record] if self._timeout is None else self._in_time(record)
+        return self._source[record] if self._direct else self._in_time(record)
       except Stalled:
         again = "asking again" if attempt < _TRIES else "giving up"
         log.warning(
