@@ -163,6 +163,9 @@ def _inspect_model(args: argparse.Namespace) -> None:
 
 def _inspect_batch(args: argparse.Namespace) -> None:
   config = _load(args)
+  import jax
+
+  from vit_jax.data.device import one_device
   from vit_jax.data.pipeline import make_pipeline
   from vit_jax.inspect import pictures
   from vit_jax.train import setup
@@ -171,7 +174,8 @@ def _inspect_batch(args: argparse.Namespace) -> None:
   sheets, variants = [], run.views.variants()
   for views in variants:
     with make_pipeline(run.source, views, batch_size=config.batch_size, seed=config.seed, workers=0) as batches:
-      sheets.append(pictures.contact_sheet(next(batches), images=max(3, 8 // len(variants))))
+      batch = jax.device_get(one_device(views)(next(batches)))
+      sheets.append(pictures.contact_sheet(batch, images=max(3, 8 // len(variants))))
   print(f"wrote {pictures.save(pictures.stacked(sheets), args.output)}")
 
 
