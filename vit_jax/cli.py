@@ -20,6 +20,7 @@ if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
 _OVERRIDE = "--config."
+_BENCHMARKS = ("data",)
 _FORMATS = ("safetensors", "pth", "timm", "orbax")
 _OVERRIDES_HELP = "further flags:\n  --config.KEY=VALUE    override a key of the config, e.g. --config.batch_size=32"
 
@@ -210,6 +211,12 @@ def _data_list(args: argparse.Namespace) -> None:
     print(f"  {name:<30}{meaning}")
 
 
+def _bench(args: argparse.Namespace) -> None:
+  from vit_jax import bench
+
+  bench.run(args.name, json=args.json, seconds=args.seconds)
+
+
 def _load(args: argparse.Namespace) -> ConfigDict:
   """The validated config of a command line."""
   from vit_jax import config
@@ -311,6 +318,13 @@ def _parser() -> argparse.ArgumentParser:
   features.add_argument("--output", metavar="FILE", default="features.png", help="default: features.png")
   features.add_argument("--images", type=int, default=8, help="images to show (default: 8)")
   features.add_argument("--image_size", type=int, help="side of the images (default: the model's training size)")
+
+  bench = _add(
+    commands, "bench", _bench, "measure the speed of a part on this machine, beside a peer where there is one"
+  )
+  bench.add_argument("name", metavar="NAME", choices=_BENCHMARKS, help=f"of {', '.join(_BENCHMARKS)}")
+  bench.add_argument("--json", metavar="FILE", help="also write the figures to this file")
+  bench.add_argument("--seconds", type=float, default=20.0, help="for which each row is measured (default: 20)")
 
   data = _add(commands, "data", None, "the data sources there are")
   actions = data.add_subparsers(title="what", required=True, metavar="WHAT")

@@ -141,7 +141,7 @@ def draw(random: Float[Array, "B R U"], valid: Int[Array, "B 2"], views: Views) 
 
 def draw_colours(
   numbers: Float[Array, "... 7"], views: Views
-) -> tuple[Int[Array, "... 4"], Float[Array, "... 4"], Bool[Array, "..."]]:
+) -> tuple[Int[Array, "... 4"], Float[Array, "... 4"], Bool[Array, " ..."]]:
   """(order, factors, grayscale) as in `Crops`."""
   jitter, order, *factors, gray = jnp.moveaxis(numbers, -1, 0)
   strengths = (views.brightness, views.contrast, views.saturation)

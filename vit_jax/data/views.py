@@ -10,7 +10,6 @@ import dataclasses
 import math
 from typing import NamedTuple
 
-
 _CANVAS_STEP = 64  # pixels: sides that matrix units like
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 RADIUS = 4  # 9 taps
 
 
-def gaussian_blur(image: Float[Array, "... C H W"], sigma: Float[Array, "..."]) -> Float[Array, "... C H W"]:
+def gaussian_blur(image: Float[Array, "... C H W"], sigma: Float[Array, " ..."]) -> Float[Array, "... C H W"]:
   """Gaussian blur of 9 x 9 taps with mirrored borders, rounded to whole levels, in float32.
 
   Args:

@@ -22,8 +22,8 @@ Levels = Float[Array, "... C H W"]
 
 def adjust(
   image: Levels,
-  which: Int[Array, "..."],
-  factor: Float[Array, "..."],
+  which: Int[Array, " ..."],
+  factor: Float[Array, " ..."],
   *,
   hue: bool = True,
   valid: Bool[Array, "... H W"] | None = None,
@@ -60,7 +60,7 @@ def solarize(image: Levels) -> Levels:
   return jnp.where(image >= 128.0, 255.0 - image, image)
 
 
-def turn_hue(image: Float[Array, "... 3 H W"], turns: Float[Array, "..."]) -> Float[Array, "... 3 H W"]:
+def turn_hue(image: Float[Array, "... 3 H W"], turns: Float[Array, " ..."]) -> Float[Array, "... 3 H W"]:
   """Turns the colour circle, in hue, saturation and value of 8 bits each; `turns` broadcasts against [..., 1, H, W]."""
   red, green, blue = (image[..., i : i + 1, :, :] for i in range(3))  # [..., 1, H, W]
   value, lowest = jnp.maximum(jnp.maximum(red, green), blue), jnp.minimum(jnp.minimum(red, green), blue)
@@ -89,7 +89,7 @@ def turn_hue(image: Float[Array, "... 3 H W"], turns: Float[Array, "..."]) -> Fl
 
 
 def _sum(whole: float, plus: Array, minus: Array) -> Array:
-  """whole + plus - minus, rounded once where one of them is 0 or 1: at the colours where Pillow's hue jumps it shows."""
+  """whole + plus - minus, rounded once where one of them is 0 or 1: where hues of 8 bits jump, it shows."""
   return jnp.where(minus == 1.0, (whole - minus) + plus, (whole + plus) - minus)
 
 

@@ -13,13 +13,13 @@ from vit_jax.ops.resize import resize_matrix
 _PRECISION = jax.lax.Precision.HIGH
 
 
-def to_levels(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def to_levels(x: Float[Array, " ..."]) -> Float[Array, " ..."]:
   """The nearest of the 256 levels of an 8-bit image, as a float."""
   return jnp.clip(jnp.round(x), 0.0, 255.0)
 
 
 def crop_weights(
-  start: Num[Array, "..."], extent: Num[Array, "..."], size: int, length: int, flip: Bool[Array, "..."] | None = None
+  start: Num[Array, " ..."], extent: Num[Array, " ..."], size: int, length: int, flip: Bool[Array, " ..."] | None = None
 ) -> Float[Array, "... size length"]:
   """Weights with which the pixels of an axis make the `size` pixels of a crop of it.
 

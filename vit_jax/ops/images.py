@@ -35,7 +35,7 @@ def grey(images: UInt8[Array, "... 3"]) -> UInt8[Array, "... 1"]:
   return luma(images).astype(jnp.uint8)[..., None]
 
 
-def luma(images: Array) -> Int32[Array, "..."]:
+def luma(images: Array) -> Int32[Array, " ..."]:
   """Luma (ITU-R 601) of RGB levels [..., 3] of any type, in the integers that PIL computes with."""
   red, green, blue = jnp.moveaxis(images.astype(jnp.int32), -1, 0)
   return (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
