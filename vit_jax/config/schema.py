@@ -203,8 +203,8 @@ def default() -> ConfigDict:
   # Where crops are made: "device": in the training step, the host only decodes; "host": by the workers; "auto": on the
   # device if that is a GPU or TPU. Both make the same crops, up to rounding, so that a run may change over.
   c.data.augment = "auto"
-  # Height and width of the images that the device receives, larger ones being shrunk to fit. None: so that no crop of an
-  # image of usual shape has to be enlarged (576 x 576 for crops of 224 and 96 pixels).
+  # Height and width of the images that the device receives, larger ones being shrunk to fit. None: so that no crop of
+  # an image of usual shape has to be enlarged (576 x 576 for crops of 224 and 96 pixels).
   c.data.canvas = placeholder(tuple)
   c.data.prefetch = 2  # batches kept ready on the device
   c.data.max_bad_fraction = 0.01  # share of unreadable images above which the run stops

@@ -20,6 +20,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from vit_jax.data import operations
+from vit_jax.data.operations import Pixels
 from vit_jax.data.views import Views
 
 TRIES = 10  # proposals for a crop box before the centre crop
@@ -153,7 +154,7 @@ def _between(uniform: float, low: float, high: float) -> float:
 
 def apply_crop(image: Image.Image, crop: Crop, size: int) -> UInt8[np.ndarray, "size size 3"]:
   """Cuts `crop` out of an RGB image, resized to size x size, and distorts it as drawn."""
-  return _flipped(_distorted(_cut(image, crop, size), crop), crop)
+  return _flipped(_distorted(np.asarray(_cut(image, crop, size)), crop), crop)
 
 
 def apply_crops(
@@ -174,10 +175,10 @@ def apply_crops(
   plain = []  # the two global crops, neither distorted nor flipped
   for i, crop in enumerate(crops[:2]):
     base = _cut(image, crop, views.base_size)
-    plain.append(operations.resize(base, views.global_size))
+    plain.append(np.asarray(operations.resize(base, views.global_size)))
     shared = gram_crops is not None and views.gram_distortions
     if shared:
-      base = Image.fromarray(_distorted(base, crop))
+      base = Image.fromarray(_distorted(np.asarray(base), crop))
       pixels = np.asarray(operations.resize(base, views.global_size))
     else:
       pixels = _distorted(plain[i], crop)
@@ -203,24 +204,23 @@ def multi_crop(
 ):
   """Draws the crops of an image and writes them into the given arrays."""
   crops = draw_crops(rng, image.shape[0], image.shape[1], views)
-  source = Image.fromarray(image)
   if views.share_color_jitter:
-    source = _coloured(source, *draw_colours(rng, views))
-  apply_crops(source, crops, views, global_crops, local_crops, gram_crops)
+    image = _coloured(image, *draw_colours(rng, views))
+  apply_crops(Image.fromarray(image), crops, views, global_crops, local_crops, gram_crops)
 
 
 def _cut(image: Image.Image, crop: Crop, size: int) -> Image.Image:
   return operations.crop_and_resize(image, crop.top, crop.left, crop.height, crop.width, size)
 
 
-def _coloured(image: Image.Image, jitter: tuple[tuple[int, float], ...], grayscale: bool) -> Image.Image:
+def _coloured(pixels: Pixels, jitter: tuple[tuple[int, float], ...], grayscale: bool) -> Pixels:
   for which, factor in jitter:
-    image = operations.ADJUSTMENTS[which](image, factor)
-  return operations.grayscale(image) if grayscale else image
+    pixels = operations.ADJUSTMENTS[which](pixels, factor)
+  return operations.grayscale(pixels) if grayscale else pixels
 
 
-def _distorted(image: Image.Image, crop: Crop) -> UInt8[np.ndarray, "size size 3"]:
-  pixels = np.asarray(_coloured(image, crop.jitter, crop.grayscale))  # [size, size, 3]
+def _distorted(pixels: Pixels, crop: Crop) -> Pixels:
+  pixels = _coloured(pixels, crop.jitter, crop.grayscale)
   if crop.sigma is not None:
     pixels = operations.gaussian_blur(pixels, crop.sigma)
   return operations.solarize(pixels) if crop.solarize else pixels

@@ -20,8 +20,8 @@ from vit_jax.data.order import shuffled
 from vit_jax.data.sources import Source
 from vit_jax.data.views import Views
 
-# Of batches that are augmented on the device: images on canvases, their heights and widths, random numbers, and an array
-# of no elements whose shape says the sizes of the crops.
+# Of batches that are augmented on the device: images on canvases, their heights and widths, random numbers, and an
+# array of no elements whose shape says the sizes of the crops.
 CANVAS, VALID, RANDOM, SIZES = RAW = ("canvas", "valid", "random", "sizes")
 BAD = "bad_records"  # key of the unreadable records that a group has met
 _REPLACEMENTS = 100  # images tried in the place of an unreadable one

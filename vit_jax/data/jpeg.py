@@ -1,4 +1,4 @@
-"""Ordinary JPEGs, decoded by libjpeg-turbo without the detour through Pillow's lines: twice as fast, the same pixels."""
+"""Ordinary JPEGs, decoded by libjpeg-turbo without Pillow in between: twice as fast, the same pixels."""
 
 from __future__ import annotations
 
