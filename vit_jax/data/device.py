@@ -230,11 +230,12 @@ def distort(image: Levels, crops: Crops, views: Views) -> Levels:
 
 
 def _jitter(image: Array, order: Array, factors: Array, views: Views, valid: Array | None = None) -> Array:
-  for place in range(4):
+  def adjusted(place: Array, image: Array) -> Array:
     which = order[..., place]
     factor = jnp.take_along_axis(factors, jnp.minimum(which, 3)[..., None], -1)[..., 0]
-    image = colours.adjust(image, which, factor, hue=views.hue > 0.0, valid=valid)
-  return image
+    return colours.adjust(image, which, factor, hue=views.hue > 0.0, valid=valid)
+
+  return jax.lax.fori_loop(0, 4, adjusted, image)  # a loop, as four copies would quadruple the time to compile
 
 
 def _shared_colours(
