@@ -21,6 +21,7 @@ if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
 _OVERRIDE = "--config."
+_BENCHMARKS = ("data",)
 _FORMATS = ("safetensors", "pth", "timm", "orbax")
 _OVERRIDES_HELP = "further flags:\n  --config.KEY=VALUE    override a key of the config, e.g. --config.batch_size=32"
 
@@ -164,6 +165,9 @@ def _inspect_model(args: argparse.Namespace) -> None:
 
 def _inspect_batch(args: argparse.Namespace) -> None:
   config = _load(args)
+  import jax
+
+  from vit_jax.data.device import one_device
   from vit_jax.data.pipeline import make_pipeline
   from vit_jax.inspect import pictures
   from vit_jax.train import setup
@@ -172,7 +176,8 @@ def _inspect_batch(args: argparse.Namespace) -> None:
   sheets, variants = [], run.views.variants()
   for views in variants:
     with make_pipeline(run.source, views, batch_size=config.batch_size, seed=config.seed, workers=0) as batches:
-      sheets.append(pictures.contact_sheet(next(batches), images=max(3, 8 // len(variants))))
+      batch = jax.device_get(one_device(views)(next(batches)))
+      sheets.append(pictures.contact_sheet(batch, images=max(3, 8 // len(variants))))
   print(f"wrote {pictures.save(pictures.stacked(sheets), args.output)}")
 
 
@@ -257,8 +262,11 @@ def _data_convert(args: argparse.Namespace) -> None:
 
 def _data_preview(args: argparse.Namespace) -> None:
   config = _load(args)
+  import jax
+
   from vit_jax.data.captions import colour_caption, crop_caption
-  from vit_jax.data.groups import LossGroups
+  from vit_jax.data.device import one_device
+  from vit_jax.data.groups import BAD, LossGroups
   from vit_jax.inspect import pictures
   from vit_jax.inspect.captioned import captioned_sheet
   from vit_jax.train import setup
@@ -267,7 +275,8 @@ def _data_preview(args: argparse.Namespace) -> None:
   size, per_batch = run.config.loss_group_size, run.config.batch_size // run.config.loss_group_size
   groups = LossGroups(run.source, run.views, run.config.seed, size, per_batch, timeout=run.config.data.timeout or None)
   number = args.step * per_batch
-  group, rows = groups[number], []
+  arrays = {name: array for name, array in groups[number].items() if name != BAD}
+  group, rows = jax.device_get(one_device(run.views)(arrays)), []
   crops = group["global_crops"]  # [g, 2, H, W, 3]
   if "masks" in group:
     crops = pictures.overlay_masks(crops, group["masks"])
@@ -304,6 +313,12 @@ def _progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
   with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
     task = bar.add_task(what, total=total)
     yield lambda count: bar.advance(task, count)
+
+
+def _bench(args: argparse.Namespace) -> None:
+  from vit_jax import bench
+
+  bench.run(args.name, json=args.json, seconds=args.seconds)
 
 
 def _load(args: argparse.Namespace) -> ConfigDict:
@@ -407,6 +422,13 @@ def _parser() -> argparse.ArgumentParser:
   features.add_argument("--output", metavar="FILE", default="features.png", help="default: features.png")
   features.add_argument("--images", type=int, default=8, help="images to show (default: 8)")
   features.add_argument("--image_size", type=int, help="side of the images (default: the model's training size)")
+
+  bench = _add(
+    commands, "bench", _bench, "measure the speed of a part on this machine, beside a peer where there is one"
+  )
+  bench.add_argument("name", metavar="NAME", choices=_BENCHMARKS, help=f"of {', '.join(_BENCHMARKS)}")
+  bench.add_argument("--json", metavar="FILE", help="also write the figures to this file")
+  bench.add_argument("--seconds", type=float, default=20.0, help="for which each row is measured (default: 20)")
 
   data = _add(commands, "data", None, "list kinds of sources; scan, convert or preview data")
   actions = data.add_subparsers(title="what", required=True, metavar="WHAT")

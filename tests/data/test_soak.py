@@ -1,11 +1,11 @@
 """A long run of the pipeline on faulty data that is killed fifty times: every record once an epoch, memory flat."""
 
 import json
+import logging
+import multiprocessing
 import os
-import signal
-import subprocess
-import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,49 +13,50 @@ import pytest
 from tests.data import pictures
 from vit_jax.data.array_records import write_array_record
 from vit_jax.data.order import ShuffledOrder
+from vit_jax.data.pipeline import make_pipeline
+from vit_jax.data.sources import open_source
+from vit_jax.data.views import Views
 
 RECORDS, BAD, KILLS, BATCH, SEED = 200_000, 2_000, 50, 500, 11
 EPOCH = RECORDS // BATCH  # batches; the first is killed again and again, the second runs through
 SAVED = 4  # batches from one saved state to the next
 
-# Appends each batch (its number, then its labels) to a log, and its memory in KiB to another, as a run saves its state.
-CHILD = f"""
-import json, os, sys
-import numpy as np
-from vit_jax.data.pipeline import make_pipeline
-from vit_jax.data.sources import open_source
-from vit_jax.data.views import Views
-
-folder, last = sys.argv[1], int(sys.argv[2])
-source = open_source(f"array_record:{{folder}}/*.array_record")
-views = Views(
+VIEWS = Views(
   global_size=8, local_size=8, local_number=0, mask_grid=(2, 2), loss_group_size=50, jitter=0.0, grayscale=0.0,
   blur=(0.0, 0.0, 0.0), solarize=(0.0, 0.0, 0.0),
-)
-with make_pipeline(
-  source, views, batch_size={BATCH}, seed={SEED}, workers=0, timeout=60.0,
-  bad_records=f"{{folder}}/bad_records.jsonl", max_bad_fraction=0.03,
-) as pipeline, open(f"{{folder}}/labels.bin", "ab") as labels, open(f"{{folder}}/memory.txt", "a") as memory:
-  if os.path.exists(f"{{folder}}/state.json"):
-    pipeline.set_state(json.load(open(f"{{folder}}/state.json")))
-  while (number := pipeline.get_state()["next_batch"]) < last:
-    labels.write(np.concatenate([[number], next(pipeline)["label"]]).astype(np.int32).tobytes())
-    labels.flush()
-    if number % {SAVED} == 0:
-      with open(f"{{folder}}/state.part", "w") as file:
-        json.dump(pipeline.get_state(), file)
-      os.replace(f"{{folder}}/state.part", f"{{folder}}/state.json")
-    status = open("/proc/self/status").read()
-    memory.write(f"{{os.getpid()}} {{number}} {{status.split('VmRSS:')[1].split()[0]}}\\n")
-    memory.flush()
-"""
+)  # fmt: skip
 
 
-def run(folder, last):
-  environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
-  return subprocess.Popen(
-    [sys.executable, "-c", CHILD, str(folder), str(last)], env=environment, stderr=subprocess.DEVNULL
-  )
+def deliver(folder: str, last: int) -> None:
+  """A process of the run: logs each batch (its number, then its labels) and its memory in KiB, saves its state."""
+  logging.getLogger("vit_jax").setLevel(logging.ERROR)
+  source = open_source(f"array_record:{folder}/*.array_record")
+  options = {"timeout": 60.0, "bad_records": f"{folder}/bad_records.jsonl", "max_bad_fraction": 0.03}
+  with (
+    make_pipeline(source, VIEWS, batch_size=BATCH, seed=SEED, workers=0, **options) as pipeline,
+    open(f"{folder}/labels.bin", "ab") as labels,
+    open(f"{folder}/memory.txt", "a") as memory,
+  ):
+    if os.path.exists(f"{folder}/state.json"):
+      pipeline.set_state(json.loads(Path(f"{folder}/state.json").read_text()))
+    while (number := pipeline.get_state()["next_batch"]) < last:
+      labels.write(np.concatenate([[number], next(pipeline)["label"]]).astype(np.int32).tobytes())
+      labels.flush()
+      if number % SAVED == 0:
+        Path(f"{folder}/state.part").write_text(json.dumps(pipeline.get_state()))
+        os.replace(f"{folder}/state.part", f"{folder}/state.json")
+      status = Path("/proc/self/status").read_text()
+      memory.write(f"{os.getpid()} {number} {status.split('VmRSS:')[1].split()[0]}\n")
+      memory.flush()
+
+
+def run(folder: Path, last: int) -> multiprocessing.Process:
+  """Starts a process of the run, forked from one that has only imported the package: fifty starts cost no minutes."""
+  context = multiprocessing.get_context("forkserver")
+  context.set_forkserver_preload(["tests.data.test_soak"])
+  process = context.Process(target=deliver, args=(str(folder), last))
+  process.start()
+  return process
 
 
 def logged(folder):
@@ -78,15 +79,17 @@ def test_every_record_comes_once_an_epoch_across_kills_and_faults_in_flat_memory
   begun, kills = time.monotonic(), 0
   for target in np.sort(rng.choice(np.arange(1, EPOCH), KILLS, replace=False)):
     process = run(tmp_path, EPOCH)
-    while process.poll() is None and (not len(log := logged(tmp_path)) or log[:, 0].max() < target):
-      time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    while process.is_alive() and (not len(log := logged(tmp_path)) or log[:, 0].max() < target):
+      time.sleep(0.01)
+    process.kill()
+    process.join()
     kills += 1
     torn = tmp_path / "labels.bin"  # a batch that was cut off as it was written is made again
     os.truncate(torn, torn.stat().st_size // (4 * (BATCH + 1)) * (4 * (BATCH + 1)))
   for last in (EPOCH, 2 * EPOCH):
-    assert run(tmp_path, last).wait() == 0
+    process = run(tmp_path, last)
+    process.join()
+    assert process.exitcode == 0
   seconds = time.monotonic() - begun
 
   log = logged(tmp_path)

@@ -38,6 +38,7 @@ _CHOICES = {
   "method": ("dinov3", "distillation"),
   "dino.centering": ("sinkhorn_knopp", "softmax"),
   "ibot.centering": ("sinkhorn_knopp", "softmax"),
+  "data.augment": ("auto", "device", "host"),
   "model.mlp": ("gelu", "gelu_tanh", "swiglu"),
   "model.norm": ("layernorm", "rmsnorm"),
   "model.pool": ("cls", "avg", "map", "distilled"),
@@ -184,6 +185,9 @@ def _single_values(values: dict[str, Any]) -> Iterator[str]:
   for key, (right, test) in _PAIRS.items():
     if not test(*values[key]):
       yield _wrong(values, key, f"must be (low, high) with {right}")
+  canvas = values["data.canvas"]
+  if canvas is not None and (len(canvas) != 2 or min(canvas) < 2):
+    yield _wrong(values, "data.canvas", "must be (height, width), both at least 2 pixels")
   for key in ("data.source", "evaluation.train_source", "evaluation.test_source"):
     if values[key] is not None:
       yield from _source(values, key)

@@ -17,6 +17,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vit_jax.data import jpeg
+
 MIN_SIDE = 2  # pixels: a tracking pixel is no picture
 MAX_PIXELS = 178_956_970  # the size at which Pillow itself refuses (a "decompression bomb")
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -36,7 +38,11 @@ class BadImage(Exception):
 
 
 def decode(
-  data: bytes | os.PathLike | np.ndarray, name: str = "image", *, enough: int | None = None
+  data: bytes | os.PathLike | np.ndarray,
+  name: str = "image",
+  *,
+  enough: int | None = None,
+  fits: tuple[int, int] | None = None,
 ) -> UInt8[np.ndarray, "H W 3"]:
   """Decodes an encoded image (bytes or a file's path), or brings an array into the form of a decoded one.
 
@@ -46,6 +52,8 @@ def decode(
     name: what to call it in an error.
     enough: a JPEG whose short side has at least twice as many pixels as this comes out at 1/2, 1/4 or 1/8 of its size,
       no smaller than this: decoding a photograph of 12 megapixels takes a fraction of the time so. None: full size.
+    fits: (height, width) into which the image will have to fit: a JPEG that is at least twice as large comes out
+      smaller too, but no smaller than what just fits.
 
   Raises:
     BadImage: if it is missing, empty, truncated, corrupt, of no known format, larger than `MAX_PIXELS` or has a side
@@ -61,9 +69,12 @@ def decode(
     # The formats' decoders raise almost anything on damaged input (OSError, SyntaxError, struct.error, IndexError, …).
     with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
       _check_size(image.width, image.height, name)
-      if enough is not None and image.format == "JPEG":
-        shrunk = min(image.size) // enough
-        if shrunk >= 2:
+      if image.format == "JPEG":
+        shrunk = jpeg.shrinking(image.size, enough, fits)
+        pixels = jpeg.decode_rgb(image, data, shrunk)
+        if pixels is not None:
+          return _turned(pixels, image)
+        if shrunk > 1:
           image.draft(None, (image.width // shrunk, image.height // shrunk))
       return np.asarray(to_rgb(_upright(image)))  # [H, W, 3]
   except BadImage:
@@ -90,11 +101,28 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
   """The image as its EXIF orientation wants it shown; a damaged EXIF block counts as none."""
+  return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
+
+
+def _orientation(image: Image.Image) -> int:
   try:
-    orientation = image.getexif().get(_ORIENTATION, 1)
+    return image.getexif().get(_ORIENTATION, 1)
   except Exception:  # the picture itself may be fine
-    return image
-  return image if orientation == 1 else ImageOps.exif_transpose(image)
+    return 1
+
+
+def _turned(pixels: UInt8[np.ndarray, "H W 3"], image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+  """The decoded pixels of a file as its EXIF orientation wants them shown."""
+  orientation = _orientation(image) if "exif" in image.info else 1
+  if not 2 <= orientation <= 8:
+    return pixels
+  if orientation >= 5:
+    pixels = pixels.swapaxes(0, 1)
+  if orientation in (2, 3, 7, 8):  # left and right change places
+    pixels = pixels[:, ::-1] if orientation in (2, 3) else pixels[::-1]
+  if orientation in (3, 4, 6, 7):
+    pixels = pixels[::-1] if orientation in (3, 4) else pixels[:, ::-1]
+  return np.ascontiguousarray(pixels)
 
 
 def _deep_to_uint8(samples: np.ndarray) -> UInt8[np.ndarray, " ..."]:

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from vit_jax import config as configs
 from vit_jax import parallel
 from vit_jax.checkpoints import Checkpoints, latest
 from vit_jax.config import UserError
-from vit_jax.data.groups import batch_shapes
+from vit_jax.data.device import augmented, one_device
+from vit_jax.data.groups import SIZES, batch_shapes
 from vit_jax.data.pipeline import make_pipeline
 from vit_jax.data.views import Views
 from vit_jax.inspect import pictures, tables
@@ -43,6 +44,8 @@ from vit_jax.train.writers import METRICS, Writers, read_lines
 log = logging.getLogger(__name__)
 
 CROPS = ("global", "local", "gram")
+Batch = Mapping[str, jax.Array]
+PICTURED = 8  # images of the batch that is shown
 LOOK_AHEAD = 1000  # steps among which the resolutions are sought that are to be compiled ahead
 
 
@@ -102,6 +105,16 @@ def fresh_state(run: setup.Run) -> State:
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run).saved())
   init = jax.jit(lambda key: run.method.init(run.config, key).saved(), out_shardings=shardings)
   return init(jax.random.key(run.config.seed))
+
+
+def make_step(run: setup.Run) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
+  """One step of the method: (state, batch) -> (state, metrics). Crops that are not made yet are made first."""
+  step = run.method.make_step(run.config)
+
+  def whole(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+    return step(state, augmented(batch, run.views, run.mesh, parallel.BATCH_AXES))
+
+  return whole
 
 
 class _Loop:
@@ -223,7 +236,7 @@ class _Loop:
     """The training step, for the batches of every resolution that will come."""
     state = abstract_state(self.run)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    step = jax.jit(self.run.method.make_step(self.run.config), donate_argnums=0, out_shardings=(shardings, None))
+    step = jax.jit(make_step(self.run), donate_argnums=0, out_shardings=(shardings, None))
     left = self.total - self.step_number
     coming = self.pipeline.upcoming(min(left, LOOK_AHEAD))
     if left > LOOK_AHEAD:
@@ -252,6 +265,8 @@ class _Loop:
     """The sizes of a batch's crops, where they differ from step to step."""
     if not self.run.views.resolutions:
       return {}
+    if SIZES in batch:
+      return {f"{kind}_size": size for kind, size in zip(CROPS, batch[SIZES].shape[1:], strict=True) if size}
     return {f"{kind}_size": batch[f"{kind}_crops"].shape[-2] for kind in CROPS if f"{kind}_crops" in batch}
 
   def _due(self, step: int, key: str) -> bool:
@@ -303,9 +318,11 @@ class _Loop:
         self.writers.images(step, self.evaluations.pictures(self.state))
 
   def _picture_batch(self, batch: dict[str, jax.Array]) -> None:
-    local = {name: np.concatenate([s.data for s in array.addressable_shards]) for name, array in batch.items()}
-    augment = self.run.config.augment
-    self.writers.images(0, {"batch": pictures.contact_sheet(local, mean=augment.mean, std=augment.std)})
+    local = {
+      name: np.concatenate([s.data for s in array.addressable_shards])[:PICTURED] for name, array in batch.items()
+    }
+    augment, crops = self.run.config.augment, jax.device_get(one_device(self.run.views)(local))
+    self.writers.images(0, {"batch": pictures.contact_sheet(crops, mean=augment.mean, std=augment.std)})
 
   def _save(self, step: int, data_state: dict[str, Any]) -> None:
     with self.progress.pausing("saving"):
