@@ -72,6 +72,7 @@ IMPOSSIBLE = {  # for every key whose values can be impossible by themselves: su
   "gram.remove_negative": ["student"],
   "gram.resize": ["nearest"],
   "schedules.version": [0, 3],
+  "schedules.truncate": [-0.1, 0.25],  # with version 2
   "optim.b1": [1.0, -0.1],
   "optim.b2": [1.0],
   "optim.eps": [0.0],

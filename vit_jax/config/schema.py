@@ -143,6 +143,9 @@ def default() -> ConfigDict:
   # (the ViT-L recipe). Each schedule rises linearly start -> peak over `warmup`, then follows a cosine peak -> end over
   # `cosine` (None: what is left) and stays at `end`.
   c.schedules.version = 2
+  # Version 1: cosines (but of the teacher's temperature and the loss weights) that would take so much longer (0.25: a
+  # quarter), cut at the end of the run and rescaled to arrive there at `end`. 0: whole cosines.
+  c.schedules.truncate = 0.0
 
   def schedule(start: float, peak: float, end: float, warmup: str = "0 steps") -> ConfigDict:
     s = ConfigDict(dict(start=start, peak=peak, end=end, warmup=warmup))
@@ -166,6 +169,8 @@ def default() -> ConfigDict:
   c.optim.layerwise_decay = 0.9
   c.optim.patch_embed_lr = 0.2  # extra lr factor of the patch embedding
   c.optim.freeze_last_layer = "1 epochs"  # prototypes keep lr 0 for so long
+  # Decay the scales of a ConvNeXt's stem and down-sampling norms, as the published ones were (by an oversight).
+  c.optim.decay_downsample_norms = False
 
   c.crops = ConfigDict()
   c.crops.global_size = 224

@@ -81,7 +81,8 @@ _RANGES: tuple[_Rule, ...] = (  # what is right, its test, the keys (of tuples: 
     "optim.patch_embed_lr augment.brightness augment.contrast augment.saturation schedules.lr.start schedules.lr.peak "
     "schedules.lr.end schedules.weight_decay.start schedules.weight_decay.peak schedules.weight_decay.end "
     "schedules.local_loss_weight.start schedules.local_loss_weight.peak schedules.local_loss_weight.end "
-    "schedules.gram_loss_weight.start schedules.gram_loss_weight.peak schedules.gram_loss_weight.end",
+    "schedules.gram_loss_weight.start schedules.gram_loss_weight.peak schedules.gram_loss_weight.end "
+    "schedules.truncate",
   ),
   (
     "must be from 0 to 1",
@@ -418,9 +419,11 @@ def _gram(config: ConfigDict) -> Iterator[str]:
 
 
 def _schedules(config: ConfigDict) -> Iterator[str]:
-  """Warm-ups (and given cosines) longer than the run, where both can be told in one unit."""
+  """Warm-ups (and given cosines) longer than the run, where both can be told in one unit; a truncation of no effect."""
+  if config.schedules.truncate and config.schedules.version != 1:
+    yield f"schedules.truncate={config.schedules.truncate}: is an option of schedules.version=1"
   for name, schedule in config.schedules.items():
-    if name == "version":
+    if not isinstance(schedule, ConfigDict):
       continue
     key = f"schedules.{name}.warmup"
     warmup = _share_of_run(config, schedule.warmup)
