@@ -20,7 +20,7 @@ if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
 _OVERRIDE = "--config."
-_BENCHMARKS = ("data",)
+_BENCHMARKS = ("data", "step")
 _FORMATS = ("safetensors", "pth", "timm", "orbax")
 _OVERRIDES_HELP = "further flags:\n  --config.KEY=VALUE    override a key of the config, e.g. --config.batch_size=32"
 
