@@ -225,6 +225,22 @@ def _inspect_checkpoints(args: argparse.Namespace) -> None:
   _show(saved_steps_table(args.workdir, verify=args.verify), args.output)
 
 
+def _inspect_sharding(args: argparse.Namespace) -> None:
+  config = _load(args)
+  import functools
+
+  import jax
+
+  from vit_jax import methods, parallel
+  from vit_jax.inspect.sharding import sharding_table
+
+  mesh = parallel.abstract_mesh(config.mesh, args.devices or jax.device_count())
+  init = functools.partial(methods.get(config.method).init, config)
+  state = jax.eval_shape(init, jax.random.key(config.seed))
+  _show(sharding_table(state, mesh, zero=config.mesh.zero), args.output)
+  parallel.check_spread(state, mesh)
+
+
 def _inspect_batch(args: argparse.Namespace) -> None:
   config = _load(args)
   from vit_jax.data.pipeline import make_pipeline
@@ -359,7 +375,7 @@ def _parser() -> argparse.ArgumentParser:
   convert.add_argument("--to", required=True, help="folder (safetensors, orbax) or file (pth, timm) to write")
   _with_format(convert)
 
-  inspect = _add(commands, "inspect", None, "look at a config, a model, a batch, or features")
+  inspect = _add(commands, "inspect", None, "look at a config, a model, a mesh, a batch, or features")
   views = inspect.add_subparsers(title="what", required=True, metavar="WHAT")
   config = _with_config(_add(views, "config", _inspect_config, "the resolved config"))
   config.add_argument("--output", metavar="FILE", help="write to this file instead")
@@ -369,6 +385,9 @@ def _parser() -> argparse.ArgumentParser:
   saved.add_argument("--workdir", required=True, help="folder of the run")
   saved.add_argument("--verify", action="store_true", help="read every array and compare it with what was saved")
   saved.add_argument("--output", metavar="FILE", help="write to this file instead")
+  sharding = _with_config(_add(views, "sharding", _inspect_sharding, "where every parameter lies on the mesh"))
+  sharding.add_argument("--devices", type=int, metavar="N", help="devices, which need not be there (default: these)")
+  sharding.add_argument("--output", metavar="FILE", help="write to this file instead")
   batch = _with_config(_add(views, "batch", _inspect_batch, "a contact sheet of crops and masks"))
   batch.add_argument("--output", metavar="FILE", default="batch.png", help="picture to write (default: batch.png)")
   features = _add(views, "features", _inspect_features, "principal components of patch features as colours")

@@ -131,7 +131,7 @@ for head in ("dino", "ibot"):
   IMPOSSIBLE |= {f"{head}.{key}": [0] for key in ("hidden", "bottleneck", "num_layers")}
   IMPOSSIBLE |= {f"{head}.centering": ["sinkhorn"], f"{head}.center_momentum": [1.0, -0.1]}
   IMPOSSIBLE |= {f"{head}.prototypes": [0, 1], f"{head}.loss_weight": [-1.0]}
-IMPOSSIBLE |= {f"mesh.{axis}": [0, -2] for axis in ("replica", "data", "fsdp", "tensor")}
+IMPOSSIBLE |= {f"mesh.{axis}": [0, -2] for axis in ("replica", "data", "fsdp", "tensor")} | {"mesh.zero": [0, 2]}
 for name, values in {"lr": [-1.0], "weight_decay": [-1.0], "momentum": [-0.1, 1.1], "teacher_temperature": [0.0],
                      "local_loss_weight": [-1.0], "gram_loss_weight": [-1.0]}.items():  # fmt: skip
   IMPOSSIBLE |= {f"schedules.{name}.{end}": values for end in ("start", "peak", "end")}

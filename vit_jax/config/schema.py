@@ -209,7 +209,12 @@ def default() -> ConfigDict:
   c.data.max_bad_fraction = 0.01  # share of unreadable images above which the run stops
   c.data.cache_dir = placeholder(str)  # embedded data and indices; None: $VIT_JAX_CACHE or ~/.cache/vit_jax
 
-  c.mesh = ConfigDict(dict(replica=1, data=-1, fsdp=1, tensor=1))  # devices along each axis; one may be -1
+  # Devices along each axis; one may be -1: what is left. Images are spread over replica, data and fsdp; parameters,
+  # teachers and optimizer state over fsdp (their width) and tensor (heads, hidden channels), prototypes over both.
+  c.mesh = ConfigDict(dict(replica=1, data=-1, fsdp=1, tensor=1))
+  # What fsdp spreads. 3: also the student's parameters, gathered layer by layer when they are used; 1: these are whole
+  # on every device, teachers and optimizer state are spread: more memory, less traffic.
+  c.mesh.zero = 3
 
   c.evaluation = ConfigDict()
   c.evaluation.every = "10 %"  # also at step 0 and at the end; "0 steps": never

@@ -47,6 +47,7 @@ _CHOICES = {
   "gram.remove_negative": ("both", "teacher", "teacher_only"),
   "gram.resize": ("bicubic", "bilinear"),
   "schedules.version": (1, 2),
+  "mesh.zero": (1, 3),
   "optim.lr_scaling": ("sqrt_1024", "linear_256", "none"),
   "evaluation.tasks": ("knn", "linear"),
 }
@@ -296,7 +297,7 @@ def _resolutions(config: ConfigDict) -> Iterator[str]:
 
 
 def _mesh(config: ConfigDict) -> Iterator[str]:
-  axes = dict(config.mesh)
+  axes = {axis: size for axis, size in config.mesh.items() if axis != "zero"}
   if list(axes.values()).count(-1) > 1:
     yield f"mesh={axes}: at most one axis may be -1"
   sharded = {axis: axes[axis] for axis in ("replica", "data", "fsdp") if axes[axis] != -1}

@@ -2,9 +2,17 @@
 
 from vit_jax.parallel.lifeline import JoinError
 from vit_jax.parallel.local_batch import LocalBatch
-from vit_jax.parallel.mesh import BATCH_AXES, MeshError, batch_sharding, batch_shards, check_batch, make_mesh
+from vit_jax.parallel.mesh import (
+  BATCH_AXES,
+  MeshError,
+  abstract_mesh,
+  batch_sharding,
+  batch_shards,
+  check_batch,
+  make_mesh,
+)
 from vit_jax.parallel.processes import Agreement
-from vit_jax.parallel.rules import ACTIVATION_AXES, parameter_sharding, state_shardings
+from vit_jax.parallel.rules import ACTIVATION_AXES, check_spread, parameter_sharding, state_shardings
 
 __all__ = [
   "ACTIVATION_AXES",
@@ -13,9 +21,11 @@ __all__ = [
   "JoinError",
   "LocalBatch",
   "MeshError",
+  "abstract_mesh",
   "batch_sharding",
   "batch_shards",
   "check_batch",
+  "check_spread",
   "make_mesh",
   "parameter_sharding",
   "state_shardings",

@@ -107,9 +107,14 @@ def mesh_context(mesh: jax.sharding.Mesh) -> Iterator[None]:
 
 
 def abstract_state(run: setup.Run) -> State:
-  """The state's shapes, dtypes and shardings; nothing is allocated."""
+  """The state's shapes, dtypes and shardings; nothing is allocated.
+
+  Raises:
+    MeshError: if the mesh leaves parameters whole that it should spread.
+  """
   shapes = jax.eval_shape(functools.partial(run.method.init, run.config), jax.random.key(run.config.seed))
-  shardings = parallel.state_shardings(shapes, run.mesh)
+  parallel.check_spread(shapes, run.mesh)
+  shardings = parallel.state_shardings(shapes, run.mesh, zero=run.config.mesh.zero)
   return jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings)
 
 
