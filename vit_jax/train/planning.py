@@ -150,7 +150,7 @@ def _timed(found: Plan, compiled: Any, where: Topology, executed: float) -> Plan
     found,
     traffic=traffic,
     collectives=collectives,
-    compute=executed / chip.flops,
+    compute=max(executed, found.model_flops * found.settings["batch_size"] / found.devices) / chip.flops,
     hbm=traffic / chip.bandwidth,
     network=plans.network_seconds(where, collectives),
   )
