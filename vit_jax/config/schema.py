@@ -207,13 +207,27 @@ def default() -> ConfigDict:
   c.augment.std = (0.229, 0.224, 0.225)
 
   c.data = ConfigDict()
-  c.data.source = "embedded:textures"  # folder:/path | tfds:name/split | array_record:/glob | embedded:name
+  # folder:/path | tfds:name/split | array_record:/glob | parquet:/glob | tar:/glob | embedded:name | synthetic:kind, or
+  # several with weights: 0.7 folder:/a + 0.3 tar:/b/*.tar
+  c.data.source = "embedded:textures"
   c.data.workers = -1  # decoding processes; 0: threads of this process; -1: chosen from the number of cores
+  # Where crops are made: "device": in the training step, the host only decodes; "host": by the workers; "auto": on the
+  # device if that is a GPU or TPU. Both make the same crops, up to rounding, so that a run may change over.
+  c.data.augment = "auto"
+  # Height and width of the images that the device receives, larger ones being shrunk to fit. None: so that no crop of
+  # an image of usual shape has to be enlarged (576 x 576 for crops of 224 and 96 pixels).
+  c.data.canvas = placeholder(tuple)
   c.data.prefetch = 2  # batches kept ready on the device
   c.data.max_bad_fraction = 0.01  # share of unreadable images above which the run stops
+  c.data.timeout = 120.0  # seconds after which data that do not come are reported and asked for again; 0: never
   c.data.cache_dir = placeholder(str)  # embedded data and indices; None: $VIT_JAX_CACHE or ~/.cache/vit_jax
 
-  c.mesh = ConfigDict(dict(replica=1, data=-1, fsdp=1, tensor=1))  # devices along each axis; one may be -1
+  # Devices along each axis; one may be -1: what is left. Images are spread over replica, data and fsdp; parameters,
+  # teachers and optimizer state over fsdp (their width) and tensor (heads, hidden channels), prototypes over both.
+  c.mesh = ConfigDict(dict(replica=1, data=-1, fsdp=1, tensor=1))
+  # What fsdp spreads. 3: also the student's parameters, gathered layer by layer when they are used; 1: these are whole
+  # on every device, teachers and optimizer state are spread: more memory, less traffic.
+  c.mesh.zero = 3
 
   c.evaluation = ConfigDict()
   c.evaluation.every = "10 %"  # also at step 0 and at the end; "0 steps": never
@@ -225,7 +239,11 @@ def default() -> ConfigDict:
   c.evaluation.max_examples = 50_000  # images of each split that are used
 
   c.checkpoint = ConfigDict()
-  c.checkpoint.every = "5 %"
+  c.checkpoint.every = "5 %"  # also at the end, and when the run is asked to stop
+  c.checkpoint.minutes = placeholder(float)  # also when the last one is so long ago; None: by steps alone
+  # Seconds after SIGTERM when the process ends though its state is not saved: a little less than what the scheduler
+  # leaves. None: it ends when the state is saved.
+  c.checkpoint.grace = placeholder(float)
   c.checkpoint.keep = 3  # newest steps kept
   c.checkpoint.keep_every = placeholder(str)  # steps kept for ever
 

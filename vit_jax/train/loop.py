@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,13 @@ from vit_jax import config as configs
 from vit_jax import parallel
 from vit_jax.checkpoints import Checkpoints, latest
 from vit_jax.config import UserError
-from vit_jax.data.groups import batch_shapes
+from vit_jax.data.device import augmented, one_device
+from vit_jax.data.groups import SIZES, batch_shapes
 from vit_jax.data.pipeline import make_pipeline
 from vit_jax.data.views import Views
 from vit_jax.inspect import pictures, tables
 from vit_jax.methods import State
+from vit_jax.parallel import processes
 from vit_jax.train import frozen, setup, starting
 from vit_jax.train import goodput as goodputs
 from vit_jax.train.caching import caching
@@ -39,6 +43,7 @@ from vit_jax.train.interrupts import Interrupts, Stopped
 from vit_jax.train.nonfinite import Guard, dump
 from vit_jax.train.prefetch import prefetch
 from vit_jax.train.progress import Progress
+from vit_jax.train.saving import SaveTimes
 from vit_jax.train.summary import write_summary
 from vit_jax.train.watch import Watch
 from vit_jax.train.writers import METRICS, Writers, read_lines
@@ -46,6 +51,8 @@ from vit_jax.train.writers import METRICS, Writers, read_lines
 log = logging.getLogger(__name__)
 
 CROPS = ("global", "local", "gram")
+Batch = Mapping[str, jax.Array]
+PICTURED = 8  # images of the batch that is shown
 LOOK_AHEAD = 1000  # steps among which the resolutions are sought that are to be compiled ahead
 
 
@@ -58,7 +65,18 @@ def describe(config: ConfigDict, workdir: str) -> str:
     start = f"goes on from step {step} of the workdir, whatever init_from and gram.source say"
   else:
     start = starting.report(starting.open_sources(run, abstract_state(run)))
-  return f"{tables.config_table(run.config, configs.defaults_of(run.config))}\n\n{facts}\n\n{start}"
+  environment = "\n".join(f"{name}={value}" for name, value in processes.environment().items())
+  table = tables.config_table(run.config, configs.defaults_of(run.config))
+  return "\n\n".join([table, facts, start, *([f"environment\n{environment}"] if environment else [])])
+
+
+def _check_processes(config: ConfigDict, folder: Path) -> None:
+  """All processes must do the same, or they would wait for each other for ever."""
+  text = json.dumps(configs.to_dict(config), sort_keys=True, default=str)
+  processes.check_same("the config", f"one with the fingerprint {hashlib.sha256(text.encode()).hexdigest()[:12]}")
+  step = latest(folder)
+  newest = "no checkpoint" if step is None else f"a checkpoint of step {step}"
+  processes.check_same("what is in the workdir, which all machines must share,", f"{newest} in {folder}")
 
 
 def train(config: ConfigDict, workdir: str, *, accept_config_change: bool = False) -> State:
@@ -75,6 +93,7 @@ def train(config: ConfigDict, workdir: str, *, accept_config_change: bool = Fals
 
 
 def _train(config: ConfigDict, folder: Path, goodput: Goodput, *, accept_config_change: bool) -> State:
+  _check_processes(config, folder)
   run = frozen.pin(setup.prepare(config), folder)
   sources = [] if latest(folder) is not None else starting.open_sources(run, abstract_state(run))
   setup.remember(run.config, folder, accept_change=accept_config_change)
@@ -99,9 +118,14 @@ def mesh_context(mesh: jax.sharding.Mesh) -> Iterator[None]:
 
 
 def abstract_state(run: setup.Run) -> State:
-  """The state's shapes, dtypes and shardings; nothing is allocated."""
+  """The state's shapes, dtypes and shardings; nothing is allocated.
+
+  Raises:
+    MeshError: if the mesh leaves parameters whole that it should spread.
+  """
   shapes = jax.eval_shape(functools.partial(run.method.init, run.config), jax.random.key(run.config.seed))
-  shardings = parallel.state_shardings(shapes, run.mesh)
+  parallel.check_spread(shapes, run.mesh)
+  shardings = parallel.state_shardings(shapes, run.mesh, zero=run.config.mesh.zero)
   return jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings)
 
 
@@ -114,10 +138,20 @@ def abstract_batch(run: setup.Run, views: Views) -> dict[str, jax.ShapeDtypeStru
   }
 
 
+def make_step(run: setup.Run) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
+  """One step of the method: (state, batch) -> (state, metrics). Crops that are not made yet are made first."""
+  step = run.method.make_step(run.config)
+
+  def whole(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+    return step(state, augmented(batch, run.views, run.mesh, parallel.BATCH_AXES))
+
+  return whole
+
+
 def jitted_step(run: setup.Run, state: State) -> Any:
   """The training step for `jax.jit`'s stages; the state is donated and keeps the shardings of the abstract `state`."""
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-  return jax.jit(run.method.make_step(run.config), donate_argnums=0, out_shardings=(shardings, None))
+  return jax.jit(make_step(run), donate_argnums=0, out_shardings=(shardings, None))
 
 
 def fresh_state(run: setup.Run) -> State:
@@ -125,6 +159,11 @@ def fresh_state(run: setup.Run) -> State:
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run).saved())
   init = jax.jit(lambda key: run.method.init(run.config, key).saved(), out_shardings=shardings)
   return init(jax.random.key(run.config.seed))
+
+
+def bad_records_file() -> str:
+  """Where this process lists the unreadable images among its own."""
+  return f"bad_records_{jax.process_index()}.jsonl" if jax.process_index() else "bad_records.jsonl"
 
 
 class _Loop:
@@ -142,17 +181,19 @@ class _Loop:
   ):
     self.run, self.workdir, self.checkpoints, self.goodput = run, workdir, checkpoints, goodput
     self.total = run.steps("duration")
+    self.local = parallel.LocalBatch(parallel.batch_sharding(run.mesh))
     self.pipeline = make_pipeline(
       run.source,
       run.views,
       batch_size=run.config.batch_size,
       seed=run.config.seed,
       workers=run.config.data.workers,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-      bad_records=workdir / "bad_records.jsonl",
+      local_groups=self.local.parts(run.config.batch_size // run.config.loss_group_size),
+      bad_records=workdir / bad_records_file(),
       max_bad_fraction=run.config.data.max_bad_fraction,
+      timeout=run.config.data.timeout or None,
     )
+    self.last_metrics: dict[str, float] = {}  # the last value of each
     self.step_number, self.state = self._start(sources, accept_config_change)
     self.first_step = self.step_number
     teacher = abstract_state(run).frozen
@@ -160,7 +201,6 @@ class _Loop:
       self.state = self.state.replace(frozen=frozen.params_on_devices(run, teacher))
     self.health = self._watch()
     self.evaluations = Evaluations(run)
-    self.last_metrics: dict[str, float] = {}
 
   def _watch(self) -> Watch:
     """The watch over the metrics, told again how the run began."""
@@ -172,6 +212,9 @@ class _Loop:
 
   def _start(self, sources: list[starting.Opened], accept_config_change: bool) -> tuple[int, State]:
     if self.checkpoints.latest_step() is None:
+      reached = max((line["step"] for line in read_lines(self.workdir / METRICS)), default=0)
+      if reached:
+        log.warning("No step was saved although %s reaches step %d: starting from zero.", METRICS, reached)
       log.info("%s", starting.report(sources))
       state = starting.begin(fresh_state(self.run), sources)
       sources.clear()  # they may hold whole files
@@ -179,6 +222,7 @@ class _Loop:
     with self.goodput.measuring("restore"):
       restored = self.checkpoints.restore(abstract_state(self.run).saved())
     self.pipeline.set_state(restored.data_state, exact=not accept_config_change)
+    self.last_metrics = restored.metrics
     log.info("Going on from step %d of %d.", restored.step, self.total)
     return restored.step, restored.state
 
@@ -187,15 +231,16 @@ class _Loop:
       if self.step_number >= self.total:
         log.info("The run is complete: nothing left to do.")
         return self._finish()
-      with Writers(
-        self.workdir,
-        tensorboard=self.run.config.log.tensorboard,
-        resume_step=self.step_number,
-        active=jax.process_index() == 0,
-      ) as self.writers:
-        self._train()
-      with self.goodput.measuring("checkpoint"):
-        self.checkpoints.wait()
+      with Interrupts(self.step_number, grace=self.run.config.checkpoint.grace) as self.interrupts:
+        with Writers(
+          self.workdir,
+          tensorboard=self.run.config.log.tensorboard,
+          resume_step=self.step_number,
+          active=jax.process_index() == 0,
+        ) as self.writers:
+          self._train()
+        with self.goodput.measuring("checkpoint"):
+          self.checkpoints.wait()
       return self._finish()
     finally:
       if self.step_number < self.total:  # stopped, or failed
@@ -212,29 +257,24 @@ class _Loop:
     return self.state
 
   def _train(self) -> None:
-    config, run = self.run.config, self.run
+    config = self.run.config
     self.progress = Progress(
       self.total,
       start_step=self.step_number,
       batch_size=config.batch_size,
       every=config.log.every,
+      live=None if jax.process_index() == 0 else False,
       goodput=self.goodput,
     )
     self.goodput.begun(self.step_number)
     if self.step_number == 0:
       self._evaluate(0)
-    batches = prefetch(self.pipeline, parallel.batch_sharding(run.mesh), size=config.data.prefetch)
+    batches = prefetch(self.pipeline, self.local, size=config.data.prefetch)
     pending: tuple[int, dict[str, jax.Array]] | None = None
     guard = Guard(config.optim.max_nonfinite, self.state)
-    with (
-      Interrupts() as interrupts,
-      contextlib.closing(batches),
-      self.progress,
-      self._steps() as step_fn,
-      self.goodput.measuring(
-        "step"
-      ),  # but for what is measured inside: the device works while the host keeps its books
-    ):
+    times = SaveTimes(self.run.steps("checkpoint.every"), config.checkpoint.minutes, self.total)
+    # "step" is what is not measured inside: the device works while the host keeps its books.
+    with contextlib.closing(batches), self.progress, self._steps() as step_fn, self.goodput.measuring("step"):
       for step in range(self.step_number + 1, self.total + 1):
         with self.progress.waiting():
           batch, data_state = next(batches)
@@ -242,6 +282,7 @@ class _Loop:
           with self.progress.pausing("pictures"):
             self._picture_batch(batch)
         self._make_ready(step_fn, batch)
+        self.interrupts.protect()
         self.state, metrics = step_fn(self.state, batch)
         metrics |= self._sizes(batch)
         self.step_number = step
@@ -255,13 +296,16 @@ class _Loop:
         if self._due(step, "evaluation.every"):
           pending = self._log(*pending)
           self._evaluate(step)
-        if self._due(step, "checkpoint.every") or interrupts.received:
+        save, stop = times.due(step), self.interrupts.due(step)
+        if save or stop:
           pending = pending and self._log(*pending)
           self._save(step, data_state)
-        if interrupts.received and step < self.total:
+          times.saved()
+        self.checkpoints.poll()
+        if stop and step < self.total:
           self.checkpoints.wait()
           log.warning("Stopped at step %d of %d; the same command goes on from here.", step, self.total)
-          raise Stopped(interrupts.received, step)
+          raise Stopped(self.interrupts.received, step)
       if pending is not None:
         self._log(*pending)
 
@@ -290,6 +334,8 @@ class _Loop:
     """The sizes of a batch's crops, where they differ from step to step."""
     if not self.run.views.resolutions:
       return {}
+    if SIZES in batch:
+      return {f"{kind}_size": size for kind, size in zip(CROPS, batch[SIZES].shape[1:], strict=True) if size}
     return {f"{kind}_size": batch[f"{kind}_crops"].shape[-2] for kind in CROPS if f"{kind}_crops" in batch}
 
   def _due(self, step: int, key: str) -> bool:
@@ -303,7 +349,7 @@ class _Loop:
       self.progress.step(step, None)
       return
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    self.last_metrics = values
+    self.last_metrics |= values
     self.writers.scalars(step, values)
     self.progress.step(step, values)
     if self.progress.timing:
@@ -312,7 +358,8 @@ class _Loop:
 
   def _judge(self, step: int, values: dict[str, float]) -> None:
     for alarm in self.health.check(step, values):
-      log.warning("%s", alarm)
+      if jax.process_index() == 0:  # all know the same
+        log.warning("%s", alarm)
 
   def _give_up(self, step: int, batch: dict[str, jax.Array], data_state: dict[str, Any]) -> None:
     """Leaves what makes the step again, and stops."""
@@ -337,13 +384,15 @@ class _Loop:
         self._judge(step, scores)
         shown = {n: value for n, value in scores.items() if n.endswith("/top1") and not re.search(r"/k\d+/", n)}
         log.info("step %d: %s", step, ", ".join(f"{name} {value:.3f}" for name, value in shown.items()))
-      if self.run.config.log.pictures and jax.process_index() == 0:
+      if self.run.config.log.pictures:
         self.writers.images(step, self.evaluations.pictures(self.state))
 
   def _picture_batch(self, batch: dict[str, jax.Array]) -> None:
-    local = {name: np.concatenate([s.data for s in array.addressable_shards]) for name, array in batch.items()}
-    augment = self.run.config.augment
-    self.writers.images(0, {"batch": pictures.contact_sheet(local, mean=augment.mean, std=augment.std)})
+    local = {
+      name: np.concatenate([s.data for s in array.addressable_shards])[:PICTURED] for name, array in batch.items()
+    }
+    augment, crops = self.run.config.augment, jax.device_get(one_device(self.run.views)(local))
+    self.writers.images(0, {"batch": pictures.contact_sheet(crops, mean=augment.mean, std=augment.std)})
 
   def _save(self, step: int, data_state: dict[str, Any]) -> None:
     with self.progress.pausing("saving"):
