@@ -193,7 +193,8 @@ def prepare(config: ConfigDict, devices: Sequence[Any]) -> setup.Run:
     for alone in methods.each_student(resolved).values():
       sizes = {key: resolved[key] for key in ("batch_size", "loss_group_size")}
       parallel.check_batch(mesh, **sizes, micro_batches=alone.micro_batches)
-    return setup.Run(resolved, method, method.views(resolved), source=None, evaluation_sources=None, mesh=mesh)
+    views = setup.with_canvas(resolved, method.views(resolved), "accelerator")
+    return setup.Run(resolved, method, views, source=None, evaluation_sources=None, mesh=mesh)
   except ValueError as error:
     raise error if isinstance(error, ConfigError) else ConfigError(str(error)) from error
 
