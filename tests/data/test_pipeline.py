@@ -138,6 +138,32 @@ def test_a_run_can_go_on_with_another_number_of_processes():
   assert_same(batches(1, state=state), batches(2)[1:])
 
 
+@pytest.mark.parametrize("counts", [(1, 4, 2, 1, 4, 2), (4, 1, 1, 2, 4, 4)])
+def test_no_image_is_lost_or_repeated_when_the_number_of_processes_changes_within_an_epoch(counts):
+  state, seen = None, []
+  for count in counts:  # a restart for every batch, each on another number of processes
+    states = []
+    for index in range(count):
+      options = {"batch_size": 16, "seed": 3, "workers": 0, "process_index": index, "process_count": count}
+      with make_pipeline(Numbered(90), VIEWS, **options) as pipeline:
+        if state is not None:
+          pipeline.set_state(state)
+        seen += next(pipeline)["label"].tolist()
+        states.append(json.loads(json.dumps(pipeline.get_state())))
+    assert all(other == states[0] for other in states)  # any process's state is that of the job
+    state = states[0]
+  assert sorted(seen[:90]) == list(range(90)) and len(set(seen[90:])) == 6  # the next epoch begins inside a batch
+
+
+def test_processes_may_share_a_batch_in_any_way():
+  whole = batches(3, batch_size=16)
+  parts = [batches(3, batch_size=16, local_groups=groups) for groups in ((0, 2), (1, 3))]
+  for number, batch in enumerate(whole):
+    rows = batch["label"].reshape(4, 4)
+    for part, groups in zip(parts, ((0, 2), (1, 3)), strict=True):
+      np.testing.assert_array_equal(part[number]["label"].reshape(2, 4), rows[list(groups)])
+
+
 def test_without_masks_there_are_no_mask_arrays():
   views = Views(global_size=16, local_size=8, local_number=0, mask_grid=None)
   batch = batches(1, views=views)[0]

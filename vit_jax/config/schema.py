@@ -28,6 +28,10 @@ def default() -> ConfigDict:
   # GPU), whatever the number of devices. None: a micro-batch up to 64 images, else its largest divisor up to 64.
   c.loss_group_size = placeholder(int)
 
+  # Folder where compiled programs are kept for the next start. None: "compilation_cache" in the workdir (or
+  # JAX_COMPILATION_CACHE_DIR, where that is set); "off": they are not kept.
+  c.compilation_cache = placeholder(str)
+
   # Parameters to start from: a run's folder or one of its steps (its teacher), or a weight file or folder as
   # vit_jax.load_model opens them. Student and teacher take from it the backbone, and the heads that it has and that are
   # of the same size; the log lists what came from where. None: random. A checkpoint in the workdir comes first.
@@ -218,7 +222,12 @@ def default() -> ConfigDict:
   c.data.timeout = 120.0  # seconds after which data that do not come are reported and asked for again; 0: never
   c.data.cache_dir = placeholder(str)  # embedded data and indices; None: $VIT_JAX_CACHE or ~/.cache/vit_jax
 
-  c.mesh = ConfigDict(dict(replica=1, data=-1, fsdp=1, tensor=1))  # devices along each axis; one may be -1
+  # Devices along each axis; one may be -1: what is left. Images are spread over replica, data and fsdp; parameters,
+  # teachers and optimizer state over fsdp (their width) and tensor (heads, hidden channels), prototypes over both.
+  c.mesh = ConfigDict(dict(replica=1, data=-1, fsdp=1, tensor=1))
+  # What fsdp spreads. 3: also the student's parameters, gathered layer by layer when they are used; 1: these are whole
+  # on every device, teachers and optimizer state are spread: more memory, less traffic.
+  c.mesh.zero = 3
 
   c.evaluation = ConfigDict()
   c.evaluation.every = "10 %"  # also at step 0 and at the end; "0 steps": never
@@ -230,7 +239,11 @@ def default() -> ConfigDict:
   c.evaluation.max_examples = 50_000  # images of each split that are used
 
   c.checkpoint = ConfigDict()
-  c.checkpoint.every = "5 %"
+  c.checkpoint.every = "5 %"  # also at the end, and when the run is asked to stop
+  c.checkpoint.minutes = placeholder(float)  # also when the last one is so long ago; None: by steps alone
+  # Seconds after SIGTERM when the process ends though its state is not saved: a little less than what the scheduler
+  # leaves. None: it ends when the state is saved.
+  c.checkpoint.grace = placeholder(float)
   c.checkpoint.keep = 3  # newest steps kept
   c.checkpoint.keep_every = placeholder(str)  # steps kept for ever
 

@@ -52,6 +52,7 @@ _CHOICES = {
   "gram.remove_negative": ("both", "teacher", "teacher_only"),
   "gram.resize": ("bicubic", "bilinear"),
   "schedules.version": (1, 2),
+  "mesh.zero": (1, 3),
   "optim.lr_scaling": ("sqrt_1024", "linear_256", "none"),
   "evaluation.tasks": ("knn", "linear"),
 }
@@ -71,12 +72,13 @@ _RANGES: tuple[_Rule, ...] = (  # what is right, its test, the keys (of tuples: 
     "log.every gram.refresh.max optim.max_nonfinite",
   ),
   ("must be at least 2", lambda v: v >= 2, "dino.prototypes ibot.prototypes"),
+  ('must be a folder, or "off"', bool, "compilation_cache"),
   (
     "must be more than 0",
     lambda v: v > 0,
     "model.norm_eps model.init_std dino.init_std ibot.init_std model.rope.base model.rope.min_period "
     "model.rope.max_period optim.eps augment.std schedules.teacher_temperature.start "
-    "schedules.teacher_temperature.peak schedules.teacher_temperature.end",
+    "schedules.teacher_temperature.peak schedules.teacher_temperature.end checkpoint.minutes checkpoint.grace",
   ),
   (
     "must not be negative",
@@ -128,6 +130,11 @@ _DURATIONS = {  # may it be nothing?
   "checkpoint.every": False,
   "checkpoint.keep_every": False,
 }
+
+
+def choices(key: str) -> tuple[Any, ...]:
+  """The values that a key may have, of those keys that have a few."""
+  return _CHOICES[key]
 
 
 def validate(config: ConfigDict) -> None:
@@ -315,7 +322,7 @@ def _resolutions(config: ConfigDict) -> Iterator[str]:
 
 
 def _mesh(config: ConfigDict) -> Iterator[str]:
-  axes = dict(config.mesh)
+  axes = {axis: size for axis, size in config.mesh.items() if axis != "zero"}
   if list(axes.values()).count(-1) > 1:
     yield f"mesh={axes}: at most one axis may be -1"
   sharded = {axis: axes[axis] for axis in ("replica", "data", "fsdp") if axes[axis] != -1}

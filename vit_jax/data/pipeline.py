@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ def make_pipeline(
   workers: int,
   process_index: int = 0,
   process_count: int = 1,
+  local_groups: Sequence[int] | None = None,
   bad_records: str | os.PathLike | None = None,
   max_bad_fraction: float = 0.01,
   timeout: float | None = None,
@@ -58,6 +59,7 @@ def make_pipeline(
     workers: processes that decode and augment; 0: threads of this process; -1: chosen from the number of cores.
     process_index: this process among those of the job.
     process_count: processes of the job.
+    local_groups: the loss groups of every batch that this process makes; None: those of an equal part, by its index.
     bad_records: a file to which unreadable images are added, one JSON object a line.
     max_bad_fraction: share of unreadable images above which the run stops (see `BadRecords`).
     timeout: seconds after which a batch that does not come is reported, and a record that does not come from an object
@@ -67,6 +69,8 @@ def make_pipeline(
     ValueError: if batch size, loss groups and processes do not fit together.
   """
   group_size = views.group_size(batch_size)
+  if local_groups is not None:
+    process_index, process_count = 0, 1  # no equal part has to be found
   if batch_size % process_count:
     raise ValueError(f"batch_size = {batch_size} cannot be shared by {process_count} processes: make it a multiple.")
   rows = batch_size // process_count
@@ -79,12 +83,14 @@ def make_pipeline(
     raise ValueError(f"process_index = {process_index} is not one of {process_count} processes.")
   if workers < -1:
     raise ValueError(f"data.workers = {workers}: it must be -1 (automatic), 0 (threads), or a number of processes.")
+  if local_groups is None:
+    local_groups = range(process_index * rows // group_size, (process_index + 1) * rows // group_size)
   groups = LossGroups(source, views, seed, group_size, batch_size // group_size, timeout=timeout)
   stream = {"seed": seed, "records": len(source), "batch_size": batch_size, "loss_group_size": group_size}
   return Pipeline(
     groups,
     groups_per_batch=batch_size // group_size,
-    local_groups=range(process_index * rows // group_size, (process_index + 1) * rows // group_size),
+    local_groups=local_groups,
     stream={**stream, **groups.order.identity},
     workers=_automatic_workers() if workers == -1 else workers,
     bad=BadRecords(bad_records, max_bad_fraction, records=len(source)),
@@ -104,7 +110,7 @@ def _automatic_workers() -> int:
 class _LocalGroups:
   """Numbers the groups of this process without gaps: its k-th group -> the group's arrays. Picklable."""
 
-  def __init__(self, groups: LossGroups, groups_per_batch: int, local_groups: range, first_batch: int):
+  def __init__(self, groups: LossGroups, groups_per_batch: int, local_groups: Sequence[int], first_batch: int):
     self._groups = groups
     self._groups_per_batch = groups_per_batch
     self._local_groups = local_groups
@@ -131,7 +137,7 @@ class Pipeline:
     groups: LossGroups,
     *,
     groups_per_batch: int,
-    local_groups: range,
+    local_groups: Sequence[int],
     stream: dict[str, int | str],
     workers: int,
     bad: BadRecords,
