@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from vit_jax import config as configs
 from vit_jax import parallel
 from vit_jax.checkpoints import Checkpoints, latest
 from vit_jax.config import UserError
-from vit_jax.data.groups import batch_shapes
+from vit_jax.data.device import augmented, one_device
+from vit_jax.data.groups import SIZES, batch_shapes
 from vit_jax.data.pipeline import make_pipeline
 from vit_jax.data.views import Views
 from vit_jax.inspect import pictures, tables
@@ -50,6 +51,8 @@ from vit_jax.train.writers import METRICS, Writers, read_lines
 log = logging.getLogger(__name__)
 
 CROPS = ("global", "local", "gram")
+Batch = Mapping[str, jax.Array]
+PICTURED = 8  # images of the batch that is shown
 LOOK_AHEAD = 1000  # steps among which the resolutions are sought that are to be compiled ahead
 
 
@@ -135,10 +138,20 @@ def abstract_batch(run: setup.Run, views: Views) -> dict[str, jax.ShapeDtypeStru
   }
 
 
+def make_step(run: setup.Run) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
+  """One step of the method: (state, batch) -> (state, metrics). Crops that are not made yet are made first."""
+  step = run.method.make_step(run.config)
+
+  def whole(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+    return step(state, augmented(batch, run.views, run.mesh, parallel.BATCH_AXES))
+
+  return whole
+
+
 def jitted_step(run: setup.Run, state: State) -> Any:
   """The training step for `jax.jit`'s stages; the state is donated and keeps the shardings of the abstract `state`."""
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-  return jax.jit(run.method.make_step(run.config), donate_argnums=0, out_shardings=(shardings, None))
+  return jax.jit(make_step(run), donate_argnums=0, out_shardings=(shardings, None))
 
 
 def fresh_state(run: setup.Run) -> State:
@@ -178,6 +191,7 @@ class _Loop:
       local_groups=self.local.parts(run.config.batch_size // run.config.loss_group_size),
       bad_records=workdir / bad_records_file(),
       max_bad_fraction=run.config.data.max_bad_fraction,
+      timeout=run.config.data.timeout or None,
     )
     self.last_metrics: dict[str, float] = {}  # the last value of each
     self.step_number, self.state = self._start(sources, accept_config_change)
@@ -320,6 +334,8 @@ class _Loop:
     """The sizes of a batch's crops, where they differ from step to step."""
     if not self.run.views.resolutions:
       return {}
+    if SIZES in batch:
+      return {f"{kind}_size": size for kind, size in zip(CROPS, batch[SIZES].shape[1:], strict=True) if size}
     return {f"{kind}_size": batch[f"{kind}_crops"].shape[-2] for kind in CROPS if f"{kind}_crops" in batch}
 
   def _due(self, step: int, key: str) -> bool:
@@ -372,9 +388,11 @@ class _Loop:
         self.writers.images(step, self.evaluations.pictures(self.state))
 
   def _picture_batch(self, batch: dict[str, jax.Array]) -> None:
-    local = {name: np.concatenate([s.data for s in array.addressable_shards]) for name, array in batch.items()}
-    augment = self.run.config.augment
-    self.writers.images(0, {"batch": pictures.contact_sheet(local, mean=augment.mean, std=augment.std)})
+    local = {
+      name: np.concatenate([s.data for s in array.addressable_shards])[:PICTURED] for name, array in batch.items()
+    }
+    augment, crops = self.run.config.augment, jax.device_get(one_device(self.run.views)(local))
+    self.writers.images(0, {"batch": pictures.contact_sheet(crops, mean=augment.mean, std=augment.std)})
 
   def _save(self, step: int, data_state: dict[str, Any]) -> None:
     with self.progress.pausing("saving"):
