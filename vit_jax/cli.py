@@ -66,8 +66,12 @@ def _in_job(args: argparse.Namespace) -> Iterator[bool]:
   _log_as(member)
   try:
     yield member.process == 0
+  except SystemExit as end:
+    if end.code and not member.agreed("stop"):  # by a signal while nothing was to be saved: the others know nothing
+      member.fail("asked to stop; the same command goes on", end.code, others=end.code)
+    raise
   except KeyboardInterrupt:
-    member.fail("interrupted", 130)
+    member.fail("interrupted", 130, others=130)
   except Exception as error:
     from jax.errors import JaxRuntimeError
 
