@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import json
 import logging
 import re
 import sys
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
   from vit_jax.parallel.lifeline import Lifeline
 
 _OVERRIDE = "--config."
+_BENCHMARKS = ("data", "step")
 _FORMATS = ("safetensors", "pth", "timm", "orbax")
 _OVERRIDES_HELP = "further flags:\n  --config.KEY=VALUE    override a key of the config, e.g. --config.batch_size=32"
 
@@ -87,12 +90,12 @@ def _log_as(member: Lifeline) -> None:
 def _is_for_user(error: Exception) -> bool:
   """Whether an error's message tells the user what to put right.
 
-  So do the exceptions that vit_jax defines, and a ValueError that opens with a key of the config: most rooms know
-  nothing of `vit_jax.config` and name the key in a plain ValueError.
+  So do the exceptions that vit_jax defines, and a ValueError or ImportError that opens with a key of the config: most
+  rooms know nothing of `vit_jax.config` and name the key in a plain one.
   """
   if isinstance(error, UserError) or type(error).__module__.partition(".")[0] == "vit_jax":
     return True
-  return isinstance(error, ValueError) and re.split(r"[=:\s]", str(error), maxsplit=1)[0] in fields()
+  return isinstance(error, ValueError | ImportError) and re.split(r"[=:\s]", str(error), maxsplit=1)[0] in fields()
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -207,6 +210,26 @@ def _convert(args: argparse.Namespace) -> None:
   _export(args)
 
 
+def _plan(args: argparse.Namespace) -> None:
+  config = _load(args)
+  from vit_jax.inspect.chips import topology
+  from vit_jax.inspect.plan import frontier, report
+  from vit_jax.train import planning, sweep
+
+  where = topology(args.topology)
+  if args.sweep is None:
+    plans = [planning.plan(config, where, simulate=args.simulate)]
+    text = report(plans[0], where.chip)
+  else:
+    one = functools.partial(planning.plan, where=where, simulate=args.simulate)
+    plans = sweep.sweep(config, where, tuple(args.sweep.split(",")), one)
+    text = frontier(plans)
+  if args.json is not None:
+    with open(args.json, "w") as file:
+      json.dump([plan.to_dict() for plan in plans], file, indent=2)
+  print(text)
+
+
 def _inspect_config(args: argparse.Namespace) -> None:
   config = _load(args)
   from vit_jax.config import defaults_of
@@ -243,6 +266,9 @@ def _inspect_sharding(args: argparse.Namespace) -> None:
 
 def _inspect_batch(args: argparse.Namespace) -> None:
   config = _load(args)
+  import jax
+
+  from vit_jax.data.device import one_device
   from vit_jax.data.pipeline import make_pipeline
   from vit_jax.inspect import pictures
   from vit_jax.train import setup
@@ -251,7 +277,8 @@ def _inspect_batch(args: argparse.Namespace) -> None:
   sheets, variants = [], run.views.variants()
   for views in variants:
     with make_pipeline(run.source, views, batch_size=config.batch_size, seed=config.seed, workers=0) as batches:
-      sheets.append(pictures.contact_sheet(next(batches), images=max(3, 8 // len(variants))))
+      batch = jax.device_get(one_device(views)(next(batches)))
+      sheets.append(pictures.contact_sheet(batch, images=max(3, 8 // len(variants))))
   print(f"wrote {pictures.save(pictures.stacked(sheets), args.output)}")
 
 
@@ -276,14 +303,34 @@ def _inspect_features(args: argparse.Namespace) -> None:
 
 
 def _data_list(args: argparse.Namespace) -> None:
-  from vit_jax.config.validation import EMBEDDED, SOURCES
+  from vit_jax import data_commands
 
-  print("data.source is one of:")
-  for form, meaning in SOURCES.values():
-    print(f"  {form:<30}{meaning}")
-  print("embedded sets, as embedded:NAME[/train|/test][?size=64&count=6000]:")
-  for name, meaning in EMBEDDED.items():
-    print(f"  {name:<30}{meaning}")
+  data_commands.list_sources(args)
+
+
+def _data_scan(args: argparse.Namespace) -> None:
+  from vit_jax import data_commands
+
+  data_commands.scan(args)
+
+
+def _data_convert(args: argparse.Namespace) -> None:
+  from vit_jax import data_commands
+
+  data_commands.convert(args)
+
+
+def _data_preview(args: argparse.Namespace) -> None:
+  config = _load(args)
+  from vit_jax import data_commands
+
+  data_commands.preview(args, config)
+
+
+def _bench(args: argparse.Namespace) -> None:
+  from vit_jax import bench
+
+  bench.run(args.name, json=args.json, seconds=args.seconds)
 
 
 def _load(args: argparse.Namespace) -> ConfigDict:
@@ -301,13 +348,17 @@ def _model_table(config: ConfigDict) -> str:
   from vit_jax.config import loss_group_size
   from vit_jax.data.masks import masked_patches
   from vit_jax.inspect import tables
+  from vit_jax.methods import gram
 
   method = methods.get(config.method)
   views, group = method.views(config), loss_group_size(config)
   masked = [masked_patches(group, v.mask_grid, v.mask_probability, v.mask_ratio) / group for v in views.variants()]
   frozen, parts = methods.frozen_teacher(config), []
   for name, alone in methods.each_student(config).items():
-    table = tables.training_table(method.modules(alone), views, masked=masked, own_teacher=frozen is None)
+    anchored = gram.has_own_pass(alone, distilling=frozen is not None)
+    table = tables.training_table(
+      method.modules(alone), views, masked=masked, own_teacher=frozen is None, gram_teacher=anchored
+    )
     parts.append(f"student {name}\n\n{table}" if name else table)
   if frozen is not None:
     sizes = [("global crop", v.mask_grid[0] * frozen.modules.backbone.stride) for v in views.variants()]
@@ -375,6 +426,18 @@ def _parser() -> argparse.ArgumentParser:
   convert.add_argument("--to", required=True, help="folder (safetensors, orbax) or file (pth, timm) to write")
   _with_format(convert)
 
+  plan = _with_config(_add(commands, "plan", _plan, "what a training step needs of hardware that is not there"))
+  plan.add_argument(
+    "--topology", required=True, metavar="NAME", help="v5p:4x4x8 (chips of a TPU slice), h100:256 (GPUs, 8 a host), …"
+  )
+  plan.add_argument(
+    "--sweep", metavar="AXES", help="of batch, remat, mesh, joined by commas: the frontier of what fits, not one plan"
+  )
+  plan.add_argument(
+    "--simulate", action="store_true", help="compile for simulated CPU devices, whatever compilers are installed"
+  )
+  plan.add_argument("--json", metavar="FILE", help="also write the plans to this file")
+
   inspect = _add(commands, "inspect", None, "look at a config, a model, a mesh, a batch, or features")
   views = inspect.add_subparsers(title="what", required=True, metavar="WHAT")
   config = _with_config(_add(views, "config", _inspect_config, "the resolved config"))
@@ -397,9 +460,37 @@ def _parser() -> argparse.ArgumentParser:
   features.add_argument("--images", type=int, default=8, help="images to show (default: 8)")
   features.add_argument("--image_size", type=int, help="side of the images (default: the model's training size)")
 
-  data = _add(commands, "data", None, "the data sources there are")
+  bench = _add(
+    commands, "bench", _bench, "measure the speed of a part on this machine, beside a peer where there is one"
+  )
+  bench.add_argument("name", metavar="NAME", choices=_BENCHMARKS, help=f"of {', '.join(_BENCHMARKS)}")
+  bench.add_argument("--json", metavar="FILE", help="also write the figures to this file")
+  bench.add_argument("--seconds", type=float, default=20.0, help="for which each row is measured (default: 20)")
+
+  data = _add(commands, "data", None, "list kinds of sources; scan, convert or preview data")
   actions = data.add_subparsers(title="what", required=True, metavar="WHAT")
   _add(actions, "list", _data_list, "kinds of sources and the embedded sets")
+  look = _add(actions, "scan", _data_scan, "what a source holds: sizes, broken files, duplicates; writes its index")
+  look.add_argument("source", metavar="SOURCE", help="as data.source, or a folder")
+  look.add_argument("--json", metavar="FILE", help="write everything found to this file, every broken image included")
+  look.add_argument("--limit", type=_count, help="look at this many images only, evenly spread (default: all)")
+  look.add_argument("--index_only", action="store_true", help="write the index, open no image")
+  look.add_argument("--beside", action="store_true", help="write a folder's index beside it, not into the cache")
+  _with_workers(look)
+  write = _add(
+    actions, "convert", _data_convert, "write a source as ArrayRecord shards; the same command again resumes"
+  )
+  write.add_argument("source", metavar="SOURCE", help="as data.source, or a folder")
+  write.add_argument("target", metavar="array_record:FOLDER", help="folder to write the shards into")
+  write.add_argument(
+    "--max_side", type=_count, help="shrink larger images to this longer side, as JPEG (default: keep)"
+  )
+  write.add_argument("--records_per_shard", type=_count, default=10_000, help="default: 10000")
+  _with_workers(write)
+  show = _with_config(_add(actions, "preview", _data_preview, "the crops and masks of a step, with what was drawn"))
+  show.add_argument("--output", metavar="FILE", default="preview.png", help="picture to write (default: preview.png)")
+  show.add_argument("--images", type=_count, default=4, help="images to show (default: 4)")
+  show.add_argument("--step", type=int, default=0, help="batch of the run to show, from 0 (default: 0)")
   return parser
 
 
@@ -443,6 +534,17 @@ def _with_processes(parser: argparse.ArgumentParser) -> None:
 
 def _integers(text: str) -> list[int]:
   return [int(part) for part in text.split(",")]
+
+
+def _with_workers(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--workers", type=_count, help="images at a time (default: one for each core)")
+  parser.add_argument("--cache_dir", metavar="DIR", help="where indices are kept (default: as data.cache_dir)")
+
+
+def _count(text: str) -> int:
+  if not text.isdecimal() or int(text) < 1:
+    raise argparse.ArgumentTypeError(f"{text!r} is no whole number, at least 1")
+  return int(text)
 
 
 def _with_format(parser: argparse.ArgumentParser) -> None:

@@ -69,14 +69,14 @@ def test_jitter_before_the_crops_is_reproduced(image):
   golden = Golden("aug_pipeline")
   trace = golden.settings["traces"][f"shared_jitter/{image}"]["ops"]
   first = next(i for i, (name, _) in enumerate(trace) if name == "RandomResizedCrop")
-  source = Image.fromarray(golden[image])
+  source = golden[image]
   for which, factor in jitter_of(trace[0][1]):
     source = operations.ADJUSTMENTS[which](source, factor)
   if ["RandomGrayscale", {"num_input_channels": 3}] in trace[:first]:
     source = operations.grayscale(source)
   expected = [*golden[f"shared_jitter/{image}/global_crops"], *golden[f"shared_jitter/{image}/local_crops"]]
   for crop, result in zip(recorded_crops(trace[first:]), expected, strict=True):
-    assert_close(apply_crop(source, crop, result.shape[-1]), result)
+    assert_close(apply_crop(Image.fromarray(source), crop, result.shape[-1]), result)
 
 
 @pytest.mark.parametrize("distorted", [False, True])

@@ -28,6 +28,10 @@ def default() -> ConfigDict:
   # GPU), whatever the number of devices. None: a micro-batch up to 64 images, else its largest divisor up to 64.
   c.loss_group_size = placeholder(int)
 
+  # Folder where compiled programs are kept for the next start. None: "compilation_cache" in the workdir (or
+  # JAX_COMPILATION_CACHE_DIR, where that is set); "off": they are not kept.
+  c.compilation_cache = placeholder(str)
+
   # Parameters to start from: a run's folder or one of its steps (its teacher), or a weight file or folder as
   # vit_jax.load_model opens them. Student and teacher take from it the backbone, and the heads that it has and that are
   # of the same size; the log lists what came from where. None: random. A checkpoint in the workdir comes first.
@@ -203,10 +207,19 @@ def default() -> ConfigDict:
   c.augment.std = (0.229, 0.224, 0.225)
 
   c.data = ConfigDict()
-  c.data.source = "embedded:textures"  # folder:/path | tfds:name/split | array_record:/glob | embedded:name
+  # folder:/path | tfds:name/split | array_record:/glob | parquet:/glob | tar:/glob | embedded:name | synthetic:kind, or
+  # several with weights: 0.7 folder:/a + 0.3 tar:/b/*.tar
+  c.data.source = "embedded:textures"
   c.data.workers = -1  # decoding processes; 0: threads of this process; -1: chosen from the number of cores
+  # Where crops are made: "device": in the training step, the host only decodes; "host": by the workers; "auto": on the
+  # device if that is a GPU or TPU. Both make the same crops, up to rounding, so that a run may change over.
+  c.data.augment = "auto"
+  # Height and width of the images that the device receives, larger ones being shrunk to fit. None: so that no crop of
+  # an image of usual shape has to be enlarged (576 x 576 for crops of 224 and 96 pixels).
+  c.data.canvas = placeholder(tuple)
   c.data.prefetch = 2  # batches kept ready on the device
   c.data.max_bad_fraction = 0.01  # share of unreadable images above which the run stops
+  c.data.timeout = 120.0  # seconds after which data that do not come are reported and asked for again; 0: never
   c.data.cache_dir = placeholder(str)  # embedded data and indices; None: $VIT_JAX_CACHE or ~/.cache/vit_jax
 
   # Devices along each axis; one may be -1: what is left. Images are spread over replica, data and fsdp; parameters,

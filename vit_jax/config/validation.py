@@ -6,6 +6,7 @@ where those are known.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
@@ -19,9 +20,12 @@ from vit_jax.config.schema import loss_group_size
 from vit_jax.config.students import SECTION, split_entry, split_key, student_config, student_names
 
 SOURCES = {  # by prefix: how it is written, what it reads
-  "folder": ("folder:/path", "a folder of JPEG, PNG or WebP images; names of sub-folders are labels"),
+  "folder": ("folder:/path", "a folder of images (JPEG, PNG, WebP, TIFF, BMP, .npy); names of sub-folders are labels"),
   "tfds": ("tfds:name/split", "a TensorFlow Datasets set prepared as ArrayRecord (TensorFlow is not needed)"),
   "array_record": ("array_record:/path/*.ar", "ArrayRecord files of encoded images"),
+  "parquet": ("parquet:/path/*.parquet", "tables with a column of images, as those of Hugging Face (extra: parquet)"),
+  "tar": ("tar:/path/{000..127}.tar", "WebDataset shards: images with .cls or .json beside them"),
+  "synthetic": ("synthetic:photo", "images made on the spot (noise, gradient, photo), to measure and rehearse"),
   "embedded": ("embedded:name", "a set that this package makes itself, once, from a seed"),
 }
 EMBEDDED = {
@@ -34,6 +38,7 @@ _CHOICES = {
   "method": ("dinov3", "distillation"),
   "dino.centering": ("sinkhorn_knopp", "softmax"),
   "ibot.centering": ("sinkhorn_knopp", "softmax"),
+  "data.augment": ("auto", "device", "host"),
   "model.mlp": ("gelu", "gelu_tanh", "swiglu"),
   "model.norm": ("layernorm", "rmsnorm"),
   "model.pool": ("cls", "avg", "map", "distilled"),
@@ -67,6 +72,7 @@ _RANGES: tuple[_Rule, ...] = (  # what is right, its test, the keys (of tuples: 
     "log.every gram.refresh.max optim.max_nonfinite",
   ),
   ("must be at least 2", lambda v: v >= 2, "dino.prototypes ibot.prototypes"),
+  ('must be a folder, or "off"', bool, "compilation_cache"),
   (
     "must be more than 0",
     lambda v: v > 0,
@@ -77,7 +83,7 @@ _RANGES: tuple[_Rule, ...] = (  # what is right, its test, the keys (of tuples: 
   (
     "must not be negative",
     lambda v: v >= 0,
-    "model.num_registers model.rope.shift dino.loss_weight ibot.loss_weight koleo.loss_weight optim.clip "
+    "data.timeout model.num_registers model.rope.shift dino.loss_weight ibot.loss_weight koleo.loss_weight optim.clip "
     "optim.patch_embed_lr augment.brightness augment.contrast augment.saturation schedules.lr.start schedules.lr.peak "
     "schedules.lr.end schedules.weight_decay.start schedules.weight_decay.peak schedules.weight_decay.end "
     "schedules.local_loss_weight.start schedules.local_loss_weight.peak schedules.local_loss_weight.end "
@@ -124,6 +130,11 @@ _DURATIONS = {  # may it be nothing?
   "checkpoint.every": False,
   "checkpoint.keep_every": False,
 }
+
+
+def choices(key: str) -> tuple[Any, ...]:
+  """The values that a key may have, of those keys that have a few."""
+  return _CHOICES[key]
 
 
 def validate(config: ConfigDict) -> None:
@@ -181,13 +192,27 @@ def _single_values(values: dict[str, Any]) -> Iterator[str]:
   for key, (right, test) in _PAIRS.items():
     if not test(*values[key]):
       yield _wrong(values, key, f"must be (low, high) with {right}")
+  canvas = values["data.canvas"]
+  if canvas is not None and (len(canvas) != 2 or min(canvas) < 2):
+    yield _wrong(values, "data.canvas", "must be (height, width), both at least 2 pixels")
   for key in ("data.source", "evaluation.train_source", "evaluation.test_source"):
     if values[key] is not None:
       yield from _source(values, key)
 
 
 def _source(values: dict[str, Any], key: str) -> Iterator[str]:
-  kind, _, rest = values[key].partition(":")
+  for part in _parts(values[key]):
+    yield from _one_source(values, key, part)
+
+
+def _parts(source: str) -> list[str]:
+  """The specifications in a mixture, without their weights."""
+  parts = re.split(r"\s\+\s+(?=(?:[\d.]+\s*\*?\s+)?[A-Za-z_]\w+:)", source)
+  return [re.sub(r"^\s*[\d.]+\s*\*?\s+", "", part) for part in parts]
+
+
+def _one_source(values: dict[str, Any], key: str, source: str) -> Iterator[str]:
+  kind, _, rest = source.partition(":")
   if kind not in SOURCES or not rest:
     yield _wrong(
       values, key, f"must be like {', '.join(form for form, _ in SOURCES.values())}{did_you_mean(kind, SOURCES)}"

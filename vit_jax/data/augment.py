@@ -16,18 +16,22 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from vit_jax.data import operations
+from vit_jax.data.operations import Pixels
 from vit_jax.data.views import Views
 
-_TRIES = 10  # proposals for a crop box before the centre crop
-_LOG_RATIO = (math.log(3.0 / 4.0), math.log(4.0 / 3.0))  # a box's aspect ratio is log-uniform in this range
-_ORDERS = tuple(itertools.permutations(range(4)))  # of the four colour adjustments
-_PLACES = 2 * _TRIES + 2  # random numbers for a box: proposals, then its place
-_COLOURS = 7  # random numbers for jitter and grayscale
-_UNIFORMS = _PLACES + 4 + _COLOURS  # random numbers of one crop
+TRIES = 10  # proposals for a crop box before the centre crop
+LOG_RATIO = (math.log(3.0 / 4.0), math.log(4.0 / 3.0))  # a box's aspect ratio is log-uniform in this range
+ORDERS = tuple(itertools.permutations(range(4)))  # of the four colour adjustments
+PLACES = 2 * TRIES + 2  # random numbers for a box: proposals, then its place
+COLOURS = 7  # random numbers for jitter and grayscale
+UNIFORMS = PLACES + 4 + COLOURS  # random numbers of one crop
+
+
+Colours = tuple[tuple[tuple[int, float], ...], bool]  # (jitter, grayscale), as in `Crop`
 
 
 class Crop(NamedTuple):
@@ -56,7 +60,7 @@ def draw_crops(rng: np.random.Generator, height: int, width: int, views: Views) 
   A fixed number of random numbers is drawn whatever the image and the outcome, all at once: a call of the generator
   for each would cost more than the rest.
   """
-  uniforms = rng.random((2 + views.local_number, _UNIFORMS)).tolist()
+  uniforms = rng.random((2 + views.local_number, UNIFORMS)).tolist()
   boxes = [_draw_box(row, height, width, views.global_scale) for row in uniforms[:2]]
   crops = [_draw_crop(row, views, i, box) for i, (row, box) in enumerate(zip(uniforms, boxes, strict=False))]
   for i, row in enumerate(uniforms[2:]):
@@ -69,14 +73,28 @@ def draw_crops(rng: np.random.Generator, height: int, width: int, views: Views) 
   return crops
 
 
+def random_numbers(rng: np.random.Generator, views: Views) -> Float32[np.ndarray, "R U"]:
+  """The numbers from which `multi_crop` would draw: a row for each crop and, with `share_color_jitter`, one for all."""
+  numbers = np.zeros(random_shape(views), np.float32)
+  numbers[: 2 + views.local_number] = rng.random((2 + views.local_number, UNIFORMS))
+  if views.share_color_jitter:
+    numbers[-1, :COLOURS] = rng.random(COLOURS)
+  return numbers
+
+
+def random_shape(views: Views) -> tuple[int, int]:
+  """Of the random numbers of one image."""
+  return 2 + views.local_number + views.share_color_jitter, UNIFORMS
+
+
 def draw_colours(rng: np.random.Generator, views: Views) -> tuple[tuple[tuple[int, float], ...], bool]:
   """Draws (jitter, grayscale), as in `Crop`, for a whole image."""
-  return _colours(rng.random(_COLOURS).tolist(), views)
+  return _colours(rng.random(COLOURS).tolist(), views)
 
 
 def _draw_crop(uniforms: list[float], views: Views, kind: int, box: tuple[int, int, int, int]) -> Crop:
   """A crop of this box; kind 0: first global, 1: second global, 2: local."""
-  flip, *colours, blurred, sigma, inverted = uniforms[_PLACES:]
+  flip, *colours, blurred, sigma, inverted = uniforms[PLACES:]
   jitter, grayscale = ((), False) if views.share_color_jitter else _colours(colours, views)
   return Crop(
     *box,
@@ -99,7 +117,7 @@ def _colours(uniforms: list[float], views: Views) -> tuple[tuple[tuple[int, floa
     _between(saturation, max(0.0, 1.0 - views.saturation), 1.0 + views.saturation),
     _between(hue, -views.hue, views.hue),
   )
-  which = _ORDERS[int(order * len(_ORDERS))]
+  which = ORDERS[int(order * len(ORDERS))]
   return tuple((i, factors[i]) for i in which if strengths[i] > 0), gray < views.grayscale
 
 
@@ -109,7 +127,7 @@ def _draw_window(uniforms: list[float], views: Views) -> tuple[int, int]:
   As in the reference, the last place that would fit is never drawn; the only one, where the reference fails, is.
   """
   places = max(1, (views.global_size - views.local_size) // views.stride)
-  top, left = (views.stride * int(uniform * places) for uniform in uniforms[_PLACES - 2 : _PLACES])
+  top, left = (views.stride * int(uniform * places) for uniform in uniforms[PLACES - 2 : PLACES])
   return top, left
 
 
@@ -118,12 +136,12 @@ def _draw_box(uniforms: list[float], height: int, width: int, scale: tuple[float
 
   After ten proposals that do not fit, the largest centred box whose aspect ratio is allowed.
   """
-  for proposal in range(_TRIES):
+  for proposal in range(TRIES):
     area = height * width * _between(uniforms[2 * proposal], *scale)
-    ratio = math.exp(_between(uniforms[2 * proposal + 1], *_LOG_RATIO))
+    ratio = math.exp(_between(uniforms[2 * proposal + 1], *LOG_RATIO))
     w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
     if 0 < w <= width and 0 < h <= height:
-      return int(uniforms[_PLACES - 2] * (height - h + 1)), int(uniforms[_PLACES - 1] * (width - w + 1)), h, w
+      return int(uniforms[PLACES - 2] * (height - h + 1)), int(uniforms[PLACES - 1] * (width - w + 1)), h, w
   low, high = 3.0 / 4.0, 4.0 / 3.0
   w, h = width, height
   if width / height < low:
@@ -139,7 +157,7 @@ def _between(uniform: float, low: float, high: float) -> float:
 
 def apply_crop(image: Image.Image, crop: Crop, size: int) -> UInt8[np.ndarray, "size size 3"]:
   """Cuts `crop` out of an RGB image, resized to size x size, and distorts it as drawn."""
-  return _flipped(_distorted(_cut(image, crop, size), crop), crop)
+  return _flipped(_distorted(np.asarray(_cut(image, crop, size)), crop), crop)
 
 
 def apply_crops(
@@ -160,10 +178,10 @@ def apply_crops(
   plain = []  # the two global crops, neither distorted nor flipped
   for i, crop in enumerate(crops[:2]):
     base = _cut(image, crop, views.base_size)
-    plain.append(operations.resize(base, views.global_size))
+    plain.append(np.asarray(operations.resize(base, views.global_size)))
     shared = gram_crops is not None and views.gram_distortions
     if shared:
-      base = Image.fromarray(_distorted(base, crop))
+      base = Image.fromarray(_distorted(np.asarray(base), crop))
       pixels = np.asarray(operations.resize(base, views.global_size))
     else:
       pixels = _distorted(plain[i], crop)
@@ -189,24 +207,23 @@ def multi_crop(
 ):
   """Draws the crops of an image and writes them into the given arrays."""
   crops = draw_crops(rng, image.shape[0], image.shape[1], views)
-  source = Image.fromarray(image)
   if views.share_color_jitter:
-    source = _coloured(source, *draw_colours(rng, views))
-  apply_crops(source, crops, views, global_crops, local_crops, gram_crops)
+    image = _coloured(image, *draw_colours(rng, views))
+  apply_crops(Image.fromarray(image), crops, views, global_crops, local_crops, gram_crops)
 
 
 def _cut(image: Image.Image, crop: Crop, size: int) -> Image.Image:
   return operations.crop_and_resize(image, crop.top, crop.left, crop.height, crop.width, size)
 
 
-def _coloured(image: Image.Image, jitter: tuple[tuple[int, float], ...], grayscale: bool) -> Image.Image:
+def _coloured(pixels: Pixels, jitter: tuple[tuple[int, float], ...], grayscale: bool) -> Pixels:
   for which, factor in jitter:
-    image = operations.ADJUSTMENTS[which](image, factor)
-  return operations.grayscale(image) if grayscale else image
+    pixels = operations.ADJUSTMENTS[which](pixels, factor)
+  return operations.grayscale(pixels) if grayscale else pixels
 
 
-def _distorted(image: Image.Image, crop: Crop) -> UInt8[np.ndarray, "size size 3"]:
-  pixels = np.asarray(_coloured(image, crop.jitter, crop.grayscale))  # [size, size, 3]
+def _distorted(pixels: Pixels, crop: Crop) -> Pixels:
+  pixels = _coloured(pixels, crop.jitter, crop.grayscale)
   if crop.sigma is not None:
     pixels = operations.gaussian_blur(pixels, crop.sigma)
   return operations.solarize(pixels) if crop.solarize else pixels

@@ -17,9 +17,12 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vit_jax.data import jpeg
+
 MIN_SIDE = 2  # pixels: a tracking pixel is no picture
 MAX_PIXELS = 178_956_970  # the size at which Pillow itself refuses (a "decompression bomb")
 _ORIENTATION = 0x0112  # the EXIF tag
+_NUMPY = b"\x93NUMPY"  # how a .npy file begins
 
 
 class BadImage(Exception):
@@ -35,7 +38,11 @@ class BadImage(Exception):
 
 
 def decode(
-  data: bytes | os.PathLike | np.ndarray, name: str = "image", *, enough: int | None = None
+  data: bytes | os.PathLike | np.ndarray,
+  name: str = "image",
+  *,
+  enough: int | None = None,
+  fits: tuple[int, int] | None = None,
 ) -> UInt8[np.ndarray, "H W 3"]:
   """Decodes an encoded image (bytes or a file's path), or brings an array into the form of a decoded one.
 
@@ -45,6 +52,8 @@ def decode(
     name: what to call it in an error.
     enough: a JPEG whose short side has at least twice as many pixels as this comes out at 1/2, 1/4 or 1/8 of its size,
       no smaller than this: decoding a photograph of 12 megapixels takes a fraction of the time so. None: full size.
+    fits: (height, width) into which the image will have to fit: a JPEG that is at least twice as large comes out
+      smaller too, but no smaller than what just fits.
 
   Raises:
     BadImage: if it is missing, empty, truncated, corrupt, of no known format, larger than `MAX_PIXELS` or has a side
@@ -54,13 +63,18 @@ def decode(
     return _from_array(data, name)
   if isinstance(data, bytes) and not data:
     raise BadImage(name, "the file is empty")
+  if isinstance(data, bytes) and data.startswith(_NUMPY):
+    return _from_array(_saved_array(data, name), name)
   try:
     # The formats' decoders raise almost anything on damaged input (OSError, SyntaxError, struct.error, IndexError, …).
     with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
       _check_size(image.width, image.height, name)
-      if enough is not None and image.format == "JPEG":
-        shrunk = min(image.size) // enough
-        if shrunk >= 2:
+      if image.format == "JPEG":
+        shrunk = jpeg.shrinking(image.size, enough, fits)
+        pixels = jpeg.decode_rgb(image, data, shrunk)
+        if pixels is not None:
+          return _turned(pixels, image)
+        if shrunk > 1:
           image.draft(None, (image.width // shrunk, image.height // shrunk))
       return np.asarray(to_rgb(_upright(image)))  # [H, W, 3]
   except BadImage:
@@ -87,11 +101,28 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
   """The image as its EXIF orientation wants it shown; a damaged EXIF block counts as none."""
+  return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
+
+
+def _orientation(image: Image.Image) -> int:
   try:
-    orientation = image.getexif().get(_ORIENTATION, 1)
+    return image.getexif().get(_ORIENTATION, 1)
   except Exception:  # the picture itself may be fine
-    return image
-  return image if orientation == 1 else ImageOps.exif_transpose(image)
+    return 1
+
+
+def _turned(pixels: UInt8[np.ndarray, "H W 3"], image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+  """The decoded pixels of a file as its EXIF orientation wants them shown."""
+  orientation = _orientation(image) if "exif" in image.info else 1
+  if not 2 <= orientation <= 8:
+    return pixels
+  if orientation >= 5:
+    pixels = pixels.swapaxes(0, 1)
+  if orientation in (2, 3, 7, 8):  # left and right change places
+    pixels = pixels[:, ::-1] if orientation in (2, 3) else pixels[::-1]
+  if orientation in (3, 4, 6, 7):
+    pixels = pixels[::-1] if orientation in (3, 4) else pixels[:, ::-1]
+  return np.ascontiguousarray(pixels)
 
 
 def _deep_to_uint8(samples: np.ndarray) -> UInt8[np.ndarray, " ..."]:
@@ -101,6 +132,14 @@ def _deep_to_uint8(samples: np.ndarray) -> UInt8[np.ndarray, " ..."]:
   # Pillow gives 16-bit files as 32-bit integers too: what fits in 16 bits is taken for 16-bit.
   wide = samples.dtype.itemsize > 2 and samples.size > 0 and int(samples.max()) >= 1 << 16
   return np.clip(samples >> (24 if wide else 8), 0, 255).astype(np.uint8)
+
+
+def _saved_array(data: bytes, name: str) -> np.ndarray:
+  """The array in a .npy file."""
+  try:
+    return np.load(io.BytesIO(data), allow_pickle=False)
+  except (ValueError, EOFError, OSError) as error:
+    raise BadImage(name, f"cannot be decoded ({type(error).__name__}: {error})") from error
 
 
 def _from_array(array: np.ndarray, name: str) -> UInt8[np.ndarray, "H W 3"]:

@@ -7,6 +7,7 @@ Grain supplies the threads and the worker processes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -16,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def make_pipeline(
   local_groups: Sequence[int] | None = None,
   bad_records: str | os.PathLike | None = None,
   max_bad_fraction: float = 0.01,
+  timeout: float | None = None,
 ) -> Pipeline:
   """The batches of a training run: an endless iterator of this process's rows, that can be saved and restored.
 
@@ -60,6 +62,8 @@ def make_pipeline(
     local_groups: the loss groups of every batch that this process makes; None: those of an equal part, by its index.
     bad_records: a file to which unreadable images are added, one JSON object a line.
     max_bad_fraction: share of unreadable images above which the run stops (see `BadRecords`).
+    timeout: seconds after which a batch that does not come is reported, and a record that does not come from an object
+      store asked for again; None: never.
 
   Raises:
     ValueError: if batch size, loss groups and processes do not fit together.
@@ -81,13 +85,16 @@ def make_pipeline(
     raise ValueError(f"data.workers = {workers}: it must be -1 (automatic), 0 (threads), or a number of processes.")
   if local_groups is None:
     local_groups = range(process_index * rows // group_size, (process_index + 1) * rows // group_size)
+  groups = LossGroups(source, views, seed, group_size, batch_size // group_size, timeout=timeout)
+  stream = {"seed": seed, "records": len(source), "batch_size": batch_size, "loss_group_size": group_size}
   return Pipeline(
-    LossGroups(source, views, seed, group_size, batch_size // group_size),
+    groups,
     groups_per_batch=batch_size // group_size,
     local_groups=local_groups,
-    stream={"seed": seed, "records": len(source), "batch_size": batch_size, "loss_group_size": group_size},
+    stream={**stream, **groups.order.identity},
     workers=_automatic_workers() if workers == -1 else workers,
     bad=BadRecords(bad_records, max_bad_fraction, records=len(source)),
+    timeout=timeout,
   )
 
 
@@ -131,11 +138,13 @@ class Pipeline:
     *,
     groups_per_batch: int,
     local_groups: Sequence[int],
-    stream: dict[str, int],
+    stream: dict[str, int | str],
     workers: int,
     bad: BadRecords,
+    timeout: float | None,
   ):
     self._groups = groups
+    self._timeout = timeout
     self._groups_per_batch = groups_per_batch
     self._local_groups = local_groups
     self._stream = stream
@@ -155,7 +164,8 @@ class Pipeline:
     if self._iterator is None:
       self._iterator = self._start()
     try:
-      groups = [next(self._iterator) for _ in self._local_groups]
+      with _reporting_stalls(self._timeout, self._next_batch):
+        groups = [next(self._iterator) for _ in self._local_groups]
     except BaseException:
       self._stop()  # a later next() begins this batch again
       raise
@@ -172,7 +182,7 @@ class Pipeline:
     """The views that the next so many batches need, each once, in the order in which they come first."""
     return list(dict.fromkeys(self._groups.views(self._next_batch + i) for i in range(batches)))
 
-  def get_state(self) -> dict[str, int]:
+  def get_state(self) -> dict[str, int | str]:
     """Where the stream is, with what identifies it."""
     return {"next_batch": self._next_batch, **self._stream}
 
@@ -240,6 +250,29 @@ class Pipeline:
       _end_deleter()
 
 
+@contextlib.contextmanager
+def _reporting_stalls(timeout: float | None, batch: int) -> Iterator[None]:
+  """Warns, again and again, of a batch that does not come; costs a thread for the time of one batch."""
+  if timeout is None:
+    yield
+    return
+  done = threading.Event()
+
+  def watch():
+    waited = timeout
+    while not done.wait(timeout):
+      log.warning("data: batch %d has not come for %g s (data.timeout): does the source stall?", batch, waited)
+      waited += timeout
+
+  watcher = threading.Thread(target=watch, daemon=True, name="watch-batch")
+  watcher.start()
+  try:
+    yield
+  finally:
+    done.set()
+    watcher.join()
+
+
 def _start_worker(parent: int, *unused: int):
   """Prepares a worker process: it ends by its parent's will, or with it."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent decides
@@ -276,7 +309,11 @@ class BadRecords:
     self._records = records
     self._known: dict[int, str] = {}
     if self._path is not None and self._path.exists():  # a resumed run
-      for line in self._path.read_text().splitlines():
+      written = self._path.read_text()
+      whole, newline, cut_off = written.rpartition("\n")
+      if cut_off:  # by a kill as it was written: the image will be met again
+        self._path.write_text(whole + newline)
+      for line in whole.splitlines():
         entry = json.loads(line)
         self._known[entry["record"]] = f"{entry['name']}: {entry['reason']}"
 

@@ -10,6 +10,8 @@ import dataclasses
 import math
 from typing import NamedTuple
 
+_CANVAS_STEP = 64  # pixels: sides that matrix units like
+
 
 class Resolution(NamedTuple):
   """One of several sizes of the crops, and the share of the steps that train at it."""
@@ -56,12 +58,15 @@ class Views:
   mask_probability: float = 0.5  # share of the global crops that are masked
   mask_ratio: tuple[float, float] = (0.1, 0.5)  # masked share of a masked crop: evenly spread over this range
   mask_shift: bool = False  # roll every mask by a random offset
+  # Height and width of the canvas on which images are delivered as decoded, for crops to be made on the device. None:
+  # crops are made on the host.
+  canvas: tuple[int, int] | None = None
   # Images whose mask quota is drawn together and which no process boundary separates. None: the batch up to 64 images,
   # else its largest divisor up to 64.
   loss_group_size: int | None = None
 
   def __post_init__(self):
-    for name in ("global_scale", "local_scale", "blur", "blur_sigma", "solarize", "mask_ratio", "mask_grid"):
+    for name in ("global_scale", "local_scale", "blur", "blur_sigma", "solarize", "mask_ratio", "mask_grid", "canvas"):
       if getattr(self, name) is not None:
         object.__setattr__(self, name, tuple(getattr(self, name)))  # a list (from a config or from JSON) would not hash
     object.__setattr__(self, "resolutions", tuple(Resolution(*values) for values in self.resolutions))
@@ -119,7 +124,17 @@ class Views:
       sides.append(self.local_size / math.sqrt(self.local_scale[0]))
     return math.ceil(2.0 * max(sides))
 
+  @property
+  def enough_canvas(self) -> tuple[int, int]:
+    """A canvas on which no crop of an image of usual shape (4:3, either way up) has to be enlarged."""
+    sides = [view.enough_pixels / 2.0 for view in self.variants()]
+    side = _CANVAS_STEP * math.ceil(4.0 / 3.0 * max(sides) / _CANVAS_STEP)
+    return side, side
+
   def _check_geometry(self):
+    if self.canvas is not None:
+      valid = len(self.canvas) == 2 and min(self.canvas) >= 2
+      _require(valid, "data.canvas", self.canvas, "(height, width), both at least 2 pixels")
     _require(self.local_number >= 0, "crops.local_number", self.local_number, "0 or more")
     sizes = {"crops.global_size": self.global_size, "crops.local_size": self.local_size}
     for key, size in (sizes | ({} if self.gram_size is None else {"crops.gram_size": self.gram_size})).items():

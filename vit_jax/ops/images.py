@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int32, UInt8
 
 
 def normalize_images(images: Array, mean: Sequence[float], std: Sequence[float]) -> Float[Array, "... H W C"]:
@@ -32,5 +32,10 @@ def normalize_images(images: Array, mean: Sequence[float], std: Sequence[float])
 
 def grey(images: UInt8[Array, "... 3"]) -> UInt8[Array, "... 1"]:
   """RGB as grey (ITU-R 601 luma), in the integers that PIL computes with."""
+  return luma(images).astype(jnp.uint8)[..., None]
+
+
+def luma(images: Array) -> Int32[Array, " ..."]:
+  """Luma (ITU-R 601) of RGB levels [..., 3] of any type, in the integers that PIL computes with."""
   red, green, blue = jnp.moveaxis(images.astype(jnp.int32), -1, 0)
-  return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).astype(jnp.uint8)[..., None]
+  return (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16

@@ -3,6 +3,7 @@
 from vit_jax.parallel.lifeline import JoinError
 from vit_jax.parallel.local_batch import LocalBatch
 from vit_jax.parallel.mesh import (
+  AXES,
   BATCH_AXES,
   MeshError,
   abstract_mesh,
@@ -10,12 +11,14 @@ from vit_jax.parallel.mesh import (
   batch_shards,
   check_batch,
   make_mesh,
+  mesh_shape,
 )
 from vit_jax.parallel.processes import Agreement
 from vit_jax.parallel.rules import ACTIVATION_AXES, check_spread, parameter_sharding, state_shardings
 
 __all__ = [
   "ACTIVATION_AXES",
+  "AXES",
   "BATCH_AXES",
   "Agreement",
   "JoinError",
@@ -27,6 +30,7 @@ __all__ = [
   "check_batch",
   "check_spread",
   "make_mesh",
+  "mesh_shape",
   "parameter_sharding",
   "state_shardings",
 ]

@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,19 @@ from vit_jax import config as configs
 from vit_jax import parallel
 from vit_jax.checkpoints import Checkpoints, latest
 from vit_jax.config import UserError
-from vit_jax.data.groups import batch_shapes
+from vit_jax.data.device import augmented, one_device
+from vit_jax.data.groups import SIZES, batch_shapes
 from vit_jax.data.pipeline import make_pipeline
 from vit_jax.data.views import Views
 from vit_jax.inspect import pictures, tables
 from vit_jax.methods import State
 from vit_jax.parallel import processes
 from vit_jax.train import frozen, setup, starting
+from vit_jax.train import goodput as goodputs
+from vit_jax.train.caching import caching
 from vit_jax.train.compiling import CompiledSteps
 from vit_jax.train.evaluations import Evaluations
+from vit_jax.train.goodput import Goodput
 from vit_jax.train.interrupts import Interrupts, Stopped
 from vit_jax.train.nonfinite import Guard, dump
 from vit_jax.train.prefetch import prefetch
@@ -47,6 +51,8 @@ from vit_jax.train.writers import METRICS, Writers, read_lines
 log = logging.getLogger(__name__)
 
 CROPS = ("global", "local", "gram")
+Batch = Mapping[str, jax.Array]
+PICTURED = 8  # images of the batch that is shown
 LOOK_AHEAD = 1000  # steps among which the resolutions are sought that are to be compiled ahead
 
 
@@ -82,6 +88,11 @@ def train(config: ConfigDict, workdir: str, *, accept_config_change: bool = Fals
     UserError: if the loss is no longer finite.
   """
   folder = Path(workdir).expanduser().absolute()
+  with caching(config.compilation_cache, folder):
+    return _train(config, folder, Goodput(folder), accept_config_change=accept_config_change)
+
+
+def _train(config: ConfigDict, folder: Path, goodput: Goodput, *, accept_config_change: bool) -> State:
   _check_processes(config, folder)
   run = frozen.pin(setup.prepare(config), folder)
   sources = [] if latest(folder) is not None else starting.open_sources(run, abstract_state(run))
@@ -93,7 +104,7 @@ def train(config: ConfigDict, workdir: str, *, accept_config_change: bool = Fals
     folder, keep=run.config.checkpoint.keep, keep_every=keep_every and run.steps("checkpoint.keep_every")
   )
   with checkpoints:
-    return _Loop(run, folder, checkpoints, sources, accept_config_change=accept_config_change).run_to_end()
+    return _Loop(run, folder, checkpoints, sources, goodput, accept_config_change=accept_config_change).run_to_end()
 
 
 @contextlib.contextmanager
@@ -118,6 +129,31 @@ def abstract_state(run: setup.Run) -> State:
   return jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings)
 
 
+def abstract_batch(run: setup.Run, views: Views) -> dict[str, jax.ShapeDtypeStruct]:
+  """The shapes, types and shardings of a batch of one resolution."""
+  sharding = parallel.batch_sharding(run.mesh)
+  return {
+    name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding)
+    for name, (shape, kind) in batch_shapes(views, run.config.batch_size).items()
+  }
+
+
+def make_step(run: setup.Run) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
+  """One step of the method: (state, batch) -> (state, metrics). Crops that are not made yet are made first."""
+  step = run.method.make_step(run.config)
+
+  def whole(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+    return step(state, augmented(batch, run.views, run.mesh, parallel.BATCH_AXES))
+
+  return whole
+
+
+def jitted_step(run: setup.Run, state: State) -> Any:
+  """The training step for `jax.jit`'s stages; the state is donated and keeps the shardings of the abstract `state`."""
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+  return jax.jit(make_step(run), donate_argnums=0, out_shardings=(shardings, None))
+
+
 def fresh_state(run: setup.Run) -> State:
   """A new state, every array born on its devices; without the frozen teacher, which a file holds."""
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run).saved())
@@ -139,10 +175,11 @@ class _Loop:
     workdir: Path,
     checkpoints: Checkpoints,
     sources: list[starting.Opened],
+    goodput: Goodput,
     *,
     accept_config_change: bool,
   ):
-    self.run, self.workdir, self.checkpoints = run, workdir, checkpoints
+    self.run, self.workdir, self.checkpoints, self.goodput = run, workdir, checkpoints, goodput
     self.total = run.steps("duration")
     self.local = parallel.LocalBatch(parallel.batch_sharding(run.mesh))
     self.pipeline = make_pipeline(
@@ -154,9 +191,11 @@ class _Loop:
       local_groups=self.local.parts(run.config.batch_size // run.config.loss_group_size),
       bad_records=workdir / bad_records_file(),
       max_bad_fraction=run.config.data.max_bad_fraction,
+      timeout=run.config.data.timeout or None,
     )
     self.last_metrics: dict[str, float] = {}  # the last value of each
     self.step_number, self.state = self._start(sources, accept_config_change)
+    self.first_step = self.step_number
     teacher = abstract_state(run).frozen
     if teacher is not None:
       self.state = self.state.replace(frozen=frozen.params_on_devices(run, teacher))
@@ -180,7 +219,8 @@ class _Loop:
       state = starting.begin(fresh_state(self.run), sources)
       sources.clear()  # they may hold whole files
       return 0, state
-    restored = self.checkpoints.restore(abstract_state(self.run).saved())
+    with self.goodput.measuring("restore"):
+      restored = self.checkpoints.restore(abstract_state(self.run).saved())
     self.pipeline.set_state(restored.data_state, exact=not accept_config_change)
     self.last_metrics = restored.metrics
     log.info("Going on from step %d of %d.", restored.step, self.total)
@@ -199,12 +239,18 @@ class _Loop:
           active=jax.process_index() == 0,
         ) as self.writers:
           self._train()
-        self.checkpoints.wait()
+        with self.goodput.measuring("checkpoint"):
+          self.checkpoints.wait()
       return self._finish()
     finally:
+      if self.step_number < self.total:  # stopped, or failed
+        self.goodput.write()
       self.pipeline.close()
 
   def _finish(self) -> State:
+    if self.step_number > self.first_step:
+      self.goodput.write()
+      log.info("%s", goodputs.describe(self.goodput.starts()))
     if jax.process_index() == 0:
       path = write_summary(self.workdir, alarms=self.health.alarms)
       log.info("%d of %d steps are done. Summary: %s", self.step_number, self.total, path)
@@ -218,24 +264,29 @@ class _Loop:
       batch_size=config.batch_size,
       every=config.log.every,
       live=None if jax.process_index() == 0 else False,
+      goodput=self.goodput,
     )
+    self.goodput.begun(self.step_number)
     if self.step_number == 0:
       self._evaluate(0)
     batches = prefetch(self.pipeline, self.local, size=config.data.prefetch)
     pending: tuple[int, dict[str, jax.Array]] | None = None
     guard = Guard(config.optim.max_nonfinite, self.state)
     times = SaveTimes(self.run.steps("checkpoint.every"), config.checkpoint.minutes, self.total)
-    with contextlib.closing(batches), self.progress, self._steps() as step_fn:
+    # "step" is what is not measured inside: the device works while the host keeps its books.
+    with contextlib.closing(batches), self.progress, self._steps() as step_fn, self.goodput.measuring("step"):
       for step in range(self.step_number + 1, self.total + 1):
         with self.progress.waiting():
           batch, data_state = next(batches)
         if step == 1 and config.log.pictures:
-          self._picture_batch(batch)
+          with self.progress.pausing("pictures"):
+            self._picture_batch(batch)
         self._make_ready(step_fn, batch)
         self.interrupts.protect()
         self.state, metrics = step_fn(self.state, batch)
         metrics |= self._sizes(batch)
         self.step_number = step
+        self.goodput.at(step)
         if pending is not None:
           self._log(*pending)
         pending = (step, metrics)
@@ -261,21 +312,13 @@ class _Loop:
   def _steps(self) -> CompiledSteps:
     """The training step, for the batches of every resolution that will come."""
     state = abstract_state(self.run)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    step = jax.jit(self.run.method.make_step(self.run.config), donate_argnums=0, out_shardings=(shardings, None))
+    step = jitted_step(self.run, state)
     left = self.total - self.step_number
     coming = self.pipeline.upcoming(min(left, LOOK_AHEAD))
     if left > LOOK_AHEAD:
       coming += [views for views in self.run.views.variants() if views not in coming]
-    batches = [(views.name, self._abstract_batch(views)) for views in coming]
+    batches = [(views.name, abstract_batch(self.run, views)) for views in coming]
     return CompiledSteps(step, state, batches, functools.partial(mesh_context, self.run.mesh))
-
-  def _abstract_batch(self, views: Views) -> dict[str, jax.ShapeDtypeStruct]:
-    sharding = parallel.batch_sharding(self.run.mesh)
-    return {
-      name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding)
-      for name, (shape, kind) in batch_shapes(views, self.run.config.batch_size).items()
-    }
 
   def _make_ready(self, steps: CompiledSteps, batch: dict[str, jax.Array]) -> None:
     """Compiles ahead, so that the time is reported and does not count as training."""
@@ -291,6 +334,8 @@ class _Loop:
     """The sizes of a batch's crops, where they differ from step to step."""
     if not self.run.views.resolutions:
       return {}
+    if SIZES in batch:
+      return {f"{kind}_size": size for kind, size in zip(CROPS, batch[SIZES].shape[1:], strict=True) if size}
     return {f"{kind}_size": batch[f"{kind}_crops"].shape[-2] for kind in CROPS if f"{kind}_crops" in batch}
 
   def _due(self, step: int, key: str) -> bool:
@@ -308,7 +353,7 @@ class _Loop:
     self.writers.scalars(step, values)
     self.progress.step(step, values)
     if self.progress.timing:
-      self.writers.timing(step, self.progress.timing)
+      self.writers.timing(step, self.progress.timing | self.goodput.timing())
     self._judge(step, values)
 
   def _judge(self, step: int, values: dict[str, float]) -> None:
@@ -343,9 +388,11 @@ class _Loop:
         self.writers.images(step, self.evaluations.pictures(self.state))
 
   def _picture_batch(self, batch: dict[str, jax.Array]) -> None:
-    local = {name: np.concatenate([s.data for s in array.addressable_shards]) for name, array in batch.items()}
-    augment = self.run.config.augment
-    self.writers.images(0, {"batch": pictures.contact_sheet(local, mean=augment.mean, std=augment.std)})
+    local = {
+      name: np.concatenate([s.data for s in array.addressable_shards])[:PICTURED] for name, array in batch.items()
+    }
+    augment, crops = self.run.config.augment, jax.device_get(one_device(self.run.views)(local))
+    self.writers.images(0, {"batch": pictures.contact_sheet(crops, mean=augment.mean, std=augment.std)})
 
   def _save(self, step: int, data_state: dict[str, Any]) -> None:
     with self.progress.pausing("saving"):

@@ -16,6 +16,7 @@ from vit_jax import config as configs
 from vit_jax import methods, parallel
 from vit_jax.checkpoints import Checkpoints
 from vit_jax.config import UserError
+from vit_jax.data.device import augmented
 from vit_jax.inspect.nonfinite import Event, find_nonfinite
 from vit_jax.methods import State
 from vit_jax.train import frozen
@@ -52,6 +53,7 @@ def replay(folder: str, overrides: Iterable[str] = ()) -> str:
     batch = jax.device_put(dict(arrays), parallel.batch_sharding(run.mesh))
   log.info("Compiling the step with a look at every operation …")
   with mesh_context(run.mesh):
+    batch = jax.jit(lambda batch: augmented(batch, run.views, run.mesh, parallel.BATCH_AXES))(batch)
     (_, metrics), events = find_nonfinite(run.method.make_step(config), state, batch)
   values = {name: float(value) for name, value in jax.device_get(metrics).items()}
   broken = list(_broken_parameters(state))

@@ -72,7 +72,7 @@ def prepare(config: ConfigDict) -> Run:
     source = open_source(config.data.source, cache_dir=config.data.cache_dir)
     resolved = configs.resolve(config, len(source))
     mesh = parallel.make_mesh(resolved.mesh)
-    views = method.views(resolved)
+    views = with_canvas(resolved, method.views(resolved), jax.default_backend())
     if views.variants()[0].gram_size and not any(map(gram.enabled, methods.each_student(resolved).values())):
       log.warning("The gram crops are for Gram anchoring, which is off: set gram.source or gram.load_at.")
     sizes = {key: resolved[key] for key in ("batch_size", "loss_group_size")}
@@ -88,6 +88,16 @@ def prepare(config: ConfigDict) -> Run:
       raise
     raise ConfigError(str(error)) from error
   return Run(resolved, method, views, source, sources, mesh)
+
+
+def with_canvas(config: ConfigDict, views: Views, platform: str) -> Views:
+  """The views as the data are to deliver them: crops, or images for crops that a device of the platform makes."""
+  where = config.data.augment
+  if where == "auto":  # a CPU makes crops faster with the host's libraries than as a device
+    where = "host" if platform == "cpu" else "device"
+  if where == "host":
+    return views
+  return dataclasses.replace(views, canvas=config.data.canvas or views.enough_canvas)
 
 
 def _check_masks(config: ConfigDict, views: Views) -> None:
@@ -224,6 +234,9 @@ def describe(run: Run) -> dict[str, Any]:
     "batch": f"{run.config.batch_size}" + (f" in {num} micro-batches" if num > 1 else ""),
     "crops": f"{'global/local/gram' if run.views.variants()[0].gram_size else 'global/local'} of {', '.join(crops)}",
     "read here": _own_part(run),
+    "augmentation": f"on the device, from canvases of {' x '.join(map(str, run.views.canvas))} pixels"
+    if run.views.canvas
+    else "on the host",
     "loss groups": f"{run.config.batch_size // run.config.loss_group_size} of {run.config.loss_group_size} images",
     "processes": processes.describe(),
     "devices": f"{run.mesh.size} {jax.devices()[0].device_kind} as "
