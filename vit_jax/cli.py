@@ -27,7 +27,7 @@ if TYPE_CHECKING:
   from vit_jax.parallel.lifeline import Lifeline
 
 _OVERRIDE = "--config."
-_BENCHMARKS = ("data",)
+_BENCHMARKS = ("data", "step")
 _FORMATS = ("safetensors", "pth", "timm", "orbax")
 _OVERRIDES_HELP = "further flags:\n  --config.KEY=VALUE    override a key of the config, e.g. --config.batch_size=32"
 

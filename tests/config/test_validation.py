@@ -111,6 +111,8 @@ IMPOSSIBLE = {  # for every key whose values can be impossible by themselves: su
   "augment.std": [(0.2, 0.0, 0.2)],
   "data.source": ["/my/photos", "folder:", "zip:x", "embedded:texture"],
   "data.workers": [-2],
+  "data.augment": ["gpu"],
+  "data.canvas": [(576,), (1, 576)],
   "data.prefetch": [0],
   "data.max_bad_fraction": [1.1],
   "data.timeout": [-1.0],

@@ -97,13 +97,7 @@ def _on_device(source: Photographs, views: Views, seconds: float) -> Row:
   batch = jax.device_put({name: array for name, array in group.items() if isinstance(array, np.ndarray)})
   augment = device.one_device(views)
   timing = repeat(lambda: jax.block_until_ready(augment(batch)), units=images, seconds=seconds)
-  flops = augment.lower(batch).compile().cost_analysis()
-  note = f"batch {images}; {_billions(flops, images)} GFLOP an image" if images <= 32 else f"batch {images}"
-  return Row(f"device augmentation on {jax.devices()[0].device_kind}", "image, wall", timing, note=note)
-
-
-def _billions(cost: dict, images: int) -> str:
-  return f"{cost['flops'] / images / 1e9:.2f}"
+  return Row(f"device augmentation on {jax.devices()[0].device_kind}", "image, wall", timing, note=f"batch {images}")
 
 
 def _waiting() -> Row:

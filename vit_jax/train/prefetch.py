@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,8 +25,13 @@ def prefetch(pipeline: Any, local: LocalBatch, *, size: int) -> Iterator[Prefetc
     size: batches kept on the device beyond the one in use.
   """
   queue: collections.deque = collections.deque()
-  for rows in pipeline:
-    batch = {name: local.whole(array) for name, array in rows.items()}
-    queue.append((batch, pipeline.get_state()))
-    if len(queue) > size:
-      yield queue.popleft()
+  rows = iter(pipeline)
+  # The first batch is given out at once: while the step is compiled for it, the pipeline makes the next ones. Then two
+  # are taken for one that is given, until there are enough.
+  for taken in itertools.chain([1], itertools.repeat(2)):
+    for arrays in itertools.islice(rows, min(taken, size + 1 - len(queue))):
+      batch = {name: local.whole(array) for name, array in arrays.items()}
+      queue.append((batch, pipeline.get_state()))
+    if not queue:
+      return
+    yield queue.popleft()

@@ -1,0 +1,44 @@
+"""Batches on the device ahead of the step, each with the state that belongs to it."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import SingleDeviceSharding
+
+from vit_jax.train.prefetch import prefetch
+
+
+class Numbers:
+  """Batch i is [i], after which the state is i."""
+
+  def __init__(self, count):
+    self.made, self.count = 0, count
+
+  def __iter__(self):
+    return self
+
+  def __next__(self):
+    if self.made == self.count:
+      raise StopIteration
+    self.made += 1
+    return {"number": np.array([self.made])}
+
+  def get_state(self):
+    return {"next_batch": self.made}
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 5])
+def test_every_batch_comes_in_order_with_its_own_state(size):
+  batches = prefetch(Numbers(7), SingleDeviceSharding(jax.devices()[0]), size=size)
+  seen = [(int(batch["number"][0]), state["next_batch"]) for batch, state in batches]
+  assert seen == [(i, i) for i in range(1, 8)]
+
+
+def test_the_first_batch_does_not_wait_for_others_and_no_more_than_asked_are_held():
+  numbers = Numbers(50)
+  batches = prefetch(numbers, SingleDeviceSharding(jax.devices()[0]), size=2)
+  ahead = []
+  for given in range(1, 7):
+    next(batches)
+    ahead.append(numbers.made - given)
+  assert ahead == [0, 1, 2, 2, 2, 2]
