@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts beside it: makes the virtual environment .venv of this checkout and activates it.
 # An environment that is already active is left alone: the scripts pin versions, and it may hold other work.
 
@@ -29,7 +30,7 @@ prepare() {
   if ! cat "$root/pyproject.toml" "$root/constraints.txt" | cmp -s - "$stamp"; then
     echo "Installing vit_jax[$extras] into $root/.venv"
     "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-      --constraint "$root/constraints.txt" --editable "$root[$extras]" || return 1
+      --constraint "$root/constraints.txt" --editable "${root}[$extras]" || return 1
     cat "$root/pyproject.toml" "$root/constraints.txt" >"$stamp"
   fi
   # shellcheck disable=SC1091

@@ -3,6 +3,7 @@
 # do). The same command again resumes the run, or says that it is complete. Overrides go to the run:
 #   ./launch/quickstart.sh --config.seed=1 --workdir=runs/seed1
 set -euo pipefail
+# shellcheck source=launch/environment.sh disable=SC1091
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 prepare tensorboard

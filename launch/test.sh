@@ -4,6 +4,7 @@
 #   ./launch/test.sh -m slow             the slow ones
 #   ./launch/test.sh tests/losses -x     a folder, stopping at the first failure
 set -euo pipefail
+# shellcheck source=launch/environment.sh disable=SC1091
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 prepare test

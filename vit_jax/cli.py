@@ -7,20 +7,27 @@ that are for the user are printed without a traceback, with exit code 2; any oth
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
+import json
 import logging
 import re
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from vit_jax.config.errors import UserError
 from vit_jax.config.fields import fields
 
 if TYPE_CHECKING:
+  from jax.sharding import Mesh
   from ml_collections import ConfigDict
 
+  from vit_jax.parallel.lifeline import Lifeline
+
 _OVERRIDE = "--config."
-_BENCHMARKS = ("data",)
+_BENCHMARKS = ("data", "step")
 _FORMATS = ("safetensors", "pth", "timm", "orbax")
 _OVERRIDES_HELP = "further flags:\n  --config.KEY=VALUE    override a key of the config, e.g. --config.batch_size=32"
 
@@ -43,15 +50,52 @@ def main(argv: Sequence[str] | None = None) -> int:
   return 0
 
 
+@contextlib.contextmanager
+def _in_job(args: argparse.Namespace) -> Iterator[bool]:
+  """Joins the processes of the job; gives whether this is the first of them, which speaks for all.
+
+  Where there are several, an exception ends the process here, after the others have been told.
+  """
+  from vit_jax.parallel import processes
+
+  given = {name: getattr(args, name) for name in ("coordinator", "num_processes", "process_id", "local_device_ids")}
+  member = processes.join(processes.find(**given), timeout=args.join_timeout)
+  if member is None:
+    yield True
+    return
+  _log_as(member)
+  try:
+    yield member.process == 0
+  except KeyboardInterrupt:
+    member.fail("interrupted", 130)
+  except Exception as error:
+    from jax.errors import JaxRuntimeError
+
+    if _is_for_user(error):
+      member.fail(str(error), 2)
+    # A computation that breaks off is mostly the end of another process, which says more.
+    member.fail(traceback.format_exc(), 1, wait=3.0 if isinstance(error, JaxRuntimeError) else 0.0)
+  finally:
+    member.leave()
+
+
+def _log_as(member: Lifeline) -> None:
+  """From now on messages say of which process they are; those of progress are the first one's."""
+  for handler in logging.getLogger().handlers:
+    handler.setFormatter(logging.Formatter(f"{member.name}: %(message)s" if member.process else "%(message)s"))
+  if member.process:
+    logging.getLogger("vit_jax").setLevel(logging.WARNING)
+
+
 def _is_for_user(error: Exception) -> bool:
   """Whether an error's message tells the user what to put right.
 
-  So do the exceptions that vit_jax defines, and a ValueError that opens with a key of the config: most rooms know
-  nothing of `vit_jax.config` and name the key in a plain ValueError.
+  So do the exceptions that vit_jax defines, and a ValueError or ImportError that opens with a key of the config: most
+  rooms know nothing of `vit_jax.config` and name the key in a plain one.
   """
   if isinstance(error, UserError) or type(error).__module__.partition(".")[0] == "vit_jax":
     return True
-  return isinstance(error, ValueError) and re.split(r"[=:\s]", str(error), maxsplit=1)[0] in fields()
+  return isinstance(error, ValueError | ImportError) and re.split(r"[=:\s]", str(error), maxsplit=1)[0] in fields()
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -90,10 +134,13 @@ def _train(args: argparse.Namespace) -> None:
   config = _load(args)
   from vit_jax.train import loop
 
-  if args.dry_run:
-    print(f"{loop.describe(config, args.workdir)}\n\n{_model_table(config)}")
-    return
-  loop.train(config, args.workdir, accept_config_change=args.accept_config_change)
+  with _in_job(args) as first:
+    if not args.dry_run:
+      loop.train(config, args.workdir, accept_config_change=args.accept_config_change)
+      return
+    text = f"{loop.describe(config, args.workdir)}\n\n{_model_table(config)}"
+    if first:
+      print(text)
 
 
 def _replay(args: argparse.Namespace) -> None:
@@ -105,26 +152,39 @@ def _replay(args: argparse.Namespace) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
   import rich
 
-  from vit_jax import evaluation, hub
+  from vit_jax import evaluation, hub, parallel
   from vit_jax.evaluation.report import rich_table
 
-  model, params = hub.load_model(args.model)
-  seen = hub.load_preprocessing(args.model, channels=model.in_channels)
-  scores = evaluation.evaluate_model(
-    model,
-    params,
-    tasks=tuple(args.tasks.split(",")),
-    train_source=args.data,
-    test_source=args.test_data,
-    image_size=args.image_size or seen.image_size,
-    batch_size=args.batch_size,
-    max_examples=args.max_examples,
-    mean=seen.mean,
-    std=seen.std,
-    output=args.json,
-    about={"model": args.model},
-  )
-  rich.print(rich_table(scores, title=args.model))
+  with _in_job(args) as first:
+    mesh = _all_devices()
+    model, params = hub.load_model(args.model, mesh=mesh)
+    seen = hub.load_preprocessing(args.model, channels=model.in_channels)
+    scores = evaluation.evaluate_model(
+      model,
+      params,
+      tasks=tuple(args.tasks.split(",")),
+      train_source=args.data,
+      test_source=args.test_data,
+      image_size=args.image_size or seen.image_size,
+      batch_size=args.batch_size,
+      max_examples=args.max_examples,
+      mean=seen.mean,
+      std=seen.std,
+      sharding=None if mesh is None else parallel.batch_sharding(mesh),
+      output=args.json if first else None,
+      about={"model": args.model},
+    )
+    if first:
+      rich.print(rich_table(scores, title=args.model))
+
+
+def _all_devices() -> Mesh | None:
+  """The mesh of a job of several processes; a process that is alone evaluates on its first device."""
+  import jax
+
+  from vit_jax import parallel
+
+  return parallel.make_mesh({"replica": 1, "data": -1, "fsdp": 1, "tensor": 1}) if jax.process_count() > 1 else None
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -150,6 +210,26 @@ def _convert(args: argparse.Namespace) -> None:
   _export(args)
 
 
+def _plan(args: argparse.Namespace) -> None:
+  config = _load(args)
+  from vit_jax.inspect.chips import topology
+  from vit_jax.inspect.plan import frontier, report
+  from vit_jax.train import planning, sweep
+
+  where = topology(args.topology)
+  if args.sweep is None:
+    plans = [planning.plan(config, where, simulate=args.simulate)]
+    text = report(plans[0], where.chip)
+  else:
+    one = functools.partial(planning.plan, where=where, simulate=args.simulate)
+    plans = sweep.sweep(config, where, tuple(args.sweep.split(",")), one)
+    text = frontier(plans)
+  if args.json is not None:
+    with open(args.json, "w") as file:
+      json.dump([plan.to_dict() for plan in plans], file, indent=2)
+  print(text)
+
+
 def _inspect_config(args: argparse.Namespace) -> None:
   config = _load(args)
   from vit_jax.config import defaults_of
@@ -160,6 +240,28 @@ def _inspect_config(args: argparse.Namespace) -> None:
 
 def _inspect_model(args: argparse.Namespace) -> None:
   _show(_model_table(_load(args)), args.output)
+
+
+def _inspect_checkpoints(args: argparse.Namespace) -> None:
+  from vit_jax.inspect.saved_steps import saved_steps_table
+
+  _show(saved_steps_table(args.workdir, verify=args.verify), args.output)
+
+
+def _inspect_sharding(args: argparse.Namespace) -> None:
+  config = _load(args)
+  import functools
+
+  import jax
+
+  from vit_jax import methods, parallel
+  from vit_jax.inspect.sharding import sharding_table
+
+  mesh = parallel.abstract_mesh(config.mesh, args.devices or jax.device_count())
+  init = functools.partial(methods.get(config.method).init, config)
+  state = jax.eval_shape(init, jax.random.key(config.seed))
+  _show(sharding_table(state, mesh, zero=config.mesh.zero), args.output)
+  parallel.check_spread(state, mesh)
 
 
 def _inspect_batch(args: argparse.Namespace) -> None:
@@ -211,6 +313,109 @@ def _data_list(args: argparse.Namespace) -> None:
     print(f"  {name:<30}{meaning}")
 
 
+def _data_scan(args: argparse.Namespace) -> None:
+  from vit_jax.data.scanning import scan
+  from vit_jax.data.sources import rescan
+
+  spec = _source_spec(args.source)
+  source = rescan(spec, cache_dir=args.cache_dir, beside=args.beside)
+  if args.index_only:
+    print(f"{len(source):,} images, {source.num_classes} classes")
+    return
+  with _progress(len(source) if args.limit is None else min(len(source), args.limit), "scanning") as advance:
+    found = scan(source, spec, workers=args.workers, limit=args.limit, progress=advance)
+  print(found.report())
+  if args.json:
+    found.write(args.json)
+    print(f"wrote {args.json}")
+
+
+def _data_convert(args: argparse.Namespace) -> None:
+  from vit_jax.data.converting import convert
+  from vit_jax.data.sources import open_source
+
+  spec = _source_spec(args.source)
+  scheme, _, folder = args.target.partition(":")
+  if scheme != "array_record" or not folder or "*" in folder:
+    raise UserError(f"{args.target}: must be array_record:FOLDER, the folder to write the shards into")
+  source = open_source(spec, cache_dir=args.cache_dir)
+  with _progress(len(source), "converting") as advance:
+    try:
+      done = convert(
+        source,
+        spec,
+        folder,
+        records_per_shard=args.records_per_shard,
+        max_side=args.max_side,
+        workers=args.workers,
+        progress=advance,
+      )
+    except ValueError as error:
+      raise UserError(str(error)) from error
+    except OSError as error:
+      raise UserError(f"{args.target}: cannot be written: {error}") from error
+  print(
+    f"wrote {done['records']:,} images ({done['bytes'] / 1e9:.2f} GB) in {done['shards']} shards, read back and "
+    f"compared ({done['shards_before']} were there already); {done['left_out']:,} unreadable images left out"
+  )
+  print(f"use it as --config.data.source='array_record:{folder}/*.array_record'")
+
+
+def _data_preview(args: argparse.Namespace) -> None:
+  config = _load(args)
+  import jax
+
+  from vit_jax.data.captions import colour_caption, crop_caption
+  from vit_jax.data.device import one_device
+  from vit_jax.data.groups import BAD, LossGroups
+  from vit_jax.inspect import pictures
+  from vit_jax.inspect.captioned import captioned_sheet
+  from vit_jax.train import setup
+
+  run = setup.prepare(config)
+  size, per_batch = run.config.loss_group_size, run.config.batch_size // run.config.loss_group_size
+  groups = LossGroups(run.source, run.views, run.config.seed, size, per_batch, timeout=run.config.data.timeout or None)
+  number = args.step * per_batch
+  arrays = {name: array for name, array in groups[number].items() if name != BAD}
+  group, rows = jax.device_get(one_device(run.views)(arrays)), []
+  crops = group["global_crops"]  # [g, 2, H, W, 3]
+  if "masks" in group:
+    crops = pictures.overlay_masks(crops, group["masks"])
+  for i, (name, (height, width), drawn, colours) in enumerate(groups.drawn(number, args.images)):
+    shared = "" if colours is None else "; all crops: " + ", ".join(colour_caption(colours))
+    title = f"{name}, decoded to {width} x {height}, label {group['label'][i]}{shared}"
+    captions = [crop_caption(crop, height, width) for crop in drawn]
+    cells = [(crops[i, j], [f"global {j + 1}, {crops.shape[2]} px", *captions[j]]) for j in range(2)]
+    if "masks" in group:
+      for (_, lines), mask in zip(cells, group["masks"][i], strict=True):
+        lines.append(f"{mask.sum()} of {mask.size} patches masked")
+    if "gram_crops" in group:
+      cells += [(gram, [f"gram {j + 1}, {gram.shape[0]} px"]) for j, gram in enumerate(group["gram_crops"][i])]
+    local = zip(group["local_crops"][i], captions[2:], strict=True)
+    cells += [(crop, [f"local {j + 1}, {crop.shape[0]} px", *lines]) for j, (crop, lines) in enumerate(local)]
+    rows.append((title, cells))
+  print(f"wrote {pictures.save(captioned_sheet(rows), args.output)}")
+
+
+def _source_spec(text: str) -> str:
+  """A source's specification; a path that exists is that of a folder."""
+  import os
+
+  return f"folder:{text}" if ":" not in text and os.path.isdir(os.path.expanduser(text)) else text
+
+
+@contextlib.contextmanager
+def _progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
+  """A progress bar on the terminal: a function that advances it."""
+  from rich.console import Console
+  from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+  columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+  with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    task = bar.add_task(what, total=total)
+    yield lambda count: bar.advance(task, count)
+
+
 def _bench(args: argparse.Namespace) -> None:
   from vit_jax import bench
 
@@ -232,13 +437,17 @@ def _model_table(config: ConfigDict) -> str:
   from vit_jax.config import loss_group_size
   from vit_jax.data.masks import masked_patches
   from vit_jax.inspect import tables
+  from vit_jax.methods import gram
 
   method = methods.get(config.method)
   views, group = method.views(config), loss_group_size(config)
   masked = [masked_patches(group, v.mask_grid, v.mask_probability, v.mask_ratio) / group for v in views.variants()]
   frozen, parts = methods.frozen_teacher(config), []
   for name, alone in methods.each_student(config).items():
-    table = tables.training_table(method.modules(alone), views, masked=masked, own_teacher=frozen is None)
+    anchored = gram.has_own_pass(alone, distilling=frozen is not None)
+    table = tables.training_table(
+      method.modules(alone), views, masked=masked, own_teacher=frozen is None, gram_teacher=anchored
+    )
     parts.append(f"student {name}\n\n{table}" if name else table)
   if frozen is not None:
     sizes = [("global crop", v.mask_grid[0] * frozen.modules.backbone.stride) for v in views.variants()]
@@ -276,6 +485,7 @@ def _parser() -> argparse.ArgumentParser:
   train.add_argument(
     "--accept_config_change", action="store_true", help="resume although the config differs from the run's"
   )
+  _with_processes(train)
 
   again = _add(commands, "replay", _replay, "make the step again at which a run gave up, and say where it goes wrong")
   again.add_argument("folder", metavar="DIR", help="WORKDIR/nonfinite/STEP, as the run that gave up said")
@@ -291,6 +501,7 @@ def _parser() -> argparse.ArgumentParser:
   evaluate.add_argument("--batch_size", type=int, default=64, help="images at a time (default: 64)")
   evaluate.add_argument("--max_examples", type=int, help="images of each source to use (default: all)")
   evaluate.add_argument("--json", metavar="FILE", help="also write the scores to this file, .json or .md")
+  _with_processes(evaluate)
 
   export = _add(commands, "export", _export, "write a trained model in a format that others read")
   _with_model(export)
@@ -304,12 +515,31 @@ def _parser() -> argparse.ArgumentParser:
   convert.add_argument("--to", required=True, help="folder (safetensors, orbax) or file (pth, timm) to write")
   _with_format(convert)
 
-  inspect = _add(commands, "inspect", None, "look at a config, a model, a batch, or features")
+  plan = _with_config(_add(commands, "plan", _plan, "what a training step needs of hardware that is not there"))
+  plan.add_argument(
+    "--topology", required=True, metavar="NAME", help="v5p:4x4x8 (chips of a TPU slice), h100:256 (GPUs, 8 a host), …"
+  )
+  plan.add_argument(
+    "--sweep", metavar="AXES", help="of batch, remat, mesh, joined by commas: the frontier of what fits, not one plan"
+  )
+  plan.add_argument(
+    "--simulate", action="store_true", help="compile for simulated CPU devices, whatever compilers are installed"
+  )
+  plan.add_argument("--json", metavar="FILE", help="also write the plans to this file")
+
+  inspect = _add(commands, "inspect", None, "look at a config, a model, a mesh, a batch, or features")
   views = inspect.add_subparsers(title="what", required=True, metavar="WHAT")
   config = _with_config(_add(views, "config", _inspect_config, "the resolved config"))
   config.add_argument("--output", metavar="FILE", help="write to this file instead")
   model = _with_config(_add(views, "model", _inspect_model, "parameters, tokens and FLOPs"))
   model.add_argument("--output", metavar="FILE", help="write to this file instead")
+  saved = _add(views, "checkpoints", _inspect_checkpoints, "the saved steps of a run, damaged ones too")
+  saved.add_argument("--workdir", required=True, help="folder of the run")
+  saved.add_argument("--verify", action="store_true", help="read every array and compare it with what was saved")
+  saved.add_argument("--output", metavar="FILE", help="write to this file instead")
+  sharding = _with_config(_add(views, "sharding", _inspect_sharding, "where every parameter lies on the mesh"))
+  sharding.add_argument("--devices", type=int, metavar="N", help="devices, which need not be there (default: these)")
+  sharding.add_argument("--output", metavar="FILE", help="write to this file instead")
   batch = _with_config(_add(views, "batch", _inspect_batch, "a contact sheet of crops and masks"))
   batch.add_argument("--output", metavar="FILE", default="batch.png", help="picture to write (default: batch.png)")
   features = _add(views, "features", _inspect_features, "principal components of patch features as colours")
@@ -326,9 +556,30 @@ def _parser() -> argparse.ArgumentParser:
   bench.add_argument("--json", metavar="FILE", help="also write the figures to this file")
   bench.add_argument("--seconds", type=float, default=20.0, help="for which each row is measured (default: 20)")
 
-  data = _add(commands, "data", None, "the data sources there are")
+  data = _add(commands, "data", None, "list kinds of sources; scan, convert or preview data")
   actions = data.add_subparsers(title="what", required=True, metavar="WHAT")
   _add(actions, "list", _data_list, "kinds of sources and the embedded sets")
+  look = _add(actions, "scan", _data_scan, "what a source holds: sizes, broken files, duplicates; writes its index")
+  look.add_argument("source", metavar="SOURCE", help="as data.source, or a folder")
+  look.add_argument("--json", metavar="FILE", help="write everything found to this file, every broken image included")
+  look.add_argument("--limit", type=_count, help="look at this many images only, evenly spread (default: all)")
+  look.add_argument("--index_only", action="store_true", help="write the index, open no image")
+  look.add_argument("--beside", action="store_true", help="write a folder's index beside it, not into the cache")
+  _with_workers(look)
+  write = _add(
+    actions, "convert", _data_convert, "write a source as ArrayRecord shards; the same command again resumes"
+  )
+  write.add_argument("source", metavar="SOURCE", help="as data.source, or a folder")
+  write.add_argument("target", metavar="array_record:FOLDER", help="folder to write the shards into")
+  write.add_argument(
+    "--max_side", type=_count, help="shrink larger images to this longer side, as JPEG (default: keep)"
+  )
+  write.add_argument("--records_per_shard", type=_count, default=10_000, help="default: 10000")
+  _with_workers(write)
+  show = _with_config(_add(actions, "preview", _data_preview, "the crops and masks of a step, with what was drawn"))
+  show.add_argument("--output", metavar="FILE", default="preview.png", help="picture to write (default: preview.png)")
+  show.add_argument("--images", type=_count, default=4, help="images to show (default: 4)")
+  show.add_argument("--step", type=int, default=0, help="batch of the run to show, from 0 (default: 0)")
   return parser
 
 
@@ -350,6 +601,39 @@ def _with_config(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
   parser.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="run file, e.g. configs/quickstart.py")
   parser.epilog = _OVERRIDES_HELP
   return parser
+
+
+def _with_processes(parser: argparse.ArgumentParser) -> None:
+  group = parser.add_argument_group(
+    "several processes", "Only where no launcher says it: Slurm, Open MPI, GKE, Cloud TPU or the JAX_ variables."
+  )
+  group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 is, with a free port")
+  group.add_argument("--num_processes", type=int, metavar="N", help="processes of the job")
+  group.add_argument("--process_id", type=int, metavar="I", help="this process, from 0")
+  group.add_argument(
+    "--local_device_ids",
+    type=_integers,
+    metavar="0,1",
+    help="GPUs of this process (default: its share of the machine's)",
+  )
+  group.add_argument(
+    "--join_timeout", type=float, default=300.0, metavar="SECONDS", help="wait so long for the others (default: 300)"
+  )
+
+
+def _integers(text: str) -> list[int]:
+  return [int(part) for part in text.split(",")]
+
+
+def _with_workers(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--workers", type=_count, help="images at a time (default: one for each core)")
+  parser.add_argument("--cache_dir", metavar="DIR", help="where indices are kept (default: as data.cache_dir)")
+
+
+def _count(text: str) -> int:
+  if not text.isdecimal() or int(text) < 1:
+    raise argparse.ArgumentTypeError(f"{text!r} is no whole number, at least 1")
+  return int(text)
 
 
 def _with_format(parser: argparse.ArgumentParser) -> None:

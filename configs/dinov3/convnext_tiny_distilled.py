@@ -29,6 +29,7 @@ def get_config():
   c.schedules.momentum.update(start=0.994, peak=1.0, end=1.0, warmup="500 epochs")
   c.optim.layerwise_decay = 1.0
   c.optim.freeze_last_layer = "1 epochs"
+  c.optim.decay_downsample_norms = True
 
   c.crops.global_size = 512
   c.crops.local_size = 224

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pathlib
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import flax.struct
@@ -20,7 +24,17 @@ import numpy as np
 import optax
 import pytest
 
-from vit_jax.checkpoints import Checkpoints, Damaged, Mismatch, NotSaved, latest, read_meta, restore_params, steps
+from vit_jax.checkpoints import (
+  Checkpoints,
+  Damaged,
+  Mismatch,
+  NotSaved,
+  NotWritten,
+  latest,
+  read_meta,
+  restore_params,
+  steps,
+)
 
 # What tensorstore's threads still report of reads from the files that the tests damage.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -234,6 +248,79 @@ def test_no_damaged_file_ever_gives_a_wrong_state(run: pathlib.Path, how: str):
     assert restored.data_state["step"] == restored.step and restored.metrics["loss"] == restored.step / 3
     path.write_bytes(content)
   assert 1 in outcomes  # the arrays themselves are among the files
+
+
+def test_a_changed_bit_in_a_large_array_is_found(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture):
+  """Random numbers do not compress: Orbax stores them as they are, and reads whatever is there."""
+  with Checkpoints(tmp_path) as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(step, noise(step), {}, {}, {})
+  largest = max((tmp_path / "checkpoints" / "2").rglob("*"), key=lambda path: path.stat().st_size)
+  content = bytearray(largest.read_bytes())
+  content[len(content) // 3] ^= 16
+  largest.write_bytes(content)
+  with caplog.at_level(logging.WARNING):
+    restored = Checkpoints(tmp_path).restore(noise(0))
+  assert restored.step == 1 and "checkpoints/2 cannot be read" in caplog.text and "bits have changed: x" in caplog.text
+  assert_same(restored.state, noise(1))
+  assert_same(restore_params(tmp_path, ()), noise(1))
+  with pytest.raises(Damaged, match="bits have changed"):
+    restore_params(tmp_path, (), step=2)
+
+
+@contextlib.contextmanager
+def full_disk(size: int = 100_000) -> Iterator[None]:
+  """Files cannot grow beyond so many bytes: writing fails as on a full disk."""
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def noise(seed: int) -> dict[str, jax.Array]:
+  return {"x": jnp.asarray(np.random.default_rng(seed).normal(size=(200_000,)), jnp.float32)}
+
+
+def end_of_save(checkpoints: Checkpoints) -> None:
+  """Steps go by until the save in the background has ended."""
+  for _ in range(3000):
+    checkpoints.poll()
+    if checkpoints._writing is None:
+      return
+    time.sleep(0.02)
+  raise TimeoutError
+
+
+def test_a_save_that_fails_is_said_and_loses_nothing(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture):
+  with Checkpoints(tmp_path, keep=1) as checkpoints:
+    assert checkpoints.save(1, noise(1), {"at": 1}, {}, {})
+    checkpoints.wait()
+    with full_disk():
+      checkpoints.save(2, noise(2), {"at": 2}, {}, {})
+      end_of_save(checkpoints)
+    assert "Step 2 could not be saved" in caplog.text and "The newest checkpoint is 1" in caplog.text
+    assert steps(tmp_path) == (1,)  # although only one is to be kept
+    assert_same(Checkpoints(tmp_path).restore(noise(0)).state, noise(1))
+    assert checkpoints.save(3, noise(3), {"at": 3}, {}, {})  # there is space again
+  assert steps(tmp_path) == (3,) and [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["3"]
+
+
+def test_a_disk_that_stays_full_stops_the_run_and_says_what_is_whole(tmp_path: pathlib.Path):
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(1, noise(1), {}, {}, {})
+  checkpoints.wait()
+  with full_disk():
+    for step in (2, 3):
+      checkpoints.save(step, noise(step), {}, {}, {})
+      end_of_save(checkpoints)
+    checkpoints.save(4, noise(4), {}, {}, {})
+    with pytest.raises(NotWritten, match=r"3 times in a row.*Step 1 is whole.*disk full"):
+      end_of_save(checkpoints)
+  with full_disk(), pytest.raises(NotWritten, match="saving failed"), Checkpoints(tmp_path) as last:
+    last.save(5, noise(5), {}, {}, {})  # the end of a run that could not be saved is no success
+  assert_same(Checkpoints(tmp_path).restore(noise(0)).state, noise(1))
 
 
 def test_leftovers_of_interrupted_writes_are_ignored_then_cleared(run: pathlib.Path):

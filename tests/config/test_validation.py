@@ -57,6 +57,7 @@ IMPOSSIBLE = {  # for every key whose values can be impossible by themselves: su
   "model.drop_path": [-0.1, 1.0],
   "model.dtype": ["fp32"],
   "model.remat": ["block"],
+  "compilation_cache": [""],
   "model.unroll": [0],
   "koleo.loss_weight": [-1.0],
   "koleo.topk": [0],
@@ -72,6 +73,7 @@ IMPOSSIBLE = {  # for every key whose values can be impossible by themselves: su
   "gram.remove_negative": ["student"],
   "gram.resize": ["nearest"],
   "schedules.version": [0, 3],
+  "schedules.truncate": [-0.1, 0.25],  # with version 2
   "optim.b1": [1.0, -0.1],
   "optim.b2": [1.0],
   "optim.eps": [0.0],
@@ -113,6 +115,7 @@ IMPOSSIBLE = {  # for every key whose values can be impossible by themselves: su
   "data.canvas": [(576,), (1, 576)],
   "data.prefetch": [0],
   "data.max_bad_fraction": [1.1],
+  "data.timeout": [-1.0],
   "evaluation.every": ["often"],
   "evaluation.tasks": [("knn", "linaer")],
   "evaluation.train_source": ["imagenet"],
@@ -121,6 +124,8 @@ IMPOSSIBLE = {  # for every key whose values can be impossible by themselves: su
   "evaluation.batch_size": [0],
   "evaluation.max_examples": [0],
   "checkpoint.every": ["0 steps", "x"],
+  "checkpoint.minutes": [0.0],
+  "checkpoint.grace": [-1.0],
   "checkpoint.keep": [0],
   "checkpoint.keep_every": ["0 epochs", "x"],
   "log.every": [0],
@@ -130,7 +135,7 @@ for head in ("dino", "ibot"):
   IMPOSSIBLE |= {f"{head}.{key}": [0] for key in ("hidden", "bottleneck", "num_layers")}
   IMPOSSIBLE |= {f"{head}.centering": ["sinkhorn"], f"{head}.center_momentum": [1.0, -0.1]}
   IMPOSSIBLE |= {f"{head}.prototypes": [0, 1], f"{head}.loss_weight": [-1.0]}
-IMPOSSIBLE |= {f"mesh.{axis}": [0, -2] for axis in ("replica", "data", "fsdp", "tensor")}
+IMPOSSIBLE |= {f"mesh.{axis}": [0, -2] for axis in ("replica", "data", "fsdp", "tensor")} | {"mesh.zero": [0, 2]}
 for name, values in {"lr": [-1.0], "weight_decay": [-1.0], "momentum": [-0.1, 1.1], "teacher_temperature": [0.0],
                      "local_loss_weight": [-1.0], "gram_loss_weight": [-1.0]}.items():  # fmt: skip
   IMPOSSIBLE |= {f"schedules.{name}.{end}": values for end in ("start", "peak", "end")}

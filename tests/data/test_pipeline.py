@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.data import pictures
+from vit_jax.data import pipeline as pipeline_module
 from vit_jax.data.decode import BadImage
 from vit_jax.data.groups import LossGroups, batch_shapes
 from vit_jax.data.masks import masked_patches
@@ -136,6 +137,32 @@ def test_a_run_can_go_on_with_another_number_of_processes():
     next(pipeline)
     state = pipeline.get_state()
   assert_same(batches(1, state=state), batches(2)[1:])
+
+
+@pytest.mark.parametrize("counts", [(1, 4, 2, 1, 4, 2), (4, 1, 1, 2, 4, 4)])
+def test_no_image_is_lost_or_repeated_when_the_number_of_processes_changes_within_an_epoch(counts):
+  state, seen = None, []
+  for count in counts:  # a restart for every batch, each on another number of processes
+    states = []
+    for index in range(count):
+      options = {"batch_size": 16, "seed": 3, "workers": 0, "process_index": index, "process_count": count}
+      with make_pipeline(Numbered(90), VIEWS, **options) as pipeline:
+        if state is not None:
+          pipeline.set_state(state)
+        seen += next(pipeline)["label"].tolist()
+        states.append(json.loads(json.dumps(pipeline.get_state())))
+    assert all(other == states[0] for other in states)  # any process's state is that of the job
+    state = states[0]
+  assert sorted(seen[:90]) == list(range(90)) and len(set(seen[90:])) == 6  # the next epoch begins inside a batch
+
+
+def test_processes_may_share_a_batch_in_any_way():
+  whole = batches(3, batch_size=16)
+  parts = [batches(3, batch_size=16, local_groups=groups) for groups in ((0, 2), (1, 3))]
+  for number, batch in enumerate(whole):
+    rows = batch["label"].reshape(4, 4)
+    for part, groups in zip(parts, ((0, 2), (1, 3)), strict=True):
+      np.testing.assert_array_equal(part[number]["label"].reshape(2, 4), rows[list(groups)])
 
 
 def test_without_masks_there_are_no_mask_arrays():
@@ -379,3 +406,17 @@ def test_embedded_images_go_through_a_worker_process(tmp_path):
   seen = batches(3, source=source, workers=1)
   assert_same(seen, batches(3, source=source))
   assert set(np.concatenate([batch["label"] for batch in seen])) <= set(range(source.num_classes))
+
+
+def test_canvases_come_through_worker_processes_as_through_threads():
+  views = dataclasses.replace(VIEWS, canvas=(32, 32))
+  assert_same(batches(2, views=views), batches(2, views=views, workers=1))
+
+
+def test_too_little_shared_memory_means_threads(monkeypatch, caplog):
+  monkeypatch.setattr(pipeline_module, "_cores", lambda: 8)
+  for free, workers in ((10**9, 4), (10**4, 0)):
+    monkeypatch.setattr(pipeline_module, "_shared_memory", lambda free=free: free)
+    with make_pipeline(Numbered(20), VIEWS, batch_size=8, seed=3, workers=-1) as pipeline:
+      assert pipeline.workers == workers
+  assert "--shm-size" in caplog.text

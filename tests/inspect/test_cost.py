@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import jax
@@ -12,29 +11,11 @@ import pytest
 from tests.models.sizes import PARAMETERS
 from vit_jax.config import load, resolve
 from vit_jax.data.masks import masked_patches
-from vit_jax.inspect.cost import abstract_params, count, dino_step, head_flops, parameter_count
+from vit_jax.inspect.cost import abstract_params, count, dino_step, executed, head_flops, parameter_count
 from vit_jax.methods import dinov3
 from vit_jax.models import MODELS, ProjectionHead, create_model
 
 SMALL = dict(width=64, depth=3, num_heads=2, mlp_hidden=256, num_registers=4)
-
-
-def products(jaxpr) -> int:
-  """Operations of all matrix products of a jaxpr, a scan counted as often as it runs."""
-  total = 0
-  for equation in jaxpr.eqns:
-    if equation.primitive.name == "dot_general":
-      (contract, _), (batch, _) = equation.params["dimension_numbers"]
-      left, right = (v.aval.shape for v in equation.invars)
-      # Contracted and batch axes are in both operands and count once.
-      total += 2 * math.prod(left) * math.prod(right) // math.prod(left[i] for i in (*contract, *batch))
-    times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-    for value in equation.params.values():
-      for inner in jax.tree.leaves(value, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
-        inner = getattr(inner, "jaxpr", inner)
-        if hasattr(inner, "eqns"):
-          total += times * products(inner)
-  return total
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -68,14 +49,14 @@ def test_forward_formula_is_exactly_the_products_that_are_traced(mlp, unroll):
   model = create_model("vit_small", **SMALL, mlp=mlp, unroll=unroll)
   images = jax.ShapeDtypeStruct((1, 48, 80, 3), jnp.float32)
   traced = jax.make_jaxpr(model.apply)({"params": abstract_params(model)}, images)
-  assert count(model, (48, 80)).flops == products(traced.jaxpr)
+  assert count(model, (48, 80)).flops == executed(traced.jaxpr)
 
 
 def test_head_formula_is_exactly_the_products_that_are_traced():
   head = ProjectionHead(hidden=48, bottleneck=24, prototypes=100, num_layers=4)
   rows = jax.ShapeDtypeStruct((5, 32), jnp.float32)
   traced = jax.make_jaxpr(head.apply)({"params": abstract_params(head, width=32)}, rows)
-  assert 5 * head_flops(head, 32) == products(traced.jaxpr)
+  assert 5 * head_flops(head, 32) == executed(traced.jaxpr)
 
 
 @pytest.mark.parametrize(("mlp", "tolerance"), [("gelu", 0.05), ("swiglu", 0.02)])
@@ -109,22 +90,29 @@ def test_step_formula_agrees_with_the_products_of_forward_and_backward_passes():
 
   global_crops = jax.ShapeDtypeStruct((2 * batch, 96, 96, 3), jnp.float32)
   local_crops = jax.ShapeDtypeStruct((3 * batch, 48, 48, 3), jnp.float32)
-  traced = products(jax.make_jaxpr(step)(student, student, global_crops, local_crops).jaxpr)
+  traced = executed(jax.make_jaxpr(step)(student, student, global_crops, local_crops).jaxpr)
   cost = dino_step(model, dino, ibot, global_size=96, local_size=48, local_number=3, masked=masked)
   # The pixels get no gradient: one third of the student's patch embedding is not done.
   pixels = 2 * count(model, 96).parts["patch embedding"] + 3 * count(model, 48).parts["patch embedding"]
   assert traced == batch * (cost.flops - pixels)
 
 
-def test_step_formula_agrees_with_the_products_of_the_real_training_step():
-  config = resolve(load(str(Path(__file__).parents[2] / "configs" / "tiny.py")), num_examples=64)
+@pytest.mark.parametrize("gram", [None, "global crops", "gram crops"])
+def test_step_formula_agrees_with_the_products_of_the_real_training_step(gram):
+  config = load(str(Path(__file__).parents[2] / "configs" / "tiny.py"))
+  if gram:
+    config.gram.source = "init"
+  if gram == "gram crops":
+    config.crops.gram_size = 48
+  config = resolve(config, num_examples=64)
   net, views, batch = dinov3.modules(config), dinov3.views(config), config.batch_size
   groups = batch // views.group_size(batch)
   patches = views.mask_grid[0] * views.mask_grid[1]
   masked = masked_patches(batch // groups, views.mask_grid, views.mask_probability, views.mask_ratio)
+  crops = {"global_crops": (2, views.global_size), "local_crops": (2, views.local_size)}
+  crops |= {"gram_crops": (2, views.gram_size)} if views.gram_size else {}
   crops = {
-    name: jax.ShapeDtypeStruct((batch, number, size, size, 3), jnp.uint8)
-    for name, number, size in (("global_crops", 2, views.global_size), ("local_crops", 2, views.local_size))
+    name: jax.ShapeDtypeStruct((batch, number, size, size, 3), jnp.uint8) for name, (number, size) in crops.items()
   }
   masks = {
     "masks": jax.ShapeDtypeStruct((batch, 2, patches), bool),
@@ -132,11 +120,25 @@ def test_step_formula_agrees_with_the_products_of_the_real_training_step():
     "mask_weights": jax.ShapeDtypeStruct((groups, masked), jnp.float32),
   }
   state = jax.eval_shape(lambda key: dinov3.init(config, key), jax.random.key(0))
-  traced = products(jax.make_jaxpr(dinov3.make_step(config))(state, crops | masks).jaxpr)
-  cost = dino_step(*net, global_size=32, local_size=16, local_number=2, masked=masked * groups / batch)
+  traced = executed(jax.make_jaxpr(dinov3.make_step(config))(state, crops | masks).jaxpr)
+  sizes = {"global_size": 32, "local_size": 16, "local_number": 2, "gram_size": views.gram_size}
+  cost = dino_step(*net, **sizes, masked=masked * groups / batch, gram_teacher=gram is not None)
   pixels = 2 * (count(net.backbone, 32).parts["patch embedding"] + count(net.backbone, 16).parts["patch embedding"])
-  # Beyond the formula: KoLeo's neighbours, the covariance of the health metrics.
-  assert traced == pytest.approx(batch * (cost.flops - pixels), rel=0.02)
+  # Beyond the formula: KoLeo's neighbours, the covariance of the health metrics, the Gram matrices, their resizing.
+  assert traced == pytest.approx(batch * (cost.flops - pixels), rel=0.02 if gram is None else 0.04)
+  assert ("gram teacher" in cost.parts) == (gram is not None)
+
+
+def test_loops_and_recomputation_are_counted_as_often_as_they_run():
+  def scanned(x, w):
+    return jax.lax.scan(lambda x, _: (jax.checkpoint(lambda y: jnp.tanh(y @ w))(x), None), x, length=5)[0].sum()
+
+  x, w = jnp.zeros((4, 8)), jnp.zeros((8, 8))
+  product = 2 * 4 * 8 * 8
+  assert executed(jax.make_jaxpr(scanned)(x, w).jaxpr) == 5 * product
+  assert executed(jax.make_jaxpr(jax.grad(scanned, (0, 1)))(x, w).jaxpr) == 5 * 4 * product  # forward twice, two back
+  branches = [lambda x: x @ w, lambda x: x @ w @ w]
+  assert executed(jax.make_jaxpr(lambda i, x: jax.lax.switch(i, branches, x))(0, x).jaxpr) == 2 * product
 
 
 def test_an_image_smaller_than_a_patch_is_an_error():

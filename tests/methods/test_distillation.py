@@ -210,7 +210,7 @@ def test_the_teachers_images_are_resized_to_the_grid_of_the_student(teacher, pat
 
 @pytest.mark.slow
 def test_eight_devices_distil_as_one(teacher):
-  sharded = distilling(teacher, *TWO, **{"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "loss_group_size": 4})
+  sharded = distilling(teacher, *TWO, **{"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "loss_group_size": 2})
   mesh = parallel.make_mesh(sharded.mesh, jax.devices()[:8])
   state = start(sharded)
   shardings = parallel.state_shardings(state, mesh)

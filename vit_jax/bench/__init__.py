@@ -10,7 +10,10 @@ import os
 
 from vit_jax.bench.harness import Report
 
-BENCHMARKS = {"data": "the input pipeline: decoding, host and device augmentation, waiting for data"}
+BENCHMARKS = {
+  "data": "the input pipeline: decoding, host and device augmentation, waiting for data",
+  "step": "the training step, beside PyTorch where it is installed",
+}
 
 
 def run(name: str, *, json: str | os.PathLike | None = None, seconds: float = 20.0) -> Report:

@@ -1,7 +1,8 @@
 """Saving and restoring runs: `Checkpoints` writes and resumes, `restore_params` and friends only read."""
 
 from vit_jax.checkpoints.address import STUDENTS, Address, find
-from vit_jax.checkpoints.manager import Checkpoints, Restored
+from vit_jax.checkpoints.listing import Found, survey
+from vit_jax.checkpoints.manager import Checkpoints, NotWritten, Restored
 from vit_jax.checkpoints.reading import (
   FOLDER,
   Damaged,
@@ -17,9 +18,11 @@ __all__ = [
   "Address",
   "Checkpoints",
   "FOLDER",
+  "Found",
   "Damaged",
   "Mismatch",
   "NotSaved",
+  "NotWritten",
   "Restored",
   "STUDENTS",
   "find",
@@ -27,4 +30,5 @@ __all__ = [
   "read_meta",
   "restore_params",
   "steps",
+  "survey",
 ]

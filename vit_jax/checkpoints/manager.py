@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import logging
-from collections.abc import Mapping
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -13,15 +16,20 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
-from orbax.checkpoint.checkpoint_manager import StepAlreadyExistsError
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
 from vit_jax.checkpoints import reading, tree
+from vit_jax.checkpoints.fingerprints import fingerprints
+from vit_jax.checkpoints.listing import SET_ASIDE, UNFINISHED
 from vit_jax.checkpoints.quiet import quiet_orbax
 
-SET_ASIDE = "checkpoints_damaged"
+MAX_FAILURES = 3  # saves in a row that may fail before the run is stopped
 
 _log = logging.getLogger(__name__)
+
+
+class NotWritten(RuntimeError):
+  """Steps could not be saved; what was saved before is untouched."""
 
 
 class Restored(NamedTuple):
@@ -38,7 +46,9 @@ class Checkpoints:
   """The checkpoints of one run, in `<workdir>/checkpoints/<step>`.
 
   Saving is asynchronous (the call returns when the arrays are copied from the device) and atomic (a step is written
-  under a temporary name). Creating this object touches nothing; the first save clears what interrupted writes left
+  under a temporary name and renamed when it is whole). A save that fails, for want of space for example, leaves the
+  earlier steps as they are and is logged as an error; the third in a row raises `NotWritten`, and so does any where
+  several processes write. Creating this object touches nothing; the first save clears what interrupted writes left
   behind and moves steps that `restore` found damaged to `<workdir>/checkpoints_damaged`.
 
   Args:
@@ -57,6 +67,9 @@ class Checkpoints:
     self._preserve = [LatestN(keep)] + ([EveryNSteps(keep_every)] if keep_every else [])
     self._damaged: tuple[int, ...] = ()
     self._manager: ocp.CheckpointManager | None = None
+    self._writing: int | None = None  # the step whose save was begun last and is not known to have ended
+    self._failures = 0  # in a row
+    self._error: Exception | None = None  # of the last of them
 
   def __enter__(self) -> Checkpoints:
     return self
@@ -64,7 +77,11 @@ class Checkpoints:
   def __exit__(
     self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
   ) -> None:
-    self.close()
+    if error is None:
+      self.close()
+      return
+    with contextlib.suppress(NotWritten):  # it is logged; the error on its way matters more
+      self.close()
 
   def latest_step(self) -> int | None:
     """The newest step on disk, readable or not; None only where nothing was saved."""
@@ -85,27 +102,38 @@ class Checkpoints:
     Returns:
       False if the step is already saved; that save stays as it is.
     """
-    if self._manager is None:
-      self._manager = self._open_for_writing()
+    self._settle()
+    if step in reading.steps(self._workdir) and step not in self._damaged:
+      _log.warning("Step %d is already saved in %s; kept as it is.", step, self._workdir / reading.FOLDER)
+      return False
     leaves = tree.leaves_by_path(state)
+    plain = {path: tree.plain(leaf) for path, leaf in leaves.items()}
     meta = dict(
       format=reading.FORMAT,
       step=step,
       config=config,
       metrics={name: float(value) for name, value in metrics.items()},
       versions=_versions(),
+      devices=jax.device_count(),
+      processes=jax.process_count(),
+      saved_at=round(time.time(), 3),
       manifest=tree.manifest(leaves),
+      fingerprints=fingerprints(plain),
     )
     items = ocp.args.Composite(
-      state=ocp.args.PyTreeSave(tree.nest({path: tree.plain(leaf) for path, leaf in leaves.items()})),
+      state=ocp.args.PyTreeSave(tree.nest(plain)),
       data=ocp.args.JsonSave(reading.sealed(data_state)),
       meta=ocp.args.JsonSave(reading.sealed(meta)),
     )
     try:
-      return self._manager.save(step, args=items, force=True)  # the caller decides when; orbax must not skip
-    except StepAlreadyExistsError:
-      _log.warning("Step %d is already saved in %s; kept as it is.", step, self._workdir / reading.FOLDER)
-      return False
+      if self._manager is None:
+        self._manager = self._open_for_writing()
+      self._manager.save(step, args=items, force=True)  # the caller decides when; orbax must not skip
+      self._writing = step
+    except OSError as error:
+      self._writing = step
+      self._failed(error)
+    return True
 
   def restore(self, abstract_state: Any, step: int | None = None) -> Restored:
     """Restores a step into the structure, shapes, dtypes and shardings of `abstract_state`.
@@ -131,33 +159,96 @@ class Checkpoints:
       arguments = {path: _restore_arguments(leaf) for path, leaf in plain.items()}
       return meta, data_state, reading.read_arrays(folder, plain, arguments, partial=False)
 
-    found, (meta, data_state, arrays), damaged = reading.first_readable(self._workdir, step, read)
+    def check(result: tuple[dict, dict, dict]) -> None:
+      reading.verify(result[0], result[2])
+
+    found, (meta, data_state, arrays), damaged = reading.first_readable(self._workdir, step, read, check, _everyone())
     self._damaged = damaged
     restored = [tree.like(arrays[path], leaf) for path, leaf in leaves.items()]
     state = jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(abstract_state), restored)
     return Restored(found, state, data_state, meta["config"], meta["metrics"])
 
+  def poll(self) -> None:
+    """Notices, without waiting, whether the save in the background has ended and how; cheap enough for every step.
+
+    Raises:
+      NotWritten: if it failed and was one too many.
+    """
+    if self._manager is not None and self._writing is not None and not self._manager.is_saving_in_progress():
+      self._settle()
+
   def wait(self) -> None:
-    """Returns when everything saved is on disk; raises what went wrong in the background."""
-    if self._manager is not None:
-      self._manager.wait_until_finished()
+    """Returns when everything saved is on disk.
+
+    Raises:
+      NotWritten: if the newest save failed.
+    """
+    self._settle(last=True)
 
   def close(self) -> None:
-    """Waits and frees the writer's threads."""
-    if self._manager is not None:
-      self._manager.close()
-      self._manager = None
+    """Waits and frees the writer's threads.
+
+    Raises:
+      NotWritten: if the newest save failed.
+    """
+    try:
+      self.wait()
+    finally:
+      self._drop_manager()
+
+  def _settle(self, *, last: bool = False) -> None:
+    """Waits for the save in the background and takes note of its end."""
+    if self._manager is None or self._writing is None:
+      if last and self._failures:
+        raise self._not_written()
+      return
+    try:
+      self._manager.wait_until_finished()
+    except Exception as error:  # whatever orbax and tensorstore make of a full disk, a lost mount, …
+      self._failed(error, last=last)
+    else:
+      self._writing, self._failures = None, 0
+
+  def _failed(self, error: Exception, *, last: bool = False) -> None:
+    self._failures += 1
+    _log.error(
+      "Step %d could not be saved: %s. The newest checkpoint is %s.",
+      self._writing,
+      reading.brief(error),
+      self.latest_step() or "none",
+    )
+    self._writing, self._error = None, error
+    self._drop_manager()  # with what it believes to be there; the next save opens another, which clears the remains
+    if last or self._failures >= MAX_FAILURES or jax.process_count() > 1:
+      raise self._not_written() from error
+
+  def _not_written(self) -> NotWritten:
+    folder, newest = self._workdir / reading.FOLDER, self.latest_step()
+    times = "" if self._failures == 1 else f" {self._failures} times in a row"
+    return NotWritten(
+      f"{folder}: saving failed{times}, the last time with {reading.brief(self._error)}. "
+      + (f"Step {newest} is whole: " if newest is not None else "Nothing has been saved: ")
+      + "put right what is wrong (is the disk full? a step needs its space before the oldest is removed: see "
+      "checkpoint.keep), then the same command goes on."
+    )
+
+  def _drop_manager(self) -> None:
+    manager, self._manager = self._manager, None
+    if manager is not None:
+      with contextlib.suppress(Exception):  # it repeats the failure that was reported
+        manager.close()
 
   def _open_for_writing(self) -> ocp.CheckpointManager:
     folder = self._workdir / reading.FOLDER
     if jax.process_index() == 0:
       folder.mkdir(parents=True, exist_ok=True)
-      for leftover in folder.glob("*.orbax-checkpoint-tmp*"):
+      for leftover in folder.glob(f"*{UNFINISHED}*"):
         leftover.rmtree()
       for step in self._damaged:
         self._set_aside(folder / str(step))
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices("vit_jax.checkpoints: folder ready")
+    self._damaged = ()
     options = ocp.CheckpointManagerOptions(
       preservation_policy=AnyPreservationPolicy(self._preserve),
       enable_async_checkpointing=True,
@@ -175,6 +266,13 @@ class Checkpoints:
     _log.warning("Moved the damaged checkpoint %s to %s.", step, target)
 
 
+def _everyone() -> Callable[[int], Sequence[int]]:
+  """What tells all processes a number and returns those of all."""
+  if jax.process_count() == 1:
+    return lambda value: [value]
+  return lambda value: [int(number) for number in multihost_utils.process_allgather(np.int32(value))]
+
+
 def _restore_arguments(leaf: Any) -> ocp.ArrayRestoreArgs:
   sharding = getattr(leaf, "sharding", None)
   if not isinstance(sharding, jax.sharding.Sharding):
@@ -183,8 +281,8 @@ def _restore_arguments(leaf: Any) -> ocp.ArrayRestoreArgs:
 
 
 def _versions() -> dict[str, str]:
-  names = ("vit-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-  found = {}
+  names = ("vit-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+  found = {"python": platform.python_version()}
   for name in names:
     try:
       found[name] = importlib.metadata.version(name)

@@ -1,8 +1,8 @@
 """Reading checkpoints: which steps there are, what a step holds, arrays whole or in part, each checked.
 
-A step folder `<workdir>/checkpoints/<step>` has three items: `state` (arrays; Orbax checksums them), `data` (the state
-of the data pipeline) and `meta` (configuration, versions, metrics and the manifest of `state`). The two JSON items
-carry their own checksum, so damage anywhere in a step is seen before its content is believed.
+A step folder `<workdir>/checkpoints/<step>` has three items: `state` (arrays), `data` (the state of the data pipeline)
+and `meta` (configuration, versions, metrics, the manifest of `state` and the fingerprints of its arrays). The two JSON
+items carry their own checksum, so damage anywhere in a step is seen before its content is believed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from vit_jax.checkpoints import tree
+from vit_jax.checkpoints.fingerprints import fingerprints
 from vit_jax.checkpoints.quiet import quiet_failures, quiet_orbax
 
 FOLDER = "checkpoints"
@@ -77,7 +78,8 @@ def restore_params(
   """
 
   def read(folder: epath.Path) -> dict[str, Any]:
-    manifest = read_json(folder, "meta")["manifest"]
+    meta = read_json(folder, "meta")
+    manifest = meta["manifest"]
     prefix = "".join(f"{name}/" for name in path)
     inside = [tuple(name.split("/")) for name in manifest if name.startswith(prefix)]
     if not inside:
@@ -86,18 +88,30 @@ def restore_params(
       names: tree.restore_argument(names[len(path) :], manifest["/".join(names)]["shape"], sharding) for names in inside
     }
     arrays = read_arrays(folder, wanted, wanted, partial=True)
+    verify(meta, arrays)
     return tree.nest({names[len(path) :]: array for names, array in arrays.items()})
 
   return first_readable(workdir, step, read)[1]
 
 
 def first_readable(
-  workdir: str | epath.PathLike, step: int | None, read: Callable[[epath.Path], T]
+  workdir: str | epath.PathLike,
+  step: int | None,
+  read: Callable[[epath.Path], T],
+  check: Callable[[T], None] = lambda result: None,
+  everyone: Callable[[int], Sequence[int]] = lambda value: [value],
 ) -> tuple[int, T, tuple[int, ...]]:
-  """Applies `read` to the folder of `step`, or (None) of the newest step on which it succeeds.
+  """Applies `read` and then `check` to the folder of `step`, or (None) of the newest step on which both succeed.
 
   A request that does not fit (`Mismatch`) is raised at once; any other failure is damage: it is logged as a warning and
   the next older step is tried, never silently.
+
+  Args:
+    workdir: the run.
+    step: the step, or None.
+    read: what one process can do by itself.
+    check: what processes do together, when all have read; the outcome must be the same on all.
+    everyone: tells all processes a number and returns those of all: what one cannot read, all leave.
 
   Returns:
     The step, what `read` made of it, and the newer steps that failed.
@@ -107,26 +121,62 @@ def first_readable(
   root = epath.Path(workdir).expanduser().absolute() / FOLDER  # Orbax reads absolute paths only
   if step is not None and step not in available:
     raise NotSaved(f"{root} has no step {step}; it has {list(available) or 'none'}.")
-  if not available:
-    raise NotSaved(f"{root} has no saved step.")
+  if min(everyone(len(available))) == 0:
+    raise NotSaved(f"{root} has no saved step{'' if not available else ' on another process: share the folder'}.")
   failed: dict[int, Exception] = {}
-  for candidate in reversed(available) if step is None else (step,):
+  candidates = [step] if step is not None else list(reversed(available))
+  while (candidate := min(everyone(candidates[0] if candidates else -1))) >= 0:  # what not all see is none
     try:
-      with quiet_failures():
-        result = read(root / str(candidate))
+      result = _together(read, root / str(candidate), everyone)
+      check(result)
       return candidate, result, tuple(failed)
     except (tree.Mismatch, MemoryError):
       raise
     except Exception as error:  # orbax and tensorstore report damage as ValueError, KeyError, OSError, …
       failed[candidate] = error
-      older = [s for s in available if s < candidate] if step is None else []
-      then = f"trying step {older[-1]} instead" if older else "no older step is left to try"
-      _log.warning("Checkpoint %s cannot be read (%s); %s.", root / str(candidate), _brief(error), then)
-  lines = "\n".join(f"  step {number}: {_brief(error)}" for number, error in failed.items())
+    candidates = [older for older in candidates if older < candidate]
+    then = f"trying step {candidates[0]} instead" if candidates else "no older step is left to try"
+    _log.warning("Checkpoint %s cannot be read (%s); %s.", root / str(candidate), brief(failed[candidate]), then)
+  lines = "\n".join(f"  step {number}: {brief(error)}" for number, error in failed.items())
   raise Damaged(
     f"None of the saved steps in {root} can be read:\n{lines}\nRepair or restore them from a copy. To start from zero "
     "on purpose, move that folder away or give a new --workdir."
   ) from next(iter(failed.values()))
+
+
+def _together(read: Callable[[epath.Path], T], folder: epath.Path, everyone: Callable[[int], Sequence[int]]) -> T:
+  """What `read` makes of a folder, if it succeeds on all processes."""
+  failure: BaseException | None = None
+  try:
+    with quiet_failures():
+      result = read(folder)
+  except Exception as error:
+    failure = error
+  wrong_request = isinstance(failure, (tree.Mismatch, MemoryError))
+  outcomes = list(everyone(2 if wrong_request else 1 if failure else 0))  # nobody may wait for one that has gone
+  if failure is not None and (wrong_request or max(outcomes) < 2):
+    raise failure
+  if max(outcomes) == 2:
+    raise tree.Mismatch(f"process {outcomes.index(2)} cannot restore {folder}: see its message.")
+  if max(outcomes):
+    raise OSError(f"process {outcomes.index(1)} cannot read it")
+  return result
+
+
+def verify(meta: Mapping[str, Any], arrays: Leaves) -> None:
+  """Compares arrays (by their path in the state) with the fingerprints that were taken when they were saved.
+
+  Raises:
+    OSError: naming the arrays that are not what was saved.
+  """
+  saved = meta.get("fingerprints")
+  if saved is None:
+    _log.warning("Step %s was saved without fingerprints: its arrays are not checked for changed bits.", meta["step"])
+    return
+  changed = [name for name, number in fingerprints(arrays).items() if saved[name] != number]
+  if changed:
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    raise OSError(f"arrays are not what was saved, bits have changed: {', '.join(changed[:3])}{more}")
 
 
 def sealed(value: Any) -> dict[str, Any]:
@@ -139,7 +189,7 @@ def read_json(folder: epath.Path, item: str) -> Any:
   path = folder / item
   if not path.exists():
     raise OSError(f"its folder {item!r} is missing")
-  content = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path, args=ocp.args.JsonRestore())
+  content = _alone(ocp.JsonCheckpointHandler()).restore(path, args=ocp.args.JsonRestore())
   intact = isinstance(content, dict) and set(content) == {"sha256", "value"}
   if not intact or content["sha256"] != _digest(content["value"]):
     raise OSError(f"the content of {item!r} does not match its checksum")
@@ -157,7 +207,7 @@ def read_arrays(
   if not path.exists():
     raise OSError("its folder 'state' is missing")
   request = ocp.args.PyTreeRestore(item=tree.nest(abstract), restore_args=tree.nest(arguments), partial_restore=partial)
-  restored = tree.leaves_by_path(ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(path, args=request))
+  restored = tree.leaves_by_path(_alone(ocp.PyTreeCheckpointHandler()).restore(path, args=request))
   absent = [
     "/".join(names) for names in abstract if not isinstance(restored.get(names), (np.ndarray, np.generic, jax.Array))
   ]
@@ -166,11 +216,21 @@ def read_arrays(
   return restored
 
 
+def _alone(handler: ocp.CheckpointHandler) -> ocp.Checkpointer:
+  """A reader that does not wait for other processes: one that fails would leave them waiting for ever."""
+  me = jax.process_index()
+  options = ocp.options.MultiprocessingOptions(
+    primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
+  )
+  return ocp.Checkpointer(handler, multiprocessing_options=options)
+
+
 def _digest(value: Any) -> str:
   return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _brief(error: Exception) -> str:
+def brief(error: Exception) -> str:
+  """An error in one line."""
   text = " ".join(str(error).split())
   return f"{type(error).__name__}: {text[:300]}{'…' if len(text) > 300 else ''}"
 

@@ -14,12 +14,13 @@ from vit_jax.config.loading import check_argument, load
 from vit_jax.config.resolving import resolve
 from vit_jax.config.saving import config_hash, difference, from_dict, read, save, to_dict
 from vit_jax.config.schema import default, loss_group_size
-from vit_jax.config.validation import validate
+from vit_jax.config.validation import choices, validate
 
 __all__ = [
   "ConfigError",
   "UserError",
   "check_argument",
+  "choices",
   "config_hash",
   "default",
   "defaults_of",

@@ -55,7 +55,7 @@ def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
   if c.gram.load_at is not None and int(c.gram.load_at.split()[0]) >= total:
     raise ConfigError(f"gram.load_at={config.gram.load_at!r}: must be before the end of the run of {total} steps")
   for name, schedule in c.schedules.items():
-    if name == "version":
+    if not isinstance(schedule, ConfigDict):
       continue
     _resolve_schedule(schedule, f"schedules.{name}", {**sizes, "total_steps": total})
   c.loss_group_size = loss_group_size(config)

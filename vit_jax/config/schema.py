@@ -28,6 +28,10 @@ def default() -> ConfigDict:
   # GPU), whatever the number of devices. None: a micro-batch up to 64 images, else its largest divisor up to 64.
   c.loss_group_size = placeholder(int)
 
+  # Folder where compiled programs are kept for the next start. None: "compilation_cache" in the workdir (or
+  # JAX_COMPILATION_CACHE_DIR, where that is set); "off": they are not kept.
+  c.compilation_cache = placeholder(str)
+
   # Parameters to start from: a run's folder or one of its steps (its teacher), or a weight file or folder as
   # vit_jax.load_model opens them. Student and teacher take from it the backbone, and the heads that it has and that are
   # of the same size; the log lists what came from where. None: random. A checkpoint in the workdir comes first.
@@ -143,6 +147,9 @@ def default() -> ConfigDict:
   # (the ViT-L recipe). Each schedule rises linearly start -> peak over `warmup`, then follows a cosine peak -> end over
   # `cosine` (None: what is left) and stays at `end`.
   c.schedules.version = 2
+  # Version 1: cosines (but of the teacher's temperature and the loss weights) that would take so much longer (0.25: a
+  # quarter), cut at the end of the run and rescaled to arrive there at `end`. 0: whole cosines.
+  c.schedules.truncate = 0.0
 
   def schedule(start: float, peak: float, end: float, warmup: str = "0 steps") -> ConfigDict:
     s = ConfigDict(dict(start=start, peak=peak, end=end, warmup=warmup))
@@ -166,6 +173,8 @@ def default() -> ConfigDict:
   c.optim.layerwise_decay = 0.9
   c.optim.patch_embed_lr = 0.2  # extra lr factor of the patch embedding
   c.optim.freeze_last_layer = "1 epochs"  # prototypes keep lr 0 for so long
+  # Decay the scales of a ConvNeXt's stem and down-sampling norms, as the published ones were (by an oversight).
+  c.optim.decay_downsample_norms = False
 
   c.crops = ConfigDict()
   c.crops.global_size = 224
@@ -198,7 +207,9 @@ def default() -> ConfigDict:
   c.augment.std = (0.229, 0.224, 0.225)
 
   c.data = ConfigDict()
-  c.data.source = "embedded:textures"  # folder:/path | tfds:name/split | array_record:/glob | embedded:name
+  # folder:/path | tfds:name/split | array_record:/glob | parquet:/glob | tar:/glob | embedded:name | synthetic:kind, or
+  # several with weights: 0.7 folder:/a + 0.3 tar:/b/*.tar
+  c.data.source = "embedded:textures"
   c.data.workers = -1  # decoding processes; 0: threads of this process; -1: chosen from the number of cores
   # Where crops are made: "device": in the training step, the host only decodes; "host": by the workers; "auto": on the
   # device if that is a GPU or TPU. Both make the same crops, up to rounding, so that a run may change over.
@@ -208,9 +219,15 @@ def default() -> ConfigDict:
   c.data.canvas = placeholder(tuple)
   c.data.prefetch = 2  # batches kept ready on the device
   c.data.max_bad_fraction = 0.01  # share of unreadable images above which the run stops
+  c.data.timeout = 120.0  # seconds after which data that do not come are reported and asked for again; 0: never
   c.data.cache_dir = placeholder(str)  # embedded data and indices; None: $VIT_JAX_CACHE or ~/.cache/vit_jax
 
-  c.mesh = ConfigDict(dict(replica=1, data=-1, fsdp=1, tensor=1))  # devices along each axis; one may be -1
+  # Devices along each axis; one may be -1: what is left. Images are spread over replica, data and fsdp; parameters,
+  # teachers and optimizer state over fsdp (their width) and tensor (heads, hidden channels), prototypes over both.
+  c.mesh = ConfigDict(dict(replica=1, data=-1, fsdp=1, tensor=1))
+  # What fsdp spreads. 3: also the student's parameters, gathered layer by layer when they are used; 1: these are whole
+  # on every device, teachers and optimizer state are spread: more memory, less traffic.
+  c.mesh.zero = 3
 
   c.evaluation = ConfigDict()
   c.evaluation.every = "10 %"  # also at step 0 and at the end; "0 steps": never
@@ -222,7 +239,11 @@ def default() -> ConfigDict:
   c.evaluation.max_examples = 50_000  # images of each split that are used
 
   c.checkpoint = ConfigDict()
-  c.checkpoint.every = "5 %"
+  c.checkpoint.every = "5 %"  # also at the end, and when the run is asked to stop
+  c.checkpoint.minutes = placeholder(float)  # also when the last one is so long ago; None: by steps alone
+  # Seconds after SIGTERM when the process ends though its state is not saved: a little less than what the scheduler
+  # leaves. None: it ends when the state is saved.
+  c.checkpoint.grace = placeholder(float)
   c.checkpoint.keep = 3  # newest steps kept
   c.checkpoint.keep_every = placeholder(str)  # steps kept for ever
 

@@ -6,6 +6,7 @@ where those are known.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
@@ -19,9 +20,12 @@ from vit_jax.config.schema import loss_group_size
 from vit_jax.config.students import SECTION, split_entry, split_key, student_config, student_names
 
 SOURCES = {  # by prefix: how it is written, what it reads
-  "folder": ("folder:/path", "a folder of JPEG, PNG or WebP images; names of sub-folders are labels"),
+  "folder": ("folder:/path", "a folder of images (JPEG, PNG, WebP, TIFF, BMP, .npy); names of sub-folders are labels"),
   "tfds": ("tfds:name/split", "a TensorFlow Datasets set prepared as ArrayRecord (TensorFlow is not needed)"),
   "array_record": ("array_record:/path/*.ar", "ArrayRecord files of encoded images"),
+  "parquet": ("parquet:/path/*.parquet", "tables with a column of images, as those of Hugging Face (extra: parquet)"),
+  "tar": ("tar:/path/{000..127}.tar", "WebDataset shards: images with .cls or .json beside them"),
+  "synthetic": ("synthetic:photo", "images made on the spot (noise, gradient, photo), to measure and rehearse"),
   "embedded": ("embedded:name", "a set that this package makes itself, once, from a seed"),
 }
 EMBEDDED = {
@@ -48,6 +52,7 @@ _CHOICES = {
   "gram.remove_negative": ("both", "teacher", "teacher_only"),
   "gram.resize": ("bicubic", "bilinear"),
   "schedules.version": (1, 2),
+  "mesh.zero": (1, 3),
   "optim.lr_scaling": ("sqrt_1024", "linear_256", "none"),
   "evaluation.tasks": ("knn", "linear"),
 }
@@ -67,21 +72,23 @@ _RANGES: tuple[_Rule, ...] = (  # what is right, its test, the keys (of tuples: 
     "log.every gram.refresh.max optim.max_nonfinite",
   ),
   ("must be at least 2", lambda v: v >= 2, "dino.prototypes ibot.prototypes"),
+  ('must be a folder, or "off"', bool, "compilation_cache"),
   (
     "must be more than 0",
     lambda v: v > 0,
     "model.norm_eps model.init_std dino.init_std ibot.init_std model.rope.base model.rope.min_period "
     "model.rope.max_period optim.eps augment.std schedules.teacher_temperature.start "
-    "schedules.teacher_temperature.peak schedules.teacher_temperature.end",
+    "schedules.teacher_temperature.peak schedules.teacher_temperature.end checkpoint.minutes checkpoint.grace",
   ),
   (
     "must not be negative",
     lambda v: v >= 0,
-    "model.num_registers model.rope.shift dino.loss_weight ibot.loss_weight koleo.loss_weight optim.clip "
+    "data.timeout model.num_registers model.rope.shift dino.loss_weight ibot.loss_weight koleo.loss_weight optim.clip "
     "optim.patch_embed_lr augment.brightness augment.contrast augment.saturation schedules.lr.start schedules.lr.peak "
     "schedules.lr.end schedules.weight_decay.start schedules.weight_decay.peak schedules.weight_decay.end "
     "schedules.local_loss_weight.start schedules.local_loss_weight.peak schedules.local_loss_weight.end "
-    "schedules.gram_loss_weight.start schedules.gram_loss_weight.peak schedules.gram_loss_weight.end",
+    "schedules.gram_loss_weight.start schedules.gram_loss_weight.peak schedules.gram_loss_weight.end "
+    "schedules.truncate",
   ),
   (
     "must be from 0 to 1",
@@ -123,6 +130,11 @@ _DURATIONS = {  # may it be nothing?
   "checkpoint.every": False,
   "checkpoint.keep_every": False,
 }
+
+
+def choices(key: str) -> tuple[Any, ...]:
+  """The values that a key may have, of those keys that have a few."""
+  return _CHOICES[key]
 
 
 def validate(config: ConfigDict) -> None:
@@ -189,7 +201,18 @@ def _single_values(values: dict[str, Any]) -> Iterator[str]:
 
 
 def _source(values: dict[str, Any], key: str) -> Iterator[str]:
-  kind, _, rest = values[key].partition(":")
+  for part in _parts(values[key]):
+    yield from _one_source(values, key, part)
+
+
+def _parts(source: str) -> list[str]:
+  """The specifications in a mixture, without their weights."""
+  parts = re.split(r"\s\+\s+(?=(?:[\d.]+\s*\*?\s+)?[A-Za-z_]\w+:)", source)
+  return [re.sub(r"^\s*[\d.]+\s*\*?\s+", "", part) for part in parts]
+
+
+def _one_source(values: dict[str, Any], key: str, source: str) -> Iterator[str]:
+  kind, _, rest = source.partition(":")
   if kind not in SOURCES or not rest:
     yield _wrong(
       values, key, f"must be like {', '.join(form for form, _ in SOURCES.values())}{did_you_mean(kind, SOURCES)}"
@@ -299,7 +322,7 @@ def _resolutions(config: ConfigDict) -> Iterator[str]:
 
 
 def _mesh(config: ConfigDict) -> Iterator[str]:
-  axes = dict(config.mesh)
+  axes = {axis: size for axis, size in config.mesh.items() if axis != "zero"}
   if list(axes.values()).count(-1) > 1:
     yield f"mesh={axes}: at most one axis may be -1"
   sharded = {axis: axes[axis] for axis in ("replica", "data", "fsdp") if axes[axis] != -1}
@@ -418,9 +441,11 @@ def _gram(config: ConfigDict) -> Iterator[str]:
 
 
 def _schedules(config: ConfigDict) -> Iterator[str]:
-  """Warm-ups (and given cosines) longer than the run, where both can be told in one unit."""
+  """Warm-ups (and given cosines) longer than the run, where both can be told in one unit; a truncation of no effect."""
+  if config.schedules.truncate and config.schedules.version != 1:
+    yield f"schedules.truncate={config.schedules.truncate}: is an option of schedules.version=1"
   for name, schedule in config.schedules.items():
-    if name == "version":
+    if not isinstance(schedule, ConfigDict):
       continue
     key = f"schedules.{name}.warmup"
     warmup = _share_of_run(config, schedule.warmup)

@@ -26,7 +26,7 @@ from vit_jax.data.decode import BadImage
 
 _MAGIC = b"VJR1"
 _HEADER = struct.Struct("<4siH")
-_CLASSES = "classes.json"
+CLASSES = "classes.json"
 
 
 class ArrayRecordSource:
@@ -85,7 +85,7 @@ def open_array_record(pattern: str, spec: str) -> ArrayRecordSource:
     where = f"{folder} holds {', '.join(found) or 'nothing'}" if found is not None else f"there is no folder {folder}"
     raise ValueError(f"data.source = {spec!r}: no file matches {pattern}; {where}.")
   try:
-    source = ArrayRecordSource(paths, _class_names(Path(paths[0]).with_name(_CLASSES)))
+    source = ArrayRecordSource(paths, _class_names(Path(paths[0]).with_name(CLASSES)))
     size = len(source)
   except (RuntimeError, ValueError) as error:
     raise ValueError(
@@ -121,5 +121,5 @@ def write_array_record(
   writer.close()
   names = list(class_names)
   if names:
-    Path(path).with_name(_CLASSES).write_text(json.dumps(names))
+    Path(path).with_name(CLASSES).write_text(json.dumps(names))
   return count

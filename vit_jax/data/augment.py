@@ -31,6 +31,9 @@ COLOURS = 7  # random numbers for jitter and grayscale
 UNIFORMS = PLACES + 4 + COLOURS  # random numbers of one crop
 
 
+Colours = tuple[tuple[tuple[int, float], ...], bool]  # (jitter, grayscale), as in `Crop`
+
+
 class Crop(NamedTuple):
   """Everything that was drawn for one crop.
 

@@ -22,6 +22,7 @@ from vit_jax.data import jpeg
 MIN_SIDE = 2  # pixels: a tracking pixel is no picture
 MAX_PIXELS = 178_956_970  # the size at which Pillow itself refuses (a "decompression bomb")
 _ORIENTATION = 0x0112  # the EXIF tag
+_NUMPY = b"\x93NUMPY"  # how a .npy file begins
 
 
 class BadImage(Exception):
@@ -62,6 +63,8 @@ def decode(
     return _from_array(data, name)
   if isinstance(data, bytes) and not data:
     raise BadImage(name, "the file is empty")
+  if isinstance(data, bytes) and data.startswith(_NUMPY):
+    return _from_array(_saved_array(data, name), name)
   try:
     # The formats' decoders raise almost anything on damaged input (OSError, SyntaxError, struct.error, IndexError, …).
     with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
@@ -129,6 +132,14 @@ def _deep_to_uint8(samples: np.ndarray) -> UInt8[np.ndarray, " ..."]:
   # Pillow gives 16-bit files as 32-bit integers too: what fits in 16 bits is taken for 16-bit.
   wide = samples.dtype.itemsize > 2 and samples.size > 0 and int(samples.max()) >= 1 << 16
   return np.clip(samples >> (24 if wide else 8), 0, 255).astype(np.uint8)
+
+
+def _saved_array(data: bytes, name: str) -> np.ndarray:
+  """The array in a .npy file."""
+  try:
+    return np.load(io.BytesIO(data), allow_pickle=False)
+  except (ValueError, EOFError, OSError) as error:
+    raise BadImage(name, f"cannot be decoded ({type(error).__name__}: {error})") from error
 
 
 def _from_array(array: np.ndarray, name: str) -> UInt8[np.ndarray, "H W 3"]:

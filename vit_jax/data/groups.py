@@ -12,11 +12,20 @@ import json
 
 import numpy as np
 
-from vit_jax.data.augment import multi_crop, random_numbers, random_shape
-from vit_jax.data.canvas import fit_into
+from vit_jax.data.augment import (
+  Colours,
+  Crop,
+  draw_colours,
+  draw_crops,
+  multi_crop,
+  random_numbers,
+  random_shape,
+)
+from vit_jax.data.canvas import fit_into, fitting
 from vit_jax.data.decode import BadImage, decode
 from vit_jax.data.masks import group_masks, indices_and_weights, masked_patches
-from vit_jax.data.order import shuffled
+from vit_jax.data.order import make_order
+from vit_jax.data.reading import Reader, Stalled
 from vit_jax.data.sources import Source
 from vit_jax.data.views import Views
 
@@ -75,13 +84,24 @@ class LossGroups:
   group where the last one ended. So every record comes exactly once in each epoch and none is left out.
   """
 
-  def __init__(self, source: Source, views: Views, seed: int, group_size: int, groups_per_batch: int = 1):
+  def __init__(
+    self,
+    source: Source,
+    views: Views,
+    seed: int,
+    group_size: int,
+    groups_per_batch: int = 1,
+    *,
+    timeout: float | None = None,
+  ):
     if len(source) == 0:
       raise ValueError("the source holds no record.")
     self._source = source
+    self._reader = Reader(source, timeout)
     self._variants = views.variants()
     self._shares = np.cumsum([size.probability for size in views.resolutions])
     self._seed = seed
+    self.order = make_order(source, seed)
     self._group_size = group_size
     self._groups_per_batch = groups_per_batch
 
@@ -99,9 +119,9 @@ class LossGroups:
     group = {name: np.empty(*shapes[name]) for name in (*crops, *RAW, "label") if name in shapes}
     bad: list[dict[str, str]] = []
     elements = number * size + np.arange(size)
-    records = shuffled(elements, len(self._source), self._seed)
+    records = self.order(elements)
     for row, (element, record) in enumerate(zip(elements.tolist(), records.tolist(), strict=True)):
-      image, group["label"][row] = self._readable(element, record, v, bad)
+      image, group["label"][row], _ = self._readable(element, record, v, bad)
       rng = _generator(self._seed, _CROPS, element)
       if v.canvas is None:
         multi_crop(image, rng, v, *(group[name][row] for name in crops if name in group))
@@ -116,16 +136,38 @@ class LossGroups:
     group[BAD] = json.dumps(bad)
     return group
 
-  def _readable(self, element: int, record: int, views: Views, bad: list[dict[str, str]]) -> tuple[np.ndarray, int]:
-    """(image, label) of a record, or of the first readable one of the replacements drawn for this element."""
+  def drawn(self, number: int, images: int) -> list[tuple[str, tuple[int, int], list[Crop], Colours | None]]:
+    """What `self[number]` makes of its first few images, in words.
+
+    Returns:
+      For each image: its name, its height and width when it is cropped, what is drawn for its crops (global ones
+      first), the colours shared by all of them with `share_color_jitter`.
+    """
+    v = self.views(number // self._groups_per_batch)
+    elements = number * self._group_size + np.arange(min(images, self._group_size))
+    found = []
+    for element, record in zip(elements.tolist(), self.order(elements).tolist(), strict=True):
+      image, _, record = self._readable(element, record, v, [])
+      rng = _generator(self._seed, _CROPS, element)
+      size = image.shape[:2] if v.canvas is None else fitting(image.shape[:2], v.canvas)
+      crops = draw_crops(rng, *size, v)
+      colours = draw_colours(rng, v) if v.share_color_jitter else None
+      found.append((self._source.describe(record), size, crops, colours))
+    return found
+
+  def _readable(
+    self, element: int, record: int, views: Views, bad: list[dict[str, str]]
+  ) -> tuple[np.ndarray, int, int]:
+    """(image, label, record) of a record, or of the first readable one of those drawn in its place."""
     rng = None
     for _ in range(_REPLACEMENTS):
       try:
-        return self._read(record, views)
+        return *self._read(record, views), record
       except BadImage as error:
         bad.append({"record": record, "name": error.name, "reason": error.reason})
       rng = rng or _generator(self._seed, _REPLACE, element)
-      record = int(rng.integers(len(self._source)))
+      alternatives = self.order.alternatives(record)
+      record = alternatives[int(rng.integers(len(alternatives)))]
     names = ", ".join(entry["name"] for entry in bad[-3:])
     raise RuntimeError(
       f"{_REPLACEMENTS} images in a row could not be read, the last of them {names}: {bad[-1]['reason']}. "
@@ -134,10 +176,12 @@ class LossGroups:
 
   def _read(self, record: int, views: Views) -> tuple[np.ndarray, int]:
     try:
-      entry = self._source[record]
+      entry = self._reader[record]
       return decode(entry["image"], enough=views.enough_pixels, fits=views.canvas), int(entry["label"])
     except BadImage as error:
       raise BadImage(self._source.describe(record), error.reason) from error
+    except Stalled:
+      raise
     except OSError as error:
       raise BadImage(self._source.describe(record), f"cannot be read ({error})") from error
     except Exception as error:

@@ -7,15 +7,18 @@ Grain supplies the threads and the worker processes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
 import math
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +26,14 @@ import grain
 import numpy as np
 from absl import flags
 
-from vit_jax.data.groups import BAD, LossGroups
+from vit_jax.data.groups import BAD, LossGroups, batch_shapes
 from vit_jax.data.sources import Source
 from vit_jax.data.views import Views
 
 log = logging.getLogger(__name__)
 
 _MIN_SAMPLE = 1000  # records below which a share of unreadable ones is not yet a verdict
+_SHARED_MEMORY = "/dev/shm"
 _STREAM = 1 << 60  # groups in the "endless" stream
 
 
@@ -42,8 +46,10 @@ def make_pipeline(
   workers: int,
   process_index: int = 0,
   process_count: int = 1,
+  local_groups: Sequence[int] | None = None,
   bad_records: str | os.PathLike | None = None,
   max_bad_fraction: float = 0.01,
+  timeout: float | None = None,
 ) -> Pipeline:
   """The batches of a training run: an endless iterator of this process's rows, that can be saved and restored.
 
@@ -55,13 +61,18 @@ def make_pipeline(
     workers: processes that decode and augment; 0: threads of this process; -1: chosen from the number of cores.
     process_index: this process among those of the job.
     process_count: processes of the job.
+    local_groups: the loss groups of every batch that this process makes; None: those of an equal part, by its index.
     bad_records: a file to which unreadable images are added, one JSON object a line.
     max_bad_fraction: share of unreadable images above which the run stops (see `BadRecords`).
+    timeout: seconds after which a batch that does not come is reported, and a record that does not come from an object
+      store asked for again; None: never.
 
   Raises:
     ValueError: if batch size, loss groups and processes do not fit together.
   """
   group_size = views.group_size(batch_size)
+  if local_groups is not None:
+    process_index, process_count = 0, 1  # no equal part has to be found
   if batch_size % process_count:
     raise ValueError(f"batch_size = {batch_size} cannot be shared by {process_count} processes: make it a multiple.")
   rows = batch_size // process_count
@@ -74,13 +85,18 @@ def make_pipeline(
     raise ValueError(f"process_index = {process_index} is not one of {process_count} processes.")
   if workers < -1:
     raise ValueError(f"data.workers = {workers}: it must be -1 (automatic), 0 (threads), or a number of processes.")
+  if local_groups is None:
+    local_groups = range(process_index * rows // group_size, (process_index + 1) * rows // group_size)
+  groups = LossGroups(source, views, seed, group_size, batch_size // group_size, timeout=timeout)
+  stream = {"seed": seed, "records": len(source), "batch_size": batch_size, "loss_group_size": group_size}
   return Pipeline(
-    LossGroups(source, views, seed, group_size, batch_size // group_size),
+    groups,
     groups_per_batch=batch_size // group_size,
-    local_groups=range(process_index * rows // group_size, (process_index + 1) * rows // group_size),
-    stream={"seed": seed, "records": len(source), "batch_size": batch_size, "loss_group_size": group_size},
-    workers=_automatic_workers() if workers == -1 else workers,
+    local_groups=local_groups,
+    stream={**stream, **groups.order.identity},
+    workers=workers,
     bad=BadRecords(bad_records, max_bad_fraction, records=len(source)),
+    timeout=timeout,
   )
 
 
@@ -93,10 +109,21 @@ def _automatic_workers() -> int:
   return min(16, _cores() // 2) if _cores() >= 4 else 0
 
 
+def _group_bytes(views: Views, group_size: int) -> int:
+  """Of the largest loss group."""
+  shapes = [batch_shapes(view, group_size).values() for view in views.variants()]
+  return max(sum(math.prod(shape) * kind.itemsize for shape, kind in arrays) for arrays in shapes)
+
+
+def _shared_memory() -> int:
+  """Bytes that processes can share; without such a file system (not Linux) it is not known to be limited."""
+  return shutil.disk_usage(_SHARED_MEMORY).free if os.path.isdir(_SHARED_MEMORY) else sys.maxsize
+
+
 class _LocalGroups:
   """Numbers the groups of this process without gaps: its k-th group -> the group's arrays. Picklable."""
 
-  def __init__(self, groups: LossGroups, groups_per_batch: int, local_groups: range, first_batch: int):
+  def __init__(self, groups: LossGroups, groups_per_batch: int, local_groups: Sequence[int], first_batch: int):
     self._groups = groups
     self._groups_per_batch = groups_per_batch
     self._local_groups = local_groups
@@ -112,7 +139,9 @@ class Pipeline:
 
   global_crops uint8 [B, 2, H, W, 3], local_crops uint8 [B, L, h, w, 3], label int32 [B] (-1: none) and, if the views
   have masks, masks bool [B, 2, N], mask_indices int32 [groups, M], mask_weights float32 [groups, M]; if they have gram
-  crops, gram_crops uint8 [B, 2, Hg, Wg, 3]. Where the views have several resolutions, each batch has one of them.
+  crops, gram_crops uint8 [B, 2, Hg, Wg, 3]. With a canvas, in place of all crops: canvas uint8 [B, Hc, Wc, 3], valid
+  int32 [B, 2], random float32 [B, R, U] and sizes [0, 3 sizes], of which `device.augmented` makes the crops. Where
+  the views have several resolutions, each batch has one of them.
 
   `get_state()` is a small dict that JSON can hold; `set_state()` of it makes the next batch exactly the one that would
   have come next, on any number of workers and processes.
@@ -123,12 +152,14 @@ class Pipeline:
     groups: LossGroups,
     *,
     groups_per_batch: int,
-    local_groups: range,
-    stream: dict[str, int],
+    local_groups: Sequence[int],
+    stream: dict[str, int | str],
     workers: int,
     bad: BadRecords,
+    timeout: float | None,
   ):
     self._groups = groups
+    self._timeout = timeout
     self._groups_per_batch = groups_per_batch
     self._local_groups = local_groups
     self._stream = stream
@@ -148,7 +179,8 @@ class Pipeline:
     if self._iterator is None:
       self._iterator = self._start()
     try:
-      groups = [next(self._iterator) for _ in self._local_groups]
+      with _reporting_stalls(self._timeout, self._next_batch):
+        groups = [next(self._iterator) for _ in self._local_groups]
     except BaseException:
       self._stop()  # a later next() begins this batch again
       raise
@@ -165,7 +197,7 @@ class Pipeline:
     """The views that the next so many batches need, each once, in the order in which they come first."""
     return list(dict.fromkeys(self._groups.views(self._next_batch + i) for i in range(batches)))
 
-  def get_state(self) -> dict[str, int]:
+  def get_state(self) -> dict[str, int | str]:
     """Where the stream is, with what identifies it."""
     return {"next_batch": self._next_batch, **self._stream}
 
@@ -231,6 +263,29 @@ class Pipeline:
       self._threads.pop().join()
     if self.workers:
       _end_deleter()
+
+
+@contextlib.contextmanager
+def _reporting_stalls(timeout: float | None, batch: int) -> Iterator[None]:
+  """Warns, again and again, of a batch that does not come; costs a thread for the time of one batch."""
+  if timeout is None:
+    yield
+    return
+  done = threading.Event()
+
+  def watch():
+    waited = timeout
+    while not done.wait(timeout):
+      log.warning("data: batch %d has not come for %g s (data.timeout): does the source stall?", batch, waited)
+      waited += timeout
+
+  watcher = threading.Thread(target=watch, daemon=True, name="watch-batch")
+  watcher.start()
+  try:
+    yield
+  finally:
+    done.set()
+    watcher.join()
 
 
 def _start_worker(parent: int, *unused: int):

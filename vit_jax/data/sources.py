@@ -1,9 +1,15 @@
 """Sources: where images come from. `open_source("folder:/my/photos")` gives random access to records.
 
-folder:/path                          any depth of sub-folders; JPEG, PNG, WebP, BMP, TIFF
+folder:/path                          any depth of sub-folders; JPEG, PNG, WebP, BMP, TIFF, arrays in .npy
 tfds:name/split                       a prepared TensorFlow dataset (?data_dir=/path), read without TensorFlow
 array_record:/path/*.array_record     ArrayRecord shards of encoded images, with or without labels
+parquet:/path/*.parquet               tables with a column of images, as Hugging Face has them (?image=…&label=…)
+tar:/path/{000..127}.tar              WebDataset shards: images with .cls or .json beside them
 embedded:name/split                   data made by this package (?size=64&count=6000)
+synthetic:photo                       images made on the spot (?size=500x375&count=10000&format=jpeg)
+0.7 folder:/a + 0.3 tar:/b/*.tar      several of them, with weights
+
+folder, parquet and tar also read object stores, as in folder:gs://bucket/photos, with the store's driver for fsspec.
 """
 
 from __future__ import annotations
@@ -24,6 +30,9 @@ class Source(Protocol):
   Attributes:
     num_classes: classes of the labels; 0: no labels.
     class_names: their names; empty where unknown.
+
+  Some have more attributes: `remote`, whether what it reads may come over a network; what decides about the order of
+  their records (`order.py`).
   """
 
   num_classes: int
@@ -53,8 +62,37 @@ def open_source(spec: str, *, cache_dir: str | os.PathLike | None = None) -> Sou
   Raises:
     ValueError: for a specification that is malformed or names nothing; it says what there is.
   """
+  from vit_jax.data import mixture
+
+  if mixture.is_mixture(spec):
+    return mixture.open_mixture(spec, cache_dir=cache_dir)
   scheme, rest = _parse(spec)
   return _OPENERS[scheme](rest, spec, cache_dir)
+
+
+def rescan(spec: str, *, cache_dir: str | os.PathLike | None = None, beside: bool = False) -> Source:
+  """Opens a source and makes its index anew, where it is of a kind that has one (folder, tar).
+
+  Args:
+    spec: the specification.
+    cache_dir: where indices are kept.
+    beside: put the index of a folder beside it, as PATH.vit_jax_index, so that other machines find it, too.
+
+  Raises:
+    ValueError: as `open_source`.
+  """
+  scheme, _, rest = spec.partition(":")
+  if scheme == "folder" and rest:
+    from vit_jax.data.folder import open_folder
+
+    return open_folder(rest, spec, cache_dir=cache_dir, index="beside" if beside else "cache")
+  if beside:
+    raise ValueError(f"data.source = {spec!r}: only the index of a folder can lie beside it.")
+  if scheme == "tar" and rest:
+    from vit_jax.data.tar import open_tar
+
+    return open_tar(rest, spec, cache_dir=cache_dir, rescan=True)
+  return open_source(spec, cache_dir=cache_dir)
 
 
 def split_specs(spec: str) -> dict[str, str]:
@@ -63,6 +101,10 @@ def split_specs(spec: str) -> dict[str, str]:
   embedded: its train and test; tfds: every prepared split; folder: the folders train, val, validation, test beside
   /path if /path is one of them. Empty where the source knows of no other split.
   """
+  from vit_jax.data import mixture
+
+  if mixture.is_mixture(spec):
+    return {}
   scheme, rest = _parse(spec)
   body, options = split_options(rest)
   if scheme == "embedded":
@@ -112,7 +154,7 @@ def _parse(spec: str) -> tuple[str, str]:
 def _open_folder(rest: str, spec: str, cache_dir: str | os.PathLike | None) -> Source:
   from vit_jax.data.folder import open_folder
 
-  return open_folder(rest, spec)
+  return open_folder(rest, spec, cache_dir=cache_dir)
 
 
 def _open_tfds(rest: str, spec: str, cache_dir: str | os.PathLike | None) -> Source:
@@ -133,15 +175,39 @@ def _open_embedded(rest: str, spec: str, cache_dir: str | os.PathLike | None) ->
   return open_embedded(spec, cache_dir=cache_dir)
 
 
+def _open_parquet(rest: str, spec: str, cache_dir: str | os.PathLike | None) -> Source:
+  from vit_jax.data.parquet import open_parquet
+
+  return open_parquet(rest, spec)
+
+
+def _open_tar(rest: str, spec: str, cache_dir: str | os.PathLike | None) -> Source:
+  from vit_jax.data.tar import open_tar
+
+  return open_tar(rest, spec, cache_dir=cache_dir)
+
+
+def _open_synthetic(rest: str, spec: str, cache_dir: str | os.PathLike | None) -> Source:
+  from vit_jax.data.synthetic import open_synthetic
+
+  return open_synthetic(rest, spec)
+
+
 _FORMS = {
   "folder": "/path",
   "tfds": "name/split",
   "array_record": "/path/*.array_record",
+  "parquet": "/path/*.parquet",
+  "tar": "/path/*.tar",
   "embedded": "name/split",
+  "synthetic": "photo",
 }
 _OPENERS: dict[str, Callable[[str, str, str | os.PathLike | None], Source]] = {
   "folder": _open_folder,
   "tfds": _open_tfds,
   "array_record": _open_array_record,
+  "parquet": _open_parquet,
+  "tar": _open_tar,
   "embedded": _open_embedded,
+  "synthetic": _open_synthetic,
 }

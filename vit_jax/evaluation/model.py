@@ -96,9 +96,9 @@ def evaluate_model(
 def untrained_params(model: Any, params: Any, *, image_size: int, seed: int = 0) -> Any:
   """Initial parameters of `model`, with the types and on the devices of `params`."""
   image = jnp.zeros((1, image_size, image_size, model.in_channels))
-  initial = jax.jit(model.init)(jax.random.key(seed), image)["params"]
-  return jax.tree.map(
-    lambda new, old: jax.device_put(new.astype(old.dtype), old.sharding if isinstance(old, jax.Array) else None),
-    initial,
-    params,
-  )
+
+  def init(key: jax.Array) -> Any:
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), model.init(key, image)["params"], params)
+
+  shardings = jax.tree.map(lambda old: old.sharding if isinstance(old, jax.Array) else None, params)
+  return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))

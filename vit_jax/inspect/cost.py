@@ -25,7 +25,8 @@ DINO step, per image with G global and l local crops and M masked patches; a bac
 
     student backbone   3 (G forward(global) + l forward(local))
     teacher backbone   G forward(global)
-    gram teacher       G forward(gram), where there are gram crops
+    gram teacher       G forward(gram), of the gram crops or, without such, of the global ones; none where the teacher
+                       itself anchors
     DINO head          3 (G + l) rows of the student, G rows of the teacher
     iBOT head          3 M rows of the student, M rows of the teacher
 
@@ -34,6 +35,8 @@ Recomputation (model.remat) is not counted: it is no useful work. Nor are the ro
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,6 +137,7 @@ def dino_step(
   local_number: int,
   masked: float,
   gram_size: Size | None = None,
+  gram_teacher: bool | None = None,
   own_teacher: bool = True,
   global_number: int = 2,
 ) -> StepCost:
@@ -141,11 +145,14 @@ def dino_step(
 
   Args:
     masked: masked patches per image, both global crops together.
+    gram_size: of the gram crops; None: there are none.
+    gram_teacher: whether a gram teacher has a pass of its own; None: if there are gram crops.
     own_teacher: whether the teacher is the model's own average; False: its targets come from elsewhere.
   """
   whole, part = count(model, global_size), count(model, local_size)
   dino, ibot = head_flops(dino_head, model.width), head_flops(ibot_head, model.width)
-  gram = {} if gram_size is None else {"gram teacher": global_number * count(model, gram_size).flops}
+  anchored = gram_size is not None if gram_teacher is None else gram_teacher
+  gram = {"gram teacher": global_number * count(model, gram_size or global_size).flops} if anchored else {}
   teachers = global_number if own_teacher else 0
   return StepCost(
     {
@@ -157,6 +164,38 @@ def dino_step(
       "iBOT head": (4 if own_teacher else 3) * masked * ibot,
     }
   )
+
+
+def executed(jaxpr: Any) -> int:
+  """Operations of all matrix products and convolutions of a jaxpr, whatever is recomputed counted again.
+
+  A scan counts as often as it runs, of a conditional the dearest branch.
+  """
+  total = 0
+  for equation in jaxpr.eqns:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+      (contracted, _), (batch, _) = params["dimension_numbers"]
+      left, right = (v.aval.shape for v in equation.invars)
+      total += 2 * math.prod(left) * math.prod(right) // math.prod(left[i] for i in (*contracted, *batch))
+    elif name == "conv_general_dilated":
+      kernel = equation.invars[1].aval.shape
+      features = kernel[params["dimension_numbers"].rhs_spec[0]]
+      total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // features
+    elif name == "cond":
+      total += max(executed(branch.jaxpr) for branch in params["branches"])
+    else:
+      times = params.get("length", 1) if name == "scan" else 1
+      total += times * sum(executed(inner) for inner in _inside(params))
+  return total
+
+
+def _inside(params: dict[str, Any]) -> Iterator[Any]:
+  """The jaxprs among the parameters of an equation."""
+  for value in jax.tree.leaves(params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+    value = getattr(value, "jaxpr", value)
+    if hasattr(value, "eqns"):
+      yield value
 
 
 def _with_drop_path(cost: Cost, rate: float) -> float:

@@ -144,14 +144,16 @@ def feature_sheet(
   mean: Sequence[float],
   std: Sequence[float],
   foreground: bool = False,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> Picture:
   """`pca_sheet` of what a backbone makes of images: height and width must be multiples of its stride.
 
-  Larger images give finer maps: rotary positions accept any size.
+  Larger images give finer maps: rotary positions accept any size. Parameters that are spread over a `mesh` of several
+  processes need all of them to take part.
   """
   images = np.asarray(images)
   grid = images.shape[1] // model.stride, images.shape[2] // model.stride
-  patches = _patches(model, tuple(mean), tuple(std), params, images)
+  patches = _patches(model, tuple(mean), tuple(std), mesh, params, images)
   return pca_sheet(images, np.asarray(patches, np.float32), grid, foreground=foreground)
 
 
@@ -177,11 +179,19 @@ def to_uint8(crops: np.ndarray, mean: Sequence[float] | None, std: Sequence[floa
   return pixels.round().clip(0, 255).astype(np.uint8)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _patches(
-  model: VisionTransformer | ConvNeXt, mean: tuple[float, ...], std: tuple[float, ...], params: Any, images: Array
+  model: VisionTransformer | ConvNeXt,
+  mean: tuple[float, ...],
+  std: tuple[float, ...],
+  mesh: jax.sharding.Mesh | None,
+  params: Any,
+  images: Array,
 ) -> Float[Array, "B N D"]:
-  return model.apply({"params": params}, prepare_images(model, images, mean, std)).patches
+  patches = model.apply({"params": params}, prepare_images(model, images, mean, std)).patches
+  if mesh is None:
+    return patches
+  return jax.lax.with_sharding_constraint(patches, jax.sharding.NamedSharding(mesh, jax.P()))  # whole on every device
 
 
 def _enlarge(crops: np.ndarray, factor: int) -> np.ndarray:

@@ -70,7 +70,9 @@ def model_table(
   return align(rows, right=(1,))
 
 
-def training_table(modules: Any, views: Any, *, masked: Sequence[float], own_teacher: bool = True) -> str:
+def training_table(
+  modules: Any, views: Any, *, masked: Sequence[float], own_teacher: bool = True, gram_teacher: bool | None = None
+) -> str:
   """`model_table` of what a method with DINO and iBOT heads trains, at every resolution of its crops.
 
   Args:
@@ -78,6 +80,7 @@ def training_table(modules: Any, views: Any, *, masked: Sequence[float], own_tea
     views: the crops, as `methods.dinov3.views(config)` describes them.
     masked: masked patches per image, both global crops together, for each of `views.variants()`.
     own_teacher: whether the teacher is the model's own average.
+    gram_teacher: whether a gram teacher has a pass of its own; None: if there are gram crops.
   """
   variants = views.variants()
   sizes = [("global crop", v.global_size) for v in variants]
@@ -93,6 +96,7 @@ def training_table(modules: Any, views: Any, *, masked: Sequence[float], own_tea
       gram_size=v.gram_size,
       masked=count,
       own_teacher=own_teacher,
+      gram_teacher=gram_teacher,
     )
     for v, count in zip(variants, masked, strict=True)
   ]

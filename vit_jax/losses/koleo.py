@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vit_jax.ops.normalize import l2_normalize, upcast
 
@@ -33,7 +33,20 @@ def koleo(features: Float[Array, "B D"], *, topk: int = 1, eps: float = 1e-8) ->
   x = l2_normalize(upcast(features), eps=eps)  # [B, D]
   frozen = jax.lax.stop_gradient(x)
   similarity = jnp.einsum("id,jd->ij", frozen, frozen, precision=jax.lax.Precision.HIGHEST)  # [B, B]
-  similarity = jnp.where(jnp.eye(num, dtype=bool), -jnp.inf, similarity)
-  neighbours = jax.lax.top_k(similarity, topk)[1]  # [B, topk]
+  neighbours = _nearest(jnp.where(jnp.eye(num, dtype=bool), -jnp.inf, similarity), topk)  # [B, topk]
   distance = jnp.linalg.norm(x[:, None] - x[neighbours] + eps, axis=-1)  # [B, topk]
   return -jnp.mean(jnp.log(distance + eps))
+
+
+def _nearest(similarity: Float[Array, "B B"], topk: int) -> Int[Array, "B topk"]:
+  """The `topk` largest entries of each row, one after the other.
+
+  Not by `lax.top_k`, which the compiler does not divide: it would collect the matrices of all loss groups on every
+  device.
+  """
+  chosen = []
+  for _ in range(topk):
+    chosen.append(jnp.argmax(similarity, axis=-1))  # [B]
+    taken = jnp.arange(similarity.shape[-1]) == chosen[-1][:, None]  # [B, B]
+    similarity = jnp.where(taken, -jnp.inf, similarity)
+  return jnp.stack(chosen, axis=-1)

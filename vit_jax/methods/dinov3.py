@@ -185,7 +185,10 @@ def make_learner(config: Any, *, distilling: bool = False) -> Callable[[State, B
         grads,
         state.opt_state,
         optimizer.groups(
-          state.student, layerwise_decay=config.optim.layerwise_decay, patch_embed_lr=config.optim.patch_embed_lr
+          state.student,
+          layerwise_decay=config.optim.layerwise_decay,
+          patch_embed_lr=config.optim.patch_embed_lr,
+          decay_downsample_norms=config.optim.decay_downsample_norms,
         ),
         lr=now["lr"],
         last_layer_lr=jnp.where(state.step < frozen_steps, 0.0, now["lr"]),

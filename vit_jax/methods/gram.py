@@ -38,6 +38,11 @@ def is_shared(config: Any) -> bool:
   return config.gram.source in SHARED
 
 
+def has_own_pass(config: Any, *, distilling: bool) -> bool:
+  """Whether features are computed for the anchor alone: not where the teacher of the targets has them already."""
+  return has_own_teacher(config) or (distilling and config.gram.source == "ema")
+
+
 def describe(config: Any) -> str | None:
   """Where the gram teacher comes from, for people; None: there is no Gram anchoring."""
   if not enabled(config):

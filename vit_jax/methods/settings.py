@@ -6,9 +6,13 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from vit_jax.data.views import Views
 from vit_jax.models import ConvNeXt, PositionTable, Rope, VisionTransformer, create_model
 from vit_jax.optim.schedules import Schedule
+
+TRUNCATED = ("lr", "weight_decay", "momentum")  # schedules of which `schedules.truncate` speaks
 
 
 def build_backbone(config: Any) -> VisionTransformer | ConvNeXt:
@@ -131,12 +135,13 @@ def build_schedules(config: Any, lr_factor: float) -> dict[str, Schedule]:
   total, version = num_steps(config.duration), config.schedules.version
   schedules = {}
   for name, values in config.schedules.items():
-    if name == "version":
+    if not isinstance(values, ConfigDict):
       continue
     warmup = num_steps(values.warmup)
     cosine = total - warmup if values.cosine is None else num_steps(values.cosine)
     start, peak, end = values.start, values.peak, values.end
     if name == "lr":
       peak, end = peak * lr_factor, end * (lr_factor if version == 2 else 1.0)
-    schedules[name] = Schedule(start, peak, end, warmup, cosine, version=version)
+    truncate = config.schedules.truncate if name in TRUNCATED else 0.0
+    schedules[name] = Schedule(start, peak, end, warmup, cosine, version=version, truncate=truncate)
   return schedules

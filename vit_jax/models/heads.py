@@ -42,7 +42,8 @@ class ProjectionHead(nn.Module):
     self.mlp = [
       Linear((size,), use_bias=self.mlp_bias, name=f"fc{i}", **types) for i, size in enumerate(sizes, start=1)
     ]
-    self.last_layer = Linear((self.prototypes,), use_bias=False, **types)
+    # Prototypes are spread over more axes than their scores: left to itself, XLA would gather them over all of these.
+    self.last_layer = Linear((self.prototypes,), use_bias=False, kernel_axes=(None, "prototypes"), **types)
 
   def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N K"]:
     """Prototype scores of features."""
@@ -52,6 +53,7 @@ class ProjectionHead(nn.Module):
     """The L2-normalised bottleneck (normalised in float32)."""
     for i, layer in enumerate(self.mlp):
       x = layer(x if i == 0 else jax.nn.gelu(x, approximate=False))
+      x = nn.with_logical_constraint(x, ("batch", "mlp" if i == 0 and self.num_layers > 1 else "width"))
     return l2_normalize(upcast(x)).astype(x.dtype)
 
   def scores(self, z: Float[Array, "N bottleneck"]) -> Float[Array, "N K"]:

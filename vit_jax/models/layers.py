@@ -52,6 +52,7 @@ class Linear(nn.Module):
     features: shape of the output axes; an N-d kernel lets `heads` be an axis of its own, which sharding needs.
     contract: number of trailing input axes that are summed over.
     init_std: standard deviation of the initial kernel.
+    kernel_axes: logical axes of the kernel in the product, where they are not for the compiler to choose.
     dtype: compute type of the product; the kernel is kept in `param_dtype`.
   """
 
@@ -59,6 +60,7 @@ class Linear(nn.Module):
   contract: int = 1
   use_bias: bool = True
   init_std: float = INIT_STD
+  kernel_axes: tuple[str | None, ...] | None = None
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 
@@ -67,7 +69,10 @@ class Linear(nn.Module):
     inputs = x.shape[-self.contract :]
     kernel = self.param("kernel", nn.initializers.normal(self.init_std), (*inputs, *self.features), self.param_dtype)
     axes = (tuple(range(x.ndim - self.contract, x.ndim)), tuple(range(self.contract)))
-    y = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (axes, ((), ())))
+    kernel = kernel.astype(self.dtype)
+    if self.kernel_axes is not None:
+      kernel = nn.with_logical_constraint(kernel, self.kernel_axes)
+    y = jax.lax.dot_general(x.astype(self.dtype), kernel, (axes, ((), ())))
     if self.use_bias:
       bias = self.param("bias", nn.initializers.zeros, self.features, self.param_dtype)
       y = y + spread(self.adjust_bias(bias), y.shape, y.dtype)

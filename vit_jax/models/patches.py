@@ -36,7 +36,8 @@ class PatchEmbed(nn.Module):
     kernel = self.param("kernel", self.kernel_init or default, (p, p, channels, self.width), self.param_dtype)
     patches = images[:, : h * p, : w * p].reshape(batch, h, p, w, p, channels)
     patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, h * w, p * p * channels)  # [B, N, p*p*C]
-    embedded = patches.astype(self.dtype) @ kernel.reshape(-1, self.width).astype(self.dtype)  # [B, N, D]
+    kernel = nn.with_logical_constraint(kernel.reshape(-1, self.width).astype(self.dtype), (None, "width"))
+    embedded = patches.astype(self.dtype) @ kernel  # [B, N, D]
     if not self.use_bias:
       return embedded
     bias = self.param("bias", self.bias_init or default, (self.width,), self.param_dtype)

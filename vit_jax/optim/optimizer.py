@@ -31,19 +31,25 @@ def path_name(path: tuple) -> str:
 
 
 NO_DECAY = re.compile(r"(^|/)(bias|gamma)$|norm")
+DOWNSAMPLE_NORM = re.compile(r"(^|/)downsample\d/norm/scale$")
 EMBEDDING = re.compile(r"(^|/)(cls_token|registers|mask_token|positions|patch_embed/.*)$")
 
 
-def groups(params: Any, *, layerwise_decay: float, patch_embed_lr: float) -> Groups:
+def groups(
+  params: Any, *, layerwise_decay: float, patch_embed_lr: float, decay_downsample_norms: bool = False
+) -> Groups:
   """The reference's parameter groups (DINOv3 5.2), by path.
 
   With n blocks, block i has the factor layerwise_decay^(n - i), tokens and patch embedding layerwise_decay^(n + 1),
   everything else 1. Biases, norms and layer scale are not decayed; tokens and the patch embedding are. Of a ConvNeXt no
-  factor is but 1, and no norm is decayed: the reference decays the scales of its stem and down-sampling norms (four
-  vectors), whose names there lack "norm", which no published number is known to depend on.
+  factor is but 1.
 
   Args:
     params: {"backbone": ..., "dino_head": ..., ...} or a part of it; arrays or shapes.
+    layerwise_decay: factor of the learning rate from a block to the one before it.
+    patch_embed_lr: further factor of the patch embedding.
+    decay_downsample_norms: decay the scales of a ConvNeXt's stem and down-sampling norms (four vectors), as the
+      reference does, because their names there lack "norm".
   """
 
   def depth(tree: Any) -> int:
@@ -60,10 +66,15 @@ def groups(params: Any, *, layerwise_decay: float, patch_embed_lr: float) -> Gro
       return layerwise_decay ** (n + 1) * (patch_embed_lr if "patch_embed" in name else 1.0)
     return 1.0
 
+  def weight_decay(path: tuple, leaf: Any) -> float:
+    name = path_name(path)
+    exempt = NO_DECAY.search(name) and not (decay_downsample_norms and DOWNSAMPLE_NORM.search(name))
+    return 0.0 if exempt else 1.0
+
   with_path = jax.tree_util.tree_map_with_path
   return Groups(
     lr=with_path(lr, params),
-    weight_decay=with_path(lambda path, _: 0.0 if NO_DECAY.search(path_name(path)) else 1.0, params),
+    weight_decay=with_path(weight_decay, params),
     last_layer=with_path(lambda path, _: "last_layer" in path_name(path), params),
   )
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("replica", "data", "fsdp", "tensor")
 BATCH_AXES = ("replica", "data", "fsdp")
@@ -19,10 +19,13 @@ class MeshError(ValueError):
 def mesh_shape(sizes: Mapping[str, int], num_devices: int) -> tuple[int, ...]:
   """The size of every axis, with a single -1 taking the devices that are left.
 
+  Args:
+    sizes: by axis; other keys do not matter.
+
   Raises:
     MeshError: if the sizes do not multiply to the number of devices.
   """
-  known = math.prod(size for size in sizes.values() if size > 0)
+  known = math.prod(sizes[axis] for axis in AXES if sizes[axis] > 0)
   free = [axis for axis in AXES if sizes[axis] == -1]
   fits = num_devices % known == 0 if free else num_devices == known
   if len(free) > 1 or not fits:
@@ -36,6 +39,11 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
   devices = list(jax.devices() if devices is None else devices)
   shape = mesh_shape(sizes, len(devices))
   return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def abstract_mesh(sizes: Mapping[str, int], num_devices: int) -> AbstractMesh:
+  """The mesh that `make_mesh` would make of so many devices, which need not be there."""
+  return AbstractMesh(mesh_shape(sizes, num_devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def batch_shards(mesh: Mesh) -> int:

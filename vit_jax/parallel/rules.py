@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from vit_jax.parallel.mesh import MeshError
+
+MAX_UNSPREAD = 0.02  # share of the parameters that a mesh axis may leave whole for want of a divisible dimension
+_NAMED = 8  # of them are listed
 
 # Logical axes of every parameter, by the end of its path; exactly one row fits each. A leading "layers" axis is the
 # stacking of the blocks (of a stage).
@@ -40,13 +46,16 @@ PARAMETERS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r"attn_pool/mlp/(fc1|gate|up)/bias", ("mlp",)),
   (r"attn_pool/mlp/(fc2|down)/kernel", ("mlp", "width")),
   (r"attn_pool/(probe|norm/(scale|bias)|proj/bias|mlp/(fc2|down)/bias)", (None,)),
-  (r"head/fc\d+/kernel", ("width", None)),
-  (r"head/fc\d+/bias", (None,)),
+  (r"head/fc1/kernel", ("width", "mlp")),
+  (r"head/fc2/kernel", ("mlp", "width")),
+  (r"head/fc([3-9]|\d\d+)/kernel", ("width", None)),
+  (r"head/fc1/bias", ("mlp",)),
+  (r"head/fc([2-9]|\d\d+)/bias", (None,)),
   (r"head/last_layer/kernel", (None, "prototypes")),
   (r"centers/(dino|ibot)", ("prototypes",)),
 )
 
-# Where a logical axis of a parameter goes; the first mesh axis whose size divides it is taken.
+# The mesh axes that a logical axis of a parameter is spread over: one after the other, each if it divides what is left.
 PARAMETER_AXES: dict[str | None, tuple[str, ...]] = {
   None: (),
   "layers": (),
@@ -84,36 +93,98 @@ def logical_axes(path: str, rank: int) -> tuple[str | None, ...]:
   return found[0]
 
 
-def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-  """Mesh axes of one parameter; a dimension that its mesh axis does not divide stays whole."""
-  taken: set[str] = set()
+class Unspread(NamedTuple):
+  """A parameter that its rule asks to spread over a mesh axis, which does not divide it.
 
-  def place(logical: str | None, size: int) -> str | None:
+  Attributes:
+    path, shape: of the parameter.
+    axis: of the mesh.
+    size: the number of rows that the axis does not divide.
+  """
+
+  path: str
+  shape: tuple[int, ...]
+  axis: str
+  size: int
+
+
+def placed(
+  path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, *, without: tuple[str, ...] = ()
+) -> tuple[PartitionSpec, list[Unspread]]:
+  """The mesh axes of one parameter, and those that do not divide it, over which it stays whole.
+
+  Args:
+    without: mesh axes over which it is to stay whole.
+  """
+  spec, whole = [], []
+  for logical, size in zip(logical_axes(path, len(shape)), shape, strict=True):
+    axes, left = [], size
     for axis in PARAMETER_AXES[logical]:
-      if mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0 and axis not in taken:
-        taken.add(axis)
-        return axis
-    return None
-
-  return PartitionSpec(*(place(axis, size) for axis, size in zip(logical_axes(path, len(shape)), shape, strict=True)))
+      if mesh.shape[axis] == 1 or axis in without:
+        continue
+      if left % mesh.shape[axis]:
+        whole.append(Unspread(path, shape, axis, left))
+        continue
+      axes.append(axis)
+      left //= mesh.shape[axis]
+    spec.append(tuple(axes) if len(axes) > 1 else axes[0] if axes else None)
+  return PartitionSpec(*spec), whole
 
 
 def parameter_sharding(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
   """A function that says how the parameter at a path, of a shape, is spread over the mesh."""
-  return lambda path, shape: NamedSharding(mesh, partition_spec(path, shape, mesh))
+  return lambda path, shape: NamedSharding(mesh, placed(path, shape, mesh)[0])
 
 
 # Subtrees of a state that have the structure of the parameters.
 _LIKE_PARAMETERS = re.compile(r"^(student|teacher|gram_teacher|frozen|centers|opt_state/([^/]+/)?(mu|nu))/")
+_STUDENT = re.compile(r"^student/")
 
 
-def state_shardings(state: Any, mesh: Mesh) -> Any:
-  """A sharding for every leaf of a training state (arrays or shapes): parameters by rule, all else replicated."""
+def state_shardings(state: Any, mesh: Mesh | AbstractMesh, *, zero: int = 3) -> Any:
+  """A sharding for every leaf of a training state (arrays or shapes): parameters by rule, all else replicated.
+
+  Args:
+    zero: what is spread over `fsdp`. 3: parameters, teachers and optimizer state; 1: all but the student's parameters
+      (ZeRO stages 3 and 1, Rajbhandari et al. 2020).
+  """
 
   def sharding(path: tuple, leaf: Any) -> NamedSharding:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
-    if _LIKE_PARAMETERS.match(name):
-      return NamedSharding(mesh, partition_spec(name, leaf.shape, mesh))
-    return NamedSharding(mesh, PartitionSpec())
+    if not _LIKE_PARAMETERS.match(name):
+      return NamedSharding(mesh, PartitionSpec())
+    without = ("fsdp",) if zero == 1 and _STUDENT.match(name) else ()
+    return NamedSharding(mesh, placed(name, leaf.shape, mesh, without=without)[0])
 
   return jax.tree_util.tree_map_with_path(sharding, state)
+
+
+def check_spread(state: Any, mesh: Mesh | AbstractMesh) -> None:
+  """No mesh axis may leave more than `MAX_UNSPREAD` of the parameters whole that the rules spread over it.
+
+  Every device would then hold, and compute, what was to be divided among them.
+
+  Raises:
+    MeshError: naming the parameters, and the size of the axis that would divide them.
+  """
+  sizes: dict[str, int] = {}
+  unspread: dict[str, list[Unspread]] = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    if name.startswith(("student/", "frozen/")):  # the others are copies, or as large
+      sizes[name] = leaf.size
+      for found in placed(name, leaf.shape, mesh)[1]:
+        unspread.setdefault(found.axis, []).append(found)
+  for axis, found in unspread.items():
+    share = sum(sizes[path] for path in {one.path for one in found}) / sum(sizes.values())
+    if share > MAX_UNSPREAD:
+      found.sort(key=lambda one: -sizes[one.path])
+      listed = "\n".join(f"  {one.path} {one.shape}: {one.size} is no multiple of it" for one in found[:_NAMED])
+      more = f"\n  and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+      right = math.gcd(mesh.shape[axis], *(one.size for one in found))
+      others = mesh.shape[axis] // right
+      raise MeshError(
+        f"mesh.{axis}={mesh.shape[axis]}: does not divide {share:.0%} of the parameters, which every device along it "
+        f"would hold whole:\n{listed}{more}\nset mesh.{axis}={right} and leave the factor of {others} to mesh.data or "
+        "mesh.replica, or change the sizes of the model"
+      )

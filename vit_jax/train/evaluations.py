@@ -78,10 +78,10 @@ class Evaluations:
       few = {"batch_size": NUM_PICTURED, "max_examples": NUM_PICTURED}
       batch = next(evaluation_batches(source, image_size=self._size, **few))
       self._pictured = batch["images"][batch["valid"]]
-    augment = self._run.config.augment
+    augment, mesh = self._run.config.augment, self._run.mesh
     return {
       f"{name}/pca" if name else "pca": pictures.feature_sheet(
-        model, params, self._pictured, mean=augment.mean, std=augment.std
+        model, params, self._pictured, mean=augment.mean, std=augment.std, mesh=mesh
       )
       for name, (model, params) in methods.exports(self._run.method, state, self._run.config).items()
     }

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -30,13 +32,18 @@ from vit_jax.data.pipeline import make_pipeline
 from vit_jax.data.views import Views
 from vit_jax.inspect import pictures, tables
 from vit_jax.methods import State
+from vit_jax.parallel import processes
 from vit_jax.train import frozen, setup, starting
+from vit_jax.train import goodput as goodputs
+from vit_jax.train.caching import caching
 from vit_jax.train.compiling import CompiledSteps
 from vit_jax.train.evaluations import Evaluations
+from vit_jax.train.goodput import Goodput
 from vit_jax.train.interrupts import Interrupts, Stopped
 from vit_jax.train.nonfinite import Guard, dump
 from vit_jax.train.prefetch import prefetch
 from vit_jax.train.progress import Progress
+from vit_jax.train.saving import SaveTimes
 from vit_jax.train.summary import write_summary
 from vit_jax.train.watch import Watch
 from vit_jax.train.writers import METRICS, Writers, read_lines
@@ -58,7 +65,18 @@ def describe(config: ConfigDict, workdir: str) -> str:
     start = f"goes on from step {step} of the workdir, whatever init_from and gram.source say"
   else:
     start = starting.report(starting.open_sources(run, abstract_state(run)))
-  return f"{tables.config_table(run.config, configs.defaults_of(run.config))}\n\n{facts}\n\n{start}"
+  environment = "\n".join(f"{name}={value}" for name, value in processes.environment().items())
+  table = tables.config_table(run.config, configs.defaults_of(run.config))
+  return "\n\n".join([table, facts, start, *([f"environment\n{environment}"] if environment else [])])
+
+
+def _check_processes(config: ConfigDict, folder: Path) -> None:
+  """All processes must do the same, or they would wait for each other for ever."""
+  text = json.dumps(configs.to_dict(config), sort_keys=True, default=str)
+  processes.check_same("the config", f"one with the fingerprint {hashlib.sha256(text.encode()).hexdigest()[:12]}")
+  step = latest(folder)
+  newest = "no checkpoint" if step is None else f"a checkpoint of step {step}"
+  processes.check_same("what is in the workdir, which all machines must share,", f"{newest} in {folder}")
 
 
 def train(config: ConfigDict, workdir: str, *, accept_config_change: bool = False) -> State:
@@ -70,6 +88,12 @@ def train(config: ConfigDict, workdir: str, *, accept_config_change: bool = Fals
     UserError: if the loss is no longer finite.
   """
   folder = Path(workdir).expanduser().absolute()
+  with caching(config.compilation_cache, folder):
+    return _train(config, folder, Goodput(folder), accept_config_change=accept_config_change)
+
+
+def _train(config: ConfigDict, folder: Path, goodput: Goodput, *, accept_config_change: bool) -> State:
+  _check_processes(config, folder)
   run = frozen.pin(setup.prepare(config), folder)
   sources = [] if latest(folder) is not None else starting.open_sources(run, abstract_state(run))
   setup.remember(run.config, folder, accept_change=accept_config_change)
@@ -80,7 +104,7 @@ def train(config: ConfigDict, workdir: str, *, accept_config_change: bool = Fals
     folder, keep=run.config.checkpoint.keep, keep_every=keep_every and run.steps("checkpoint.keep_every")
   )
   with checkpoints:
-    return _Loop(run, folder, checkpoints, sources, accept_config_change=accept_config_change).run_to_end()
+    return _Loop(run, folder, checkpoints, sources, goodput, accept_config_change=accept_config_change).run_to_end()
 
 
 @contextlib.contextmanager
@@ -94,17 +118,24 @@ def mesh_context(mesh: jax.sharding.Mesh) -> Iterator[None]:
 
 
 def abstract_state(run: setup.Run) -> State:
-  """The state's shapes, dtypes and shardings; nothing is allocated."""
+  """The state's shapes, dtypes and shardings; nothing is allocated.
+
+  Raises:
+    MeshError: if the mesh leaves parameters whole that it should spread.
+  """
   shapes = jax.eval_shape(functools.partial(run.method.init, run.config), jax.random.key(run.config.seed))
-  shardings = parallel.state_shardings(shapes, run.mesh)
+  parallel.check_spread(shapes, run.mesh)
+  shardings = parallel.state_shardings(shapes, run.mesh, zero=run.config.mesh.zero)
   return jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings)
 
 
-def fresh_state(run: setup.Run) -> State:
-  """A new state, every array born on its devices; without the frozen teacher, which a file holds."""
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run).saved())
-  init = jax.jit(lambda key: run.method.init(run.config, key).saved(), out_shardings=shardings)
-  return init(jax.random.key(run.config.seed))
+def abstract_batch(run: setup.Run, views: Views) -> dict[str, jax.ShapeDtypeStruct]:
+  """The shapes, types and shardings of a batch of one resolution."""
+  sharding = parallel.batch_sharding(run.mesh)
+  return {
+    name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding)
+    for name, (shape, kind) in batch_shapes(views, run.config.batch_size).items()
+  }
 
 
 def make_step(run: setup.Run) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
@@ -117,6 +148,24 @@ def make_step(run: setup.Run) -> Callable[[State, Batch], tuple[State, dict[str,
   return whole
 
 
+def jitted_step(run: setup.Run, state: State) -> Any:
+  """The training step for `jax.jit`'s stages; the state is donated and keeps the shardings of the abstract `state`."""
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+  return jax.jit(make_step(run), donate_argnums=0, out_shardings=(shardings, None))
+
+
+def fresh_state(run: setup.Run) -> State:
+  """A new state, every array born on its devices; without the frozen teacher, which a file holds."""
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run).saved())
+  init = jax.jit(lambda key: run.method.init(run.config, key).saved(), out_shardings=shardings)
+  return init(jax.random.key(run.config.seed))
+
+
+def bad_records_file() -> str:
+  """Where this process lists the unreadable images among its own."""
+  return f"bad_records_{jax.process_index()}.jsonl" if jax.process_index() else "bad_records.jsonl"
+
+
 class _Loop:
   """One process's part of a run: the state and everything that is written."""
 
@@ -126,29 +175,32 @@ class _Loop:
     workdir: Path,
     checkpoints: Checkpoints,
     sources: list[starting.Opened],
+    goodput: Goodput,
     *,
     accept_config_change: bool,
   ):
-    self.run, self.workdir, self.checkpoints = run, workdir, checkpoints
+    self.run, self.workdir, self.checkpoints, self.goodput = run, workdir, checkpoints, goodput
     self.total = run.steps("duration")
+    self.local = parallel.LocalBatch(parallel.batch_sharding(run.mesh))
     self.pipeline = make_pipeline(
       run.source,
       run.views,
       batch_size=run.config.batch_size,
       seed=run.config.seed,
       workers=run.config.data.workers,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-      bad_records=workdir / "bad_records.jsonl",
+      local_groups=self.local.parts(run.config.batch_size // run.config.loss_group_size),
+      bad_records=workdir / bad_records_file(),
       max_bad_fraction=run.config.data.max_bad_fraction,
+      timeout=run.config.data.timeout or None,
     )
+    self.last_metrics: dict[str, float] = {}  # the last value of each
     self.step_number, self.state = self._start(sources, accept_config_change)
+    self.first_step = self.step_number
     teacher = abstract_state(run).frozen
     if teacher is not None:
       self.state = self.state.replace(frozen=frozen.params_on_devices(run, teacher))
     self.health = self._watch()
     self.evaluations = Evaluations(run)
-    self.last_metrics: dict[str, float] = {}
 
   def _watch(self) -> Watch:
     """The watch over the metrics, told again how the run began."""
@@ -160,12 +212,17 @@ class _Loop:
 
   def _start(self, sources: list[starting.Opened], accept_config_change: bool) -> tuple[int, State]:
     if self.checkpoints.latest_step() is None:
+      reached = max((line["step"] for line in read_lines(self.workdir / METRICS)), default=0)
+      if reached:
+        log.warning("No step was saved although %s reaches step %d: starting from zero.", METRICS, reached)
       log.info("%s", starting.report(sources))
       state = starting.begin(fresh_state(self.run), sources)
       sources.clear()  # they may hold whole files
       return 0, state
-    restored = self.checkpoints.restore(abstract_state(self.run).saved())
+    with self.goodput.measuring("restore"):
+      restored = self.checkpoints.restore(abstract_state(self.run).saved())
     self.pipeline.set_state(restored.data_state, exact=not accept_config_change)
+    self.last_metrics = restored.metrics
     log.info("Going on from step %d of %d.", restored.step, self.total)
     return restored.step, restored.state
 
@@ -174,44 +231,62 @@ class _Loop:
       if self.step_number >= self.total:
         log.info("The run is complete: nothing left to do.")
         return self._finish()
-      with Writers(
-        self.workdir,
-        tensorboard=self.run.config.log.tensorboard,
-        resume_step=self.step_number,
-        active=jax.process_index() == 0,
-      ) as self.writers:
-        self._train()
-      self.checkpoints.wait()
+      with Interrupts(self.step_number, grace=self.run.config.checkpoint.grace) as self.interrupts:
+        with Writers(
+          self.workdir,
+          tensorboard=self.run.config.log.tensorboard,
+          resume_step=self.step_number,
+          active=jax.process_index() == 0,
+        ) as self.writers:
+          self._train()
+        with self.goodput.measuring("checkpoint"):
+          self.checkpoints.wait()
       return self._finish()
     finally:
+      if self.step_number < self.total:  # stopped, or failed
+        self.goodput.write()
       self.pipeline.close()
 
   def _finish(self) -> State:
+    if self.step_number > self.first_step:
+      self.goodput.write()
+      log.info("%s", goodputs.describe(self.goodput.starts()))
     if jax.process_index() == 0:
       path = write_summary(self.workdir, alarms=self.health.alarms)
       log.info("%d of %d steps are done. Summary: %s", self.step_number, self.total, path)
     return self.state
 
   def _train(self) -> None:
-    config, run = self.run.config, self.run
+    config = self.run.config
     self.progress = Progress(
-      self.total, start_step=self.step_number, batch_size=config.batch_size, every=config.log.every
+      self.total,
+      start_step=self.step_number,
+      batch_size=config.batch_size,
+      every=config.log.every,
+      live=None if jax.process_index() == 0 else False,
+      goodput=self.goodput,
     )
+    self.goodput.begun(self.step_number)
     if self.step_number == 0:
       self._evaluate(0)
-    batches = prefetch(self.pipeline, parallel.batch_sharding(run.mesh), size=config.data.prefetch)
+    batches = prefetch(self.pipeline, self.local, size=config.data.prefetch)
     pending: tuple[int, dict[str, jax.Array]] | None = None
     guard = Guard(config.optim.max_nonfinite, self.state)
-    with Interrupts() as interrupts, contextlib.closing(batches), self.progress, self._steps() as step_fn:
+    times = SaveTimes(self.run.steps("checkpoint.every"), config.checkpoint.minutes, self.total)
+    # "step" is what is not measured inside: the device works while the host keeps its books.
+    with contextlib.closing(batches), self.progress, self._steps() as step_fn, self.goodput.measuring("step"):
       for step in range(self.step_number + 1, self.total + 1):
         with self.progress.waiting():
           batch, data_state = next(batches)
         if step == 1 and config.log.pictures:
-          self._picture_batch(batch)
+          with self.progress.pausing("pictures"):
+            self._picture_batch(batch)
         self._make_ready(step_fn, batch)
+        self.interrupts.protect()
         self.state, metrics = step_fn(self.state, batch)
         metrics |= self._sizes(batch)
         self.step_number = step
+        self.goodput.at(step)
         if pending is not None:
           self._log(*pending)
         pending = (step, metrics)
@@ -221,34 +296,29 @@ class _Loop:
         if self._due(step, "evaluation.every"):
           pending = self._log(*pending)
           self._evaluate(step)
-        if self._due(step, "checkpoint.every") or interrupts.received:
+        save, stop = times.due(step), self.interrupts.due(step)
+        if save or stop:
           pending = pending and self._log(*pending)
           self._save(step, data_state)
-        if interrupts.received and step < self.total:
+          times.saved()
+        self.checkpoints.poll()
+        if stop and step < self.total:
           self.checkpoints.wait()
           log.warning("Stopped at step %d of %d; the same command goes on from here.", step, self.total)
-          raise Stopped(interrupts.received, step)
+          raise Stopped(self.interrupts.received, step)
       if pending is not None:
         self._log(*pending)
 
   def _steps(self) -> CompiledSteps:
     """The training step, for the batches of every resolution that will come."""
     state = abstract_state(self.run)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    step = jax.jit(make_step(self.run), donate_argnums=0, out_shardings=(shardings, None))
+    step = jitted_step(self.run, state)
     left = self.total - self.step_number
     coming = self.pipeline.upcoming(min(left, LOOK_AHEAD))
     if left > LOOK_AHEAD:
       coming += [views for views in self.run.views.variants() if views not in coming]
-    batches = [(views.name, self._abstract_batch(views)) for views in coming]
+    batches = [(views.name, abstract_batch(self.run, views)) for views in coming]
     return CompiledSteps(step, state, batches, functools.partial(mesh_context, self.run.mesh))
-
-  def _abstract_batch(self, views: Views) -> dict[str, jax.ShapeDtypeStruct]:
-    sharding = parallel.batch_sharding(self.run.mesh)
-    return {
-      name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding)
-      for name, (shape, kind) in batch_shapes(views, self.run.config.batch_size).items()
-    }
 
   def _make_ready(self, steps: CompiledSteps, batch: dict[str, jax.Array]) -> None:
     """Compiles ahead, so that the time is reported and does not count as training."""
@@ -279,16 +349,17 @@ class _Loop:
       self.progress.step(step, None)
       return
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    self.last_metrics = values
+    self.last_metrics |= values
     self.writers.scalars(step, values)
     self.progress.step(step, values)
     if self.progress.timing:
-      self.writers.timing(step, self.progress.timing)
+      self.writers.timing(step, self.progress.timing | self.goodput.timing())
     self._judge(step, values)
 
   def _judge(self, step: int, values: dict[str, float]) -> None:
     for alarm in self.health.check(step, values):
-      log.warning("%s", alarm)
+      if jax.process_index() == 0:  # all know the same
+        log.warning("%s", alarm)
 
   def _give_up(self, step: int, batch: dict[str, jax.Array], data_state: dict[str, Any]) -> None:
     """Leaves what makes the step again, and stops."""
@@ -313,7 +384,7 @@ class _Loop:
         self._judge(step, scores)
         shown = {n: value for n, value in scores.items() if n.endswith("/top1") and not re.search(r"/k\d+/", n)}
         log.info("step %d: %s", step, ", ".join(f"{name} {value:.3f}" for name, value in shown.items()))
-      if self.run.config.log.pictures and jax.process_index() == 0:
+      if self.run.config.log.pictures:
         self.writers.images(step, self.evaluations.pictures(self.state))
 
   def _picture_batch(self, batch: dict[str, jax.Array]) -> None:

@@ -8,19 +8,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
+
+from vit_jax.parallel import LocalBatch
 
 Prefetched = tuple[dict[str, jax.Array], dict[str, Any]]
 
 
-def prefetch(pipeline: Any, sharding: NamedSharding, *, size: int) -> Iterator[Prefetched]:
+def prefetch(pipeline: Any, local: LocalBatch, *, size: int) -> Iterator[Prefetched]:
   """Yields (batch as global arrays, the pipeline's state after that batch), `size` batches ahead.
 
   The state that belongs to a batch travels with it: what is saved with a step must not run ahead of the step.
 
   Args:
     pipeline: an iterator of dicts of this process's rows, with `get_state()`.
-    sharding: of the leading axis of every array.
+    local: where these rows are in the batch.
     size: batches kept on the device beyond the one in use.
   """
   queue: collections.deque = collections.deque()
@@ -29,7 +30,7 @@ def prefetch(pipeline: Any, sharding: NamedSharding, *, size: int) -> Iterator[P
   # are taken for one that is given, until there are enough.
   for taken in itertools.chain([1], itertools.repeat(2)):
     for arrays in itertools.islice(rows, min(taken, size + 1 - len(queue))):
-      batch = {name: jax.make_array_from_process_local_data(sharding, array) for name, array in arrays.items()}
+      batch = {name: local.whole(array) for name, array in arrays.items()}
       queue.append((batch, pipeline.get_state()))
     if not queue:
       return

@@ -6,10 +6,14 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TextIO
 
+from vit_jax.train.goodput import Goodput
+
 log = logging.getLogger(__name__)
+
+_PAUSES = {"compiling": "compile", "evaluation": "evaluation", "saving": "checkpoint"}  # by part of the goodput
 
 
 class Progress:
@@ -34,6 +38,7 @@ class Progress:
     every: steps between lines, and between updates of `timing`.
     stream: where the live line goes (None: stderr).
     live: True or False to decide; None: when `stream` is a terminal.
+    goodput: is told of waiting and of pauses, too.
     clock: seconds, monotonic; for tests.
   """
 
@@ -46,6 +51,7 @@ class Progress:
     every: int = 10,
     stream: TextIO | None = None,
     live: bool | None = None,
+    goodput: Goodput | None = None,
     clock: Callable[[], float] = time.perf_counter,
   ):
     stream = stream or sys.stderr
@@ -53,7 +59,7 @@ class Progress:
     self.batch_size = batch_size
     self.every = max(1, every)
     self.timing: dict[str, float] = {}  # of the last window of `every` steps; for Writers.timing
-    self._clock = clock
+    self._clock, self._goodput = clock, goodput
     self._start_step = self._window_step = self._last_step = start_step
     self._window_start = clock()
     self._waited = self._paused = self._total_paused = 0.0
@@ -65,7 +71,8 @@ class Progress:
     """Time inside counts as waiting for data."""
     start = self._clock()
     try:
-      yield
+      with self._counted("data_wait"):
+        yield
     finally:
       self._waited += self._clock() - start
 
@@ -76,9 +83,13 @@ class Progress:
       self._live.show(f"{self.line()}  [{what}]")
     start = self._clock()
     try:
-      yield
+      with self._counted(_PAUSES.get(what, "idle")):
+        yield
     finally:
       self._paused += self._clock() - start
+
+  def _counted(self, part: str) -> AbstractContextManager[None]:
+    return nullcontext() if self._goodput is None else self._goodput.measuring(part)
 
   def step(self, step: int, metrics: Mapping[str, float] | None = None) -> bool:
     """Call after every step. True when a window of `every` steps is complete and `timing` is new."""

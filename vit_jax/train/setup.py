@@ -19,10 +19,14 @@ from vit_jax.data.masks import masked_patches
 from vit_jax.data.sources import Source, open_source, split_specs
 from vit_jax.data.views import Views
 from vit_jax.methods import gram
+from vit_jax.parallel import lifeline, processes
 
 log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
+# Keys that may change when a run goes on: they decide how it runs and what is kept, not what is learned.
+FREE = ("mesh.", "checkpoint.", "log.", "data.workers", "data.prefetch", "data.timeout", "data.cache_dir",
+        "compilation_cache")  # fmt: skip
 MIN_LABELLED = 20  # images of which a tenth is worth a score
 
 
@@ -163,18 +167,17 @@ def _evaluation_sources(config: ConfigDict, source: Source) -> tuple[str, str | 
 
 
 def remember(config: ConfigDict, workdir: Path, *, accept_change: bool) -> None:
-  """Saves the resolved config in the workdir, or compares it with the one that is there.
+  """Saves the resolved config in the workdir, or compares it with that of the run that is there.
 
   Raises:
-    ConfigError: listing the differences, if the run was started with another config.
+    ConfigError: listing the differences, if the run was started with another config; keys of FREE are not refused.
   """
-  path = workdir / CONFIG_FILE
-  if path.exists():
-    begun = configs.read(path)
+  begun = _begun_with(workdir)
+  if begun is not None:
     changes = configs.difference(begun, config)
     if begun.distillation.fingerprint and begun.distillation.fingerprint == config.distillation.fingerprint:
       begun.distillation.teacher = config.distillation.teacher  # the same parameters in another place
-    refused = configs.difference(begun, config)
+    refused = [change for change in configs.difference(begun, config) if not change.startswith(FREE)]
     if refused and not accept_change:
       listed = "\n".join(f"  {change}" for change in refused)
       raise ConfigError(
@@ -183,14 +186,35 @@ def remember(config: ConfigDict, workdir: Path, *, accept_change: bool) -> None:
       )
     for change in changes:
       log.warning("config changed: %s", change)
-    if not changes:
+    if not changes and (workdir / CONFIG_FILE).exists():
       return
   if jax.process_index() == 0:
     workdir.mkdir(parents=True, exist_ok=True)
-    configs.save(config, path)
+    configs.save(config, workdir / CONFIG_FILE)
     for name, alone in methods.each_student(config).items():
       if name:  # what distils this student alone; and its folder is its address for `load_model`
         configs.save(alone, workdir / checkpoints.STUDENTS / name / CONFIG_FILE)
+
+
+def _begun_with(workdir: Path) -> ConfigDict | None:
+  """The config of the run in a workdir: of its file or, where that is missing, of its newest checkpoint."""
+  if (workdir / CONFIG_FILE).exists():
+    return configs.read(workdir / CONFIG_FILE)
+  if checkpoints.latest(workdir) is None:
+    return None
+  meta = checkpoints.read_meta(workdir)
+  return configs.from_dict(meta["config"], where=f"checkpoint {meta['step']}: ")
+
+
+def _own_part(run: Run) -> str | None:
+  """What this process reads of a batch; None for a process that is alone."""
+  if jax.process_count() == 1:
+    return None
+  rows = parallel.LocalBatch(parallel.batch_sharding(run.mesh)).parts(run.config.batch_size)
+  devices = jax.local_device_count()
+  return (
+    f"{len(rows)} images of a batch (rows {lifeline.ranges(rows)}) for {devices} device{'s' if devices > 1 else ''}"
+  )
 
 
 def describe(run: Run) -> dict[str, Any]:
@@ -209,10 +233,12 @@ def describe(run: Run) -> dict[str, Any]:
     "steps": run.steps("duration"),
     "batch": f"{run.config.batch_size}" + (f" in {num} micro-batches" if num > 1 else ""),
     "crops": f"{'global/local/gram' if run.views.variants()[0].gram_size else 'global/local'} of {', '.join(crops)}",
+    "read here": _own_part(run),
     "augmentation": f"on the device, from canvases of {' x '.join(map(str, run.views.canvas))} pixels"
     if run.views.canvas
     else "on the host",
     "loss groups": f"{run.config.batch_size // run.config.loss_group_size} of {run.config.loss_group_size} images",
+    "processes": processes.describe(),
     "devices": f"{run.mesh.size} {jax.devices()[0].device_kind} as "
     + " x ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items() if size > 1 or run.mesh.size == 1),
     "teacher": run.config.distillation.teacher,

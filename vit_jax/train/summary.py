@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from vit_jax.inspect.chart import Level, Panel, Series, draw
+from vit_jax.train import goodput
 from vit_jax.train.health import uniform_losses
 from vit_jax.train.progress import duration
 from vit_jax.train.watch import metrics_of
@@ -84,7 +85,7 @@ def write_summary(
     Image.fromarray(chart).save(workdir / picture)
     parts += [f"# Student {name}" if name else "", f"![curves]({picture})", _score_table(lines, levels)]
     parts += [_number_table(lines)]
-  parts += [_alarm_list(alarms), _file_list(workdir)]
+  parts += [goodput.table(goodput.read(workdir)), _alarm_list(alarms), _file_list(workdir)]
   path = workdir / "summary.md"
   path.write_text("\n\n".join(part for part in parts if part) + "\n")
   return path
@@ -203,6 +204,7 @@ def _file_list(workdir: Path) -> str:
     ("checkpoints", "checkpoints, by step"),
     ("metrics.jsonl", "every metric, one JSON object a line"),
     ("timing.jsonl", "speed and waiting"),
+    ("goodput.json", "where the time went, start by start"),
     ("pictures", "pictures"),
     ("tensorboard", "TensorBoard events: `tensorboard --logdir` on this directory"),
     ("config.json", "the resolved configuration"),

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -21,6 +20,7 @@ import numpy as np
 from vit_jax.data.embedded import photos, shapes, textures
 from vit_jax.data.embedded.shapes import Object, Scene, scene
 from vit_jax.data.embedded.source import EmbeddedSource, cached, pack
+from vit_jax.data.index import cache_root
 
 __all__ = ["EmbeddedSource", "Object", "Scene", "open_embedded", "scene"]
 
@@ -89,7 +89,7 @@ def open_embedded(spec: str, *, cache_dir: str | os.PathLike | None = None) -> E
     except ValueError as error:
       raise ValueError(f"data source {spec!r}: {error}") from error
 
-  path = _cache_root(cache_dir) / "embedded" / f"{file}.npy"
+  path = cache_root(cache_dir) / "embedded" / f"{file}.npy"
   return cached(path, make, class_names=recipe.class_names, spec=full)
 
 
@@ -125,7 +125,3 @@ def _options(
     else:
       raise ValueError(f"data source {spec!r}: {key}={text!r} must be a whole number above 0, for example {key}=64.")
   return options
-
-
-def _cache_root(cache_dir: str | os.PathLike | None) -> Path:
-  return Path(cache_dir or os.environ.get("VIT_JAX_CACHE") or "~/.cache/vit_jax").expanduser()

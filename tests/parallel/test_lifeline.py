@@ -1,0 +1,173 @@
+"""The roll call, the agreements, and what is heard of a process that fails; the processes are threads here."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import os
+import socket
+import threading
+import time
+
+import pytest
+
+from vit_jax.parallel import lifeline
+from vit_jax.parallel.lifeline import JoinError
+
+
+def free_address() -> str:
+  with contextlib.closing(socket.socket()) as probe:
+    probe.bind(("127.0.0.1", 0))
+    return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def join(address: str, process: int, count: int, timeout: float = 20.0) -> lifeline.Lifeline:
+  def prepare(everyone):
+    return [{"hosts": [one["host"] for one in everyone], "you": i} for i in range(count)]
+
+  about = {"host": f"h{process}", "pid": os.getpid()}
+  return lifeline.join(address, process, count, timeout=timeout, about=about, prepare=prepare)
+
+
+def in_parallel(*calls):
+  """What the calls return, or raise, made at the same time."""
+  with concurrent.futures.ThreadPoolExecutor(len(calls)) as pool:
+    futures = [pool.submit(call) for call in calls]
+    return [future.exception() or future.result() for future in futures]
+
+
+def job(count: int) -> list[lifeline.Lifeline]:
+  address = free_address()
+  return in_parallel(*(lambda i=i: join(address, i, count) for i in range(count)))
+
+
+@pytest.fixture
+def ends(monkeypatch):
+  """(thread's own process, exit code) of every process that ended, instead of the end of the tests."""
+  seen = []
+
+  def end(code):
+    seen.append(code)
+    raise SystemExit
+
+  monkeypatch.setattr(lifeline, "_exit", end)
+  monkeypatch.setattr(threading, "excepthook", lambda args: None)
+  return seen
+
+
+def eventually(condition) -> bool:
+  until = time.monotonic() + 10
+  while not condition() and time.monotonic() < until:
+    time.sleep(0.02)
+  return condition()
+
+
+def test_everyone_hears_of_everyone():
+  members = job(3)
+  assert [member.welcome["hosts"] for member in members] == [["h0", "h1", "h2"]] * 3
+  assert [member.welcome["you"] for member in members] == [0, 1, 2]
+  assert members[2].name == "process 2 of 3 (h2)"
+
+
+def test_a_stranger_does_not_disturb_the_roll_call():
+  address = free_address()
+  host, port = address.split(":")
+
+  def stranger():
+    time.sleep(0.3)
+    with socket.create_connection((host, int(port))) as connection:
+      connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
+      assert connection.recv(10) == b""
+    return join(address, 1, 2)
+
+  first, second = in_parallel(lambda: join(address, 0, 2), stranger)
+  assert first.welcome["hosts"] == second.welcome["hosts"] == ["h0", "h1"]
+
+
+def test_missing_processes_and_the_coordinator_are_named_by_all_that_came():
+  address = free_address()
+  errors = in_parallel(lambda: join(address, 0, 5, timeout=1.0), lambda: join(address, 2, 5, timeout=1.0))
+  for error, process in zip(errors, (0, 2), strict=True):
+    assert isinstance(error, JoinError)
+    assert f"process {process} of 5 (h{process})" in str(error)
+    assert f"only 2 of 5 processes came to the coordinator {address} within 1 s. Missing: process 1, 3-4." in str(error)
+
+
+def test_a_coordinator_that_is_not_there_is_named():
+  address = free_address()
+  with pytest.raises(JoinError) as error:
+    join(address, 1, 2, timeout=0.5)
+  assert f"no connection to the coordinator {address} (process 0) within" in str(error.value)
+  assert "Connection refused" in str(error.value)
+
+
+def test_a_port_in_use_and_a_number_given_twice_are_named():
+  address = free_address()
+  with socket.create_server(("", int(address.split(":")[1]))), pytest.raises(JoinError, match="cannot listen"):
+    join(address, 0, 2)
+  address = free_address()
+  late = lambda: (time.sleep(0.3), join(address, 1, 3))[1]  # noqa: E731
+  errors = in_parallel(lambda: join(address, 0, 3), lambda: join(address, 1, 3), late)
+  assert all("process_id 1 was given to h1" in str(error) for error in errors)
+
+
+def test_all_act_at_the_same_step_however_far_they_are():
+  members = job(3)
+  acted = {}
+
+  def run(member, pause):
+    for step in range(1, 400):
+      time.sleep(pause)
+      if member.process == 1 and step == 5:
+        member.ask("stop")
+        member.ask("stop")
+      if member.due("stop", step):
+        acted[member.process] = step
+        return
+
+  in_parallel(*(lambda m=m, p=p: run(m, p) for m, p in zip(members, (0.001, 0.02, 0.01), strict=True)))
+  assert len(acted) == 3 and len(set(acted.values())) == 1
+
+
+def test_what_must_be_the_same_is_compared(ends, capsys):
+  members = job(3)
+  assert in_parallel(*(lambda m=m: m.check_same("the config", "x") for m in members)) == [None] * 3
+  for member, value in zip(members, ("x", "x", "y"), strict=True):
+    threading.Thread(target=member.check_same, args=("the config", value), daemon=True).start()
+  assert eventually(lambda: len(ends) == 3) and set(ends) == {lifeline.FAILED}
+  said = capsys.readouterr().err
+  assert "process 0 of 3 (h0): stopping: the config differs between the processes" in said
+  assert "x: process 0-1" in said and "y: process 2" in said
+
+
+def test_a_failure_is_told_to_all_with_its_cause(ends, capsys):
+  members = job(3)
+  with pytest.raises(SystemExit):
+    members[1].fail("ValueError: a bad day", 7)
+  assert eventually(lambda: len(ends) == 3)
+  assert sorted(ends) == [lifeline.FAILED, lifeline.FAILED, 7]
+  said = capsys.readouterr().err
+  for process in (0, 2):
+    assert f"process {process} of 3 (h{process}): stopping: process 1 of 3 (h1, pid" in said
+  assert "failed: ValueError: a bad day" in said
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_connection_that_breaks_is_a_process_that_was_killed(ends, capsys, dead):
+  members = job(2)
+  members[dead]._connection.shutdown(socket.SHUT_WR)  # as the kernel does when a process ends
+  assert eventually(lambda: len(ends) == 2) and set(ends) == {lifeline.FAILED}
+  survivor = 1 - dead
+  said = (
+    f"process {survivor} of 2 (h{survivor}): stopping: process {dead} of 2 (h{dead}, pid {os.getpid()}) ended without"
+  )
+  assert said in capsys.readouterr().err
+
+
+def test_leaving_is_no_failure(ends, capsys):
+  members = job(2)
+  for member in members:
+    member.leave()
+    member._connection.shutdown(socket.SHUT_WR)
+  time.sleep(0.5)
+  assert not ends and "stopping" not in capsys.readouterr().err

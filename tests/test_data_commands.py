@@ -1,0 +1,82 @@
+"""`vit-jax data …`: scan, convert and preview, as a user runs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data import pictures
+from vit_jax import cli
+
+RUN_FILE = Path(__file__).parents[1] / "configs" / "tiny.py"
+TINY = [f"--config={RUN_FILE}", "--config.batch_size=16", "--config.loss_group_size=2"]  # a group for each of 8 devices
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+  monkeypatch.setenv("VIT_JAX_CACHE", str(tmp_path / "cache"))
+  monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def photos(tmp_path):
+  return pictures.make_mixed_folder(tmp_path / "photos")
+
+
+def run(capsys, *argv: str) -> str:
+  assert cli.main(argv) == 0
+  return capsys.readouterr().out
+
+
+def test_scan_reports_writes_json_and_the_index(photos, tmp_path, capsys):
+  out = run(capsys, "data", "scan", "photos", "--json=scan.json", "--workers=2")
+  for part in ("source       folder:photos", "broken       5", "--config.augment.mean=(", "wrote scan.json"):
+    assert part in out
+  assert "truncated.jpg" in Path("scan.json").read_text()
+  assert len(list((tmp_path / "cache" / "indices").iterdir())) == 1
+  assert run(capsys, "data", "scan", f"folder:{photos}", "--index_only", "--beside") == "14 images, 2 classes\n"
+  assert (tmp_path / "photos.vit_jax_index").exists()
+
+
+def test_convert_says_what_it_wrote_and_how_to_use_it(photos, capsys):
+  out = run(capsys, "data", "convert", "folder:photos", "array_record:shards", "--records_per_shard=5")
+  assert "wrote 9 images" in out and "5 unreadable images left out" in out
+  spec = out.split("--config.data.source='")[1].split("'")[0]
+  assert "9" in run(capsys, "data", "scan", spec).split("records")[1].splitlines()[0]
+  assert "(3 were there already)" in run(
+    capsys, "data", "convert", "photos", "array_record:shards", "--records_per_shard=5"
+  ).replace("folder:photos", "")
+
+
+@pytest.mark.parametrize("extra", [[], ["--config.augment.share_color_jitter=true", "--config.crops.gram_size=48"]])
+def test_preview_writes_a_sheet_of_a_step(capsys, extra):
+  assert run(capsys, "data", "preview", *TINY, "--images=2", "--step=3", "--output=p.png", *extra) == "wrote p.png\n"
+  sheet = np.asarray(Image.open("p.png"))
+  assert sheet.std() > 10 and sheet.shape[0] > 300
+
+
+@pytest.mark.parametrize(
+  ("command", "message"),
+  [
+    ("data scan nowhere", "has no scheme"),
+    ("data scan folder:nowhere", "/nowhere; "),
+    ("data scan synthetic:noise --beside", "only the index of a folder"),
+    ("data convert synthetic:noise shards", "must be array_record:FOLDER"),
+    ("data convert synthetic:noise?count=3 array_record:/proc/x", "cannot be written"),
+    (f"train {TINY[0]} --workdir=w --config.data.source=parquett:/x", "did you mean 'parquet'"),
+  ],
+)
+def test_mistakes_are_one_line(command, message, capsys):
+  assert cli.main(command.split()) == 2
+  error = capsys.readouterr().err
+  assert message in error and error.count("\n") == 1
+
+
+def test_a_run_trains_on_a_mixture(tmp_path, capsys):
+  spec = "0.75 embedded:textures?size=32&count=64 + 0.25 synthetic:noise?size=40&count=16&classes=2"
+  override = f"--config.data.source={spec}"
+  argv = ["train", *TINY, f"--workdir={tmp_path}/new", "--dry_run", override, "--config.duration=2 steps"]
+  assert "0.25 synthetic" in run(capsys, *argv)

@@ -1,0 +1,71 @@
+"""The other side of a benchmark that needs PyTorch: a process of its own, asked for one repetition after the other.
+
+In one process the threads of two frameworks would get in each other's way; and PyTorch may live in an environment of
+its own. A peer is a script that reads one JSON line of settings from standard input and says {"name": ...} when it is
+ready; then, for every line with a number, does so many repetitions and answers {"seconds": [...], "peak_bytes": ...}.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+PEER_PYTHON = "VIT_JAX_PEER_PYTHON"  # environment variable: a Python that has PyTorch, if this one has not
+
+
+@functools.cache
+def peer_python() -> str | None:
+  """A Python with PyTorch: this one, or that of the environment variable."""
+  return sys.executable if importlib.util.find_spec("torch") else os.environ.get(PEER_PYTHON)
+
+
+def find_peer(script: str, settings: dict[str, Any]) -> Peer | None:
+  """The running peer of a script of this folder, on the same kind of device; None where there is no PyTorch."""
+  python = peer_python()
+  if python is None:
+    return None
+  on_gpu = jax.default_backend() == "gpu"
+  threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+  return Peer(python, script, settings | {"device": "cuda" if on_gpu else "cpu", "threads": threads, "compile": on_gpu})
+
+
+class Peer:
+  """A peer's process; `step` does one repetition."""
+
+  def __init__(self, python: str, script: str, settings: dict[str, Any]):
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    command = [python, str(Path(__file__).with_name(script))]
+    self._process = subprocess.Popen(command, env=environment, **pipes)
+    self._peak: int | None = None
+    self.name = self._ask(json.dumps(settings))["name"]
+
+  def _ask(self, line: str) -> dict[str, Any]:
+    self._process.stdin.write(line + "\n")
+    self._process.stdin.flush()
+    answer = self._process.stdout.readline()
+    if not answer:
+      raise RuntimeError("PyTorch's side of the benchmark ended; what it said is above.")
+    return json.loads(answer)
+
+  def step(self) -> None:
+    self._peak = self._ask("1")["peak_bytes"]
+
+  def memory(self) -> str:
+    """What its tensors took at most on an accelerator, for a note."""
+    return "" if self._peak is None else f"; PyTorch {self._peak / 2**30:.2f} GiB"
+
+  def __enter__(self) -> Peer:
+    return self
+
+  def __exit__(self, *unused: object) -> None:
+    self._process.stdin.close()
+    self._process.wait()

@@ -1,0 +1,178 @@
+"""`vit-jax bench step`: the whole training step, beside the same step in PyTorch (`torch_step.py`).
+
+Both are given images, masks and weights of the same sizes and do the same work: teacher on two global crops, student on
+masked global and on local crops, two heads, Sinkhorn-Knopp, all losses, clipping, AdamW, EMA. PyTorch runs in a process
+of its own, and the two take turns.
+
+MFU = model FLOPs of a step / (seconds x peak FLOP/s of the device), with the FLOPs that `vit_jax.inspect.cost` counts:
+matrix products of student (forward and twice that backward), teacher and heads; rows that stochastic depth skips and
+recomputation do not count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from vit_jax import config as configs
+from vit_jax import methods, parallel
+from vit_jax.bench.harness import Row, Timing, alternate, repeat
+from vit_jax.bench.peer import PEER_PYTHON, Peer, find_peer
+from vit_jax.data.groups import LossGroups
+from vit_jax.data.masks import masked_patches
+from vit_jax.inspect import cost
+from vit_jax.train import loop
+from vit_jax.train.setup import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """One training step.
+
+  Attributes:
+    name: what the row is called.
+    model: of the zoo.
+    batch_size, global_size, local_size, local_number, prototypes, drop_path, dtype: as in a config.
+    remat: what the backward pass recomputes.
+  """
+
+  name: str
+  model: str
+  batch_size: int
+  global_size: int
+  local_size: int
+  drop_path: float
+  dtype: str
+  prototypes: int
+  local_number: int = 8
+  remat: str = "none"
+
+  def config(self) -> ConfigDict:
+    """The resolved config of the run whose step this is."""
+    c = configs.default()
+    c.duration, c.batch_size, c.loss_group_size = "1000 steps", self.batch_size, self.batch_size
+    c.model.name, c.model.drop_path, c.model.dtype, c.model.remat = self.model, self.drop_path, self.dtype, self.remat
+    c.dino.prototypes = c.ibot.prototypes = self.prototypes
+    c.crops.global_size, c.crops.local_size, c.crops.local_number = (
+      self.global_size,
+      self.local_size,
+      self.local_number,
+    )
+    c.optim.freeze_last_layer = "0 steps"
+    configs.validate(c)
+    return configs.resolve(c, None)
+
+
+_SMALL = Case("ViT-S/16, 2x112 + 8x48 px, batch 8", "dinov3_vits16", 8, 112, 48, 0.0, "float32", 4096)
+_LARGE = Case("ViT-L/16 recipe, 2x224 + 8x96 px, batch 64", "vit_large", 64, 224, 96, 0.3, "bfloat16", 65536)
+CASES = {
+  "cpu": (
+    _SMALL,
+    dataclasses.replace(_SMALL, name=_SMALL.name + ", drop path 0.3", drop_path=0.3),
+    dataclasses.replace(
+      _SMALL, name="ViT-S/16, 2x224 + 8x96 px, batch 8, drop path 0.3", global_size=224, local_size=96, drop_path=0.3
+    ),
+  ),
+  "gpu": (
+    dataclasses.replace(_SMALL, name="ViT-S/16, 2x224 + 8x96 px, batch 64", batch_size=64, global_size=224,
+                        local_size=96, drop_path=0.1, dtype="bfloat16", prototypes=65536),
+    _LARGE,
+    dataclasses.replace(_LARGE, name="ViT-L/16 recipe, batch 128, blocks recomputed", batch_size=128, remat="blocks"),
+  ),
+}  # fmt: skip
+
+
+def measure(seconds: float) -> Iterator[Row]:
+  """A row for each case; the peer's columns stay empty where there is no PyTorch."""
+  for case in CASES.get(jax.default_backend(), CASES["gpu"]):
+    ours = Ours(case)
+    theirs = peer(ours.net, case)
+    if theirs is None:
+      timing = repeat(ours.step, seconds=seconds)
+      yield Row(case.name, "step, wall", timing, note=f"{ours.note(timing)}; no PyTorch: set {PEER_PYTHON}")
+      continue
+    with theirs:
+      timing, other = alternate(ours.step, theirs.step, seconds=seconds, least=5)
+      yield Row(case.name, "step, wall", timing, theirs.name, other, note=f"{ours.note(timing)}{theirs.memory()}")
+
+
+class Ours:
+  """The compiled step of a run on its first device, its state, and a batch."""
+
+  def __init__(self, case: Case):
+    config = case.config()
+    method = methods.get(config.method)
+    mesh = parallel.make_mesh({axis: 1 for axis in config.mesh}, jax.devices()[:1])
+    views = method.views(config)
+    run = Run(config, method, views, source=None, evaluation_sources=None, mesh=mesh)
+    self.case, self.net = case, method.modules(config)
+    self.state = loop.fresh_state(run)
+    group = LossGroups(_Noise(), views, seed=0, group_size=case.batch_size)[0]
+    arrays = {name: array for name, array in group.items() if isinstance(array, np.ndarray) and array.ndim}
+    self.batch = jax.device_put(arrays, parallel.batch_sharding(mesh))
+    with loop.mesh_context(mesh):
+      self.compiled = jax.jit(method.make_step(config), donate_argnums=0).lower(self.state, self.batch).compile()
+
+  def step(self) -> None:
+    self.state, metrics = self.compiled(self.state, self.batch)
+    jax.block_until_ready(metrics)
+
+  def flops(self) -> float:
+    """Of one step, for MFU."""
+    case, backbone = self.case, self.net.backbone
+    grid = (case.global_size // backbone.stride,) * 2
+    return (
+      case.batch_size
+      * cost.dino_step(
+        backbone,
+        self.net.dino_head,
+        self.net.ibot_head,
+        global_size=case.global_size,
+        local_size=case.local_size,
+        local_number=case.local_number,
+        masked=masked_patches(case.batch_size, grid, 0.5, (0.1, 0.5)) / case.batch_size,
+      ).flops
+    )
+
+  def note(self, timing: Timing) -> str:
+    memory = self.compiled.memory_analysis()
+    held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    speed = self.flops() / timing.median / 1e9
+    return f"{self.case.batch_size / timing.median:.3g} images/s, {speed:,.0f} GFLOP/s, {held / 2**30:.2f} GiB"
+
+
+class _Noise:
+  """A source of random pictures."""
+
+  num_classes = 0
+  class_names = ()
+
+  def __len__(self) -> int:
+    return 1 << 20
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    pixels = np.random.default_rng(index).integers(0, 256, (256, 256, 3), np.uint8)
+    return {"image": pixels, "label": -1}
+
+  def describe(self, index: int) -> str:
+    return f"noise {index}"
+
+
+def peer(net: Any, case: Case) -> Peer | None:
+  """PyTorch's side of a case; None where there is no PyTorch."""
+  backbone, head = net.backbone, net.dino_head
+  return find_peer(
+    "torch_step.py",
+    {
+      **{name: getattr(backbone, name) for name in ("width", "depth", "num_heads", "patch_size", "num_registers")},
+      "mlp_hidden": backbone.mlp_hidden or 4 * backbone.width,
+      **{name: getattr(head, name) for name in ("hidden", "bottleneck", "prototypes")},
+      **{name: getattr(case, name) for name in ("drop_path", "batch_size", "dtype")},
+      **{name: getattr(case, name) for name in ("global_size", "local_size", "local_number")},
+    },
+  )

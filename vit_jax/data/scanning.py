@@ -1,0 +1,224 @@
+"""`vit-jax data scan`: goes through a source once and says what is in it, before a run meets it."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import io
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from vit_jax.data.decode import BadImage, decode
+from vit_jax.data.sources import Source
+
+_SHOWN = 5  # examples of broken files and of duplicates in the printed report
+_STATISTICS_SIDE = 256  # a larger JPEG is decoded at a half, a quarter, … for the statistics: their means hardly change
+
+
+class _Seen(NamedTuple):
+  """What one record has shown."""
+
+  digest: bytes  # of the encoded image
+  nbytes: int
+  label: int
+  reason: str | None = None  # why it cannot be used
+  kind: str = ""  # format and mode
+  width: int = 0
+  height: int = 0
+  mean: np.ndarray | None = None  # [3], of values in [0, 1]
+  square: np.ndarray | None = None  # [3], mean of their squares
+
+
+@dataclasses.dataclass
+class Scan:
+  """What a source holds.
+
+  Attributes:
+    source: its specification.
+    records: number of its records; `scanned` of them were looked at.
+    broken: [(record, name, reason)].
+    duplicates: groups of names whose files are the same, byte for byte.
+    extra: records that are duplicates of another.
+    mean, std: of each channel over all images, each image weighing the same, for augment.mean and augment.std.
+    per_class: {class name or number: images}; "none" for those without a label.
+  """
+
+  source: str
+  records: int
+  scanned: int = 0
+  nbytes: int = 0
+  broken: list[tuple[int, str, str]] = dataclasses.field(default_factory=list)
+  duplicates: list[list[str]] = dataclasses.field(default_factory=list)
+  extra: int = 0
+  kinds: dict[str, int] = dataclasses.field(default_factory=dict)
+  widths: tuple[int, int, int] = (0, 0, 0)  # least, median, greatest
+  heights: tuple[int, int, int] = (0, 0, 0)
+  short_sides: tuple[int, int, int] = (0, 0, 0)
+  mean: tuple[float, ...] = ()
+  std: tuple[float, ...] = ()
+  per_class: dict[str, int] = dataclasses.field(default_factory=dict)
+
+  def report(self) -> str:
+    """The scan as a page of text."""
+    readable = self.scanned - len(self.broken)
+    lines = [f"source       {self.source}", f"records      {self.records:,}" + self._part()]
+    lines.append(
+      f"size         {self.nbytes / 1e9:,.2f} GB, {self.nbytes / max(1, self.scanned) / 1e3:,.1f} kB an image"
+    )
+    if readable:
+      for name, sizes in (("width", self.widths), ("height", self.heights), ("short side", self.short_sides)):
+        lines.append(f"{name:<13}{sizes[0]} to {sizes[2]} pixels, median {sizes[1]}")
+      lines.append("kinds        " + ", ".join(f"{count:,} {kind}" for kind, count in self.kinds.items()))
+      for name, values in (("mean", self.mean), ("std", self.std)):
+        lines.append(f"{name:<13}--config.augment.{name}=({','.join(f'{value:.4f}' for value in values)})")
+    lines.append(f"classes      {self._classes()}")
+    lines.append(
+      f"broken       {len(self.broken):,}" + (f" ({len(self.broken) / self.scanned:.2%})" if self.broken else "")
+    )
+    lines += [f"  {name}: {reason}" for _, name, reason in self.broken[:_SHOWN]]
+    lines.append(f"duplicates   {self.extra:,} images are the same as another, byte for byte")
+    lines += ["  " + " = ".join(names[:_SHOWN]) for names in self.duplicates[:_SHOWN]]
+    return "\n".join(lines)
+
+  def write(self, path: str | os.PathLike) -> None:
+    """Everything as JSON, with all broken records and all duplicates."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+
+  def _part(self) -> str:
+    return "" if self.scanned == self.records else f", {self.scanned:,} of them looked at"
+
+  def _classes(self) -> str:
+    named = {name: count for name, count in self.per_class.items() if name != "none"}
+    if not named:
+      return "no labels"
+    least, most = min(named, key=named.get), max(named, key=named.get)
+    without = f", {self.per_class['none']:,} without a label" if "none" in self.per_class else ""
+    return f"{len(named)}, from {named[least]:,} images ({least}) to {named[most]:,} ({most}){without}"
+
+
+def scan(
+  source: Source, spec: str, *, workers: int | None = None, limit: int | None = None, progress: Callable[[int], Any]
+) -> Scan:
+  """Reads and decodes every record of a source.
+
+  Args:
+    source: what to scan.
+    spec: its specification, for the report.
+    workers: threads; None: one for each core (reading, hashing and decoding let each other run).
+    limit: look at this many records only, evenly spread.
+    progress: is called with the number of records done since the last call.
+  """
+  records = range(len(source))
+  if limit is not None and limit < len(records):
+    records = np.linspace(0, len(source) - 1, limit).astype(np.int64).tolist()
+  found = Scan(spec, len(source), scanned=len(records))
+  digests = np.zeros(len(records), "V16")
+  sizes = np.zeros((len(records), 2), np.int32)
+  kinds: collections.Counter[str] = collections.Counter()
+  classes: collections.Counter[int] = collections.Counter()
+  mean, square = np.zeros(3), np.zeros(3)
+  for i, seen in enumerate(_in_threads(lambda record: _look(source, record), records, workers)):
+    digests[i] = np.void(seen.digest)
+    found.nbytes += seen.nbytes
+    classes[seen.label] += 1
+    if seen.reason is not None:
+      found.broken.append((records[i], source.describe(records[i]), seen.reason))
+    else:
+      kinds[seen.kind] += 1
+      sizes[i] = seen.width, seen.height
+      mean, square = mean + seen.mean, square + seen.square
+    progress(1)
+  readable = len(records) - len(found.broken)
+  if readable:
+    sizes = sizes[sizes[:, 0] > 0]
+    found.widths, found.heights = _spread(sizes[:, 0]), _spread(sizes[:, 1])
+    found.short_sides = _spread(sizes.min(axis=1))
+    found.mean = tuple((mean / readable).tolist())
+    found.std = tuple(np.sqrt(np.maximum(square / readable - (mean / readable) ** 2, 0.0)).tolist())
+  found.kinds = dict(kinds.most_common())
+  names = dict(enumerate(source.class_names)) | {-1: "none"}
+  found.per_class = {names.get(label, str(label)): count for label, count in sorted(classes.items())}
+  found.duplicates = [[source.describe(records[i]) for i in group] for group in _equal(digests)]
+  found.extra = sum(len(group) - 1 for group in found.duplicates)
+  return found
+
+
+def _look(source: Source, record: int) -> _Seen:
+  try:
+    entry = source[record]
+  except BadImage as error:
+    return _Seen(_unlike_any(record), 0, -1, error.reason)
+  except OSError as error:
+    return _Seen(_unlike_any(record), 0, -1, f"cannot be read ({error})")
+  data, label = entry["image"], int(entry["label"])
+  raw = data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes()
+  digest = hashlib.blake2b(raw, digest_size=16).digest()
+  try:
+    pixels = decode(data, enough=_STATISTICS_SIDE).reshape(-1, 3)  # [pixels, 3]
+    kind, width, height = _kind(data)
+  except BadImage as error:
+    return _Seen(digest if raw else _unlike_any(record), len(raw), label, error.reason)
+  values = np.bincount(  # of each channel: how often each value occurs; exact, and faster than floating-point sums
+    (pixels + (np.arange(3, dtype=np.uint16) << 8)).ravel(), minlength=768
+  ).reshape(3, 256)
+  levels = np.arange(256) / 255.0
+  return _Seen(
+    digest, len(raw), label, None, kind, width, height,
+    values @ levels / len(pixels), values @ levels**2 / len(pixels),
+  )  # fmt: skip
+
+
+def _kind(data: bytes | np.ndarray) -> tuple[str, int, int]:
+  """(format and mode, width, height) of an image that can be decoded."""
+  if isinstance(data, bytes) and not data.startswith(b"\x93NUMPY"):
+    with Image.open(io.BytesIO(data)) as image:
+      return f"{image.format} {image.mode}", image.width, image.height
+  array = np.load(io.BytesIO(data), allow_pickle=False) if isinstance(data, bytes) else data
+  channels = array.shape[2] if array.ndim == 3 else 1
+  return f"array {array.dtype.name} x {channels}", array.shape[1], array.shape[0]
+
+
+def _unlike_any(record: int) -> bytes:
+  """A digest for what was not read: no two of them are duplicates."""
+  return b"\0" * 8 + record.to_bytes(8, "little")
+
+
+def _spread(values: np.ndarray) -> tuple[int, int, int]:
+  return int(values.min()), int(np.median(values)), int(values.max())
+
+
+def _equal(digests: np.ndarray) -> list[list[int]]:
+  """The places of each digest that occurs more than once."""
+  order = np.argsort(digests, kind="stable")
+  same = digests[order][1:] == digests[order][:-1]
+  groups: list[list[int]] = []
+  for i in np.flatnonzero(same).tolist():
+    if groups and groups[-1][-1] == order[i]:
+      groups[-1].append(int(order[i + 1]))
+    else:
+      groups.append([int(order[i]), int(order[i + 1])])
+  return sorted(groups)
+
+
+def _in_threads(look: Callable[[int], _Seen], records: range | list[int], workers: int | None) -> Iterator[_Seen]:
+  """What is seen of the records, in their order, some ahead."""
+  threads = workers or os.cpu_count() or 1
+  with ThreadPoolExecutor(threads, thread_name_prefix="scan") as pool:
+    ahead: collections.deque = collections.deque()
+    remaining = iter(records)
+    for record in itertools.islice(remaining, 8 * threads):
+      ahead.append(pool.submit(look, record))
+    while ahead:
+      yield ahead.popleft().result()
+      for record in itertools.islice(remaining, 1):
+        ahead.append(pool.submit(look, record))

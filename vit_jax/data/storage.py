@@ -1,0 +1,134 @@
+"""Files on disks and in object stores by one set of functions.
+
+A path with a scheme, such as gs://bucket/folder or s3://bucket/folder, is opened by fsspec, whose driver for that store
+must be installed (gcsfs, s3fs, …); every other path is a local one.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from pathlib import Path
+from typing import Any, BinaryIO
+
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_MOST_SHOWN = 8  # entries of a folder in a message
+
+
+def is_remote(path: str) -> bool:
+  """Whether a path belongs to an object store."""
+  return "://" in path
+
+
+def local(path: str) -> str:
+  """A local path with ~ replaced, absolute; a remote one as it is."""
+  return path if is_remote(path) else os.path.abspath(os.path.expanduser(path))
+
+
+def matches(pattern: str) -> list[str]:
+  """The files that match a pattern, sorted: *, ?, [], **, and {000..127}, as the shards of WebDataset are written."""
+  found: set[str] = set()
+  for one in _expanded(pattern):
+    if is_remote(one):
+      store, inside = _store(one)
+      found |= {store.unstrip_protocol(path) for path in store.glob(inside)}
+    else:
+      found |= {os.path.abspath(path) for path in glob.glob(os.path.expanduser(one), recursive=True)}
+  return sorted(found)
+
+
+def open_file(path: str) -> BinaryIO:
+  """Opens a file to be read."""
+  if is_remote(path):
+    store, inside = _store(path)
+    return store.open(inside, "rb")
+  return open(path, "rb")
+
+
+def read(path: str) -> bytes:
+  """The whole content of a file."""
+  if is_remote(path):
+    store, inside = _store(path)
+    return store.cat_file(inside)
+  with open(path, "rb") as file:
+    return file.read()
+
+
+def read_range(path: str, start: int, length: int) -> bytes:
+  """`length` bytes of a file from `start` on; fewer if it ends before."""
+  if is_remote(path):
+    store, inside = _store(path)
+    return store.cat_file(inside, start=start, end=start + length)
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    parts = []
+    while length > 0 and (part := os.pread(descriptor, length, start)):
+      parts.append(part)
+      start, length = start + len(part), length - len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+  finally:
+    os.close(descriptor)
+
+
+def version(path: str) -> tuple[int, str]:
+  """(size, what changes when the file is written again): to see whether an index of it still holds."""
+  if is_remote(path):
+    store, inside = _store(path)
+    info = store.info(inside)
+    return int(info["size"]), str(info.get("etag") or info.get("ETag") or info.get("mtime") or info.get("created"))
+  status = os.stat(path)
+  return status.st_size, str(status.st_mtime_ns)
+
+
+def remote_files(folder: str) -> list[str]:
+  """Every file below a folder of an object store, sorted, as paths relative to it."""
+  store, inside = _store(folder)
+  prefix = inside.rstrip("/") + "/"
+  return sorted(path.removeprefix(prefix) for path in store.find(inside))
+
+
+def exists(path: str) -> bool:
+  if is_remote(path):
+    store, inside = _store(path)
+    return store.exists(inside)
+  return os.path.exists(path)
+
+
+def contents(pattern: str) -> str:
+  """What lies where a pattern looked in vain: the nearest folder that exists, and its entries, for a message."""
+  if is_remote(pattern):
+    store, inside = _store(pattern.rpartition("/")[0])
+    if not store.exists(inside):
+      return f"there is no folder {inside}"
+    return _shown(inside, sorted(path.rpartition("/")[2] for path in store.ls(inside, detail=False)))
+  folder = Path(os.path.expanduser(pattern)).absolute()
+  folder = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
+  return _shown(str(folder), sorted(entry.name + ("/" if entry.is_dir() else "") for entry in os.scandir(folder)))
+
+
+def _shown(folder: str, names: list[str]) -> str:
+  if not names:
+    return f"{folder} is empty"
+  more = f", … ({len(names)} entries)" if len(names) > _MOST_SHOWN else ""
+  return f"{folder} holds {', '.join(names[:_MOST_SHOWN])}{more}"
+
+
+def _expanded(pattern: str) -> list[str]:
+  """A pattern without {000..127}: one for each number, with as many digits as the first of them has."""
+  found = _BRACES.search(pattern)
+  if not found:
+    return [pattern]
+  first, last = found[1], found[2]
+  numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
+  return [one for number in numbers for one in _expanded(pattern[: found.start()] + number + pattern[found.end() :])]
+
+
+def _store(path: str) -> tuple[Any, str]:
+  """(fsspec's file system of a remote path, the path inside it)."""
+  import fsspec
+
+  try:
+    return fsspec.core.url_to_fs(path)
+  except (ImportError, ValueError) as error:
+    raise ValueError(f"data.source: {path} cannot be opened: {error}") from error

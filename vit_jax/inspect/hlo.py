@@ -1,0 +1,302 @@
+"""What a compiled program moves, read from its HLO text: collectives, and traffic with the memory, per device and step.
+
+XLA's own cost analysis counts the body of a loop once. Here everything inside a loop counts as often as the loop runs:
+the compiler writes the number of its iterations beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute", "ragged-all-to-all")
+
+_BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0, "c64": 64, "c128": 128}
+_SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{([^}]*)\})?")
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+)(?: \(.*\))? (?:-> .* )?\{$")
+_LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_NAME = re.compile(r"%([\w.\-]+)")
+_CALLED = re.compile(r"\b(calls|body|condition|to_apply|branch_computations|true_computation|false_computation)=")
+# Operations that move no data of their own: names, views, the ends of asynchronous pairs, and control flow, whose
+# bodies are counted.
+_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while", "conditional", "call"}
+_FREE |= {"partition-id", "replica-id", "iota", "opt-barrier", "optimization-barrier", "domain", "add-dependency"}
+
+
+@dataclass(frozen=True)
+class Instruction:
+  """A line of HLO: `shape` its result's type as text, `rest` everything after the operands."""
+
+  name: str
+  shape: str
+  opcode: str
+  operands: tuple[str, ...]
+  rest: str
+  root: bool
+  literal: str
+
+
+@dataclass(frozen=True)
+class Collective:
+  """All collectives of one kind over groups of one make-up, in one step on one device.
+
+  Attributes:
+    kind: "all-gather", …
+    group: devices that take part together.
+    per_host: how many of them are on one host of `host` devices, see `collectives`.
+    count: executions.
+    payload: bytes, all executions together: of the gathered result, of the input of a reduction.
+    wire: bytes that this device sends in a ring over the group.
+  """
+
+  kind: str
+  group: int
+  per_host: int
+  count: int
+  payload: float
+  wire: float
+
+
+class Program:
+  """The computations of a compiled module.
+
+  Args:
+    text: `compiled.as_text()`.
+  """
+
+  def __init__(self, text: str):
+    self.computations: dict[str, list[Instruction]] = {}
+    self.entry = ""
+    current: list[Instruction] = []
+    for line in text.splitlines():
+      if line and not line[0].isspace():
+        if head := _HEAD.match(line):
+          current = self.computations[head[2]] = []
+          self.entry = head[2] if head[1] else self.entry
+      elif found := _LINE.match(line):
+        current.append(_instruction(found[2], found[3], root=bool(found[1])))
+
+  def times(self) -> dict[str, float]:
+    """How often each computation runs in one step; those of fusions and of collectives' sums are not listed."""
+    runs: dict[str, float] = {}
+
+    def visit(name: str, number: float) -> None:
+      runs[name] = runs.get(name, 0) + number
+      for instruction in self.computations[name]:
+        for called, factor in self._called(instruction):
+          visit(called, number * factor)
+
+    visit(self.entry, 1)
+    return runs
+
+  def _called(self, instruction: Instruction) -> Iterator[tuple[str, float]]:
+    """(computation, runs) of what an instruction runs as instructions of their own."""
+    factor = 1.0
+    if instruction.opcode == "while":
+      factor = self._trips(instruction)
+    elif instruction.opcode not in ("call", "conditional", "async-start"):
+      return
+    for found in _CALLED.finditer(instruction.rest):
+      for name in _names_after(instruction.rest, found.end()):
+        if name in self.computations:
+          yield name, factor
+
+  def _trips(self, loop: Instruction) -> float:
+    if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
+      return float(found[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
+    limits = [
+      int(i.literal)
+      for i in self.computations.get(condition[1] if condition else "", [])
+      if i.opcode == "constant" and i.literal.isdigit()
+    ]
+    return float(max(limits, default=1))
+
+  def shapes(self, name: str) -> dict[str, str]:
+    """The result types of a computation's instructions."""
+    return {instruction.name: instruction.shape for instruction in self.computations[name]}
+
+  def fused(self, instruction: Instruction) -> list[Instruction]:
+    """The instructions inside a fusion (or an asynchronous operation)."""
+    found = re.search(r"\bcalls=%?([\w.\-]+)", instruction.rest)
+    return self.computations.get(found[1], []) if found else []
+
+
+def collectives(program: Program, *, devices: int, host: int) -> list[Collective]:
+  """The collectives of one step on one device, largest first.
+
+  Args:
+    devices: of the program.
+    host: devices of a host; its numbers are consecutive.
+  """
+  total: dict[tuple[str, int, int], Collective] = {}
+  for name, runs in program.times().items():
+    shapes = program.shapes(name)
+    for instruction in program.computations[name]:
+      for one in _collective(program, instruction, shapes, devices, host):
+        key = (one.kind, one.group, one.per_host)
+        before = total.get(key, Collective(*key, 0, 0.0, 0.0))
+        total[key] = dataclasses.replace(
+          before,
+          count=before.count + int(one.count * runs),
+          payload=before.payload + one.payload * runs,
+          wire=before.wire + one.wire * runs,
+        )
+  return sorted(total.values(), key=lambda c: -c.wire)
+
+
+def _collective(
+  program: Program, instruction: Instruction, shapes: dict[str, str], devices: int, host: int
+) -> Iterator[Collective]:
+  kind = instruction.opcode.removesuffix("-start")
+  if kind == "fusion":  # a TPU compiler hides collectives in fusions, an all-reduce with a slice among them
+    inner = program.fused(instruction)
+    names = {i.name: i.shape for i in inner}
+    for found in inner:
+      scattered = found.opcode == "all-reduce" and "all-reduce-scatter" in instruction.name + instruction.rest
+      renamed = dataclasses.replace(found, opcode="reduce-scatter") if scattered else found
+      yield from _collective(program, renamed, names, devices, host) if found.opcode != "fusion" else ()
+    return
+  if kind not in COLLECTIVES:
+    return
+  group, per_host = _groups(instruction.rest, devices, host)
+  into = sum(bytes_of(shapes.get(name, "")) for name in instruction.operands)
+  # The result of a -start holds its operands, too; what is gathered is the operands of the whole group.
+  payload = float(into * group if kind == "all-gather" else into)
+  share = (group - 1) / group
+  wire = {"all-reduce": 2 * payload * share, "collective-permute": payload}.get(kind, payload * share)
+  if group > 1:
+    yield Collective(kind, group, per_host, 1, payload, wire)
+
+
+def memory_traffic(program: Program, *, fast: bool) -> float:
+  """Bytes that one step reads from and writes to the device's memory: operands and results of everything that runs.
+
+  Of an operand that a fusion only slices, and of a result that it only updates in part, the part counts. What caches
+  keep between two operations is counted all the same.
+
+  Args:
+    fast: memory space 1 is on the chip (a TPU's VMEM) and does not count.
+  """
+  total = 0.0
+  for name, runs in program.times().items():
+    shapes = program.shapes(name)
+    for instruction in program.computations[name]:
+      total += runs * _traffic(program, instruction, shapes, fast)
+  return total
+
+
+def _traffic(program: Program, instruction: Instruction, shapes: dict[str, str], fast: bool) -> float:
+  opcode = instruction.opcode
+  if opcode in _FREE or opcode.endswith(("-done", "-update")) or opcode == "async-start":
+    return 0
+  shape = instruction.shape
+  if opcode == "custom-call":  # a library's work space is among its results
+    shape = re.sub(r", s8\[\d+\]\{0\}\)$", ")", shape)
+  result = bytes_of(shape, fast=fast)
+  operands = [bytes_of(shapes.get(name, ""), fast=fast) for name in instruction.operands]
+  if opcode.removesuffix("-start") in COLLECTIVES:
+    return 2 * sum(operands)
+  if opcode in ("copy-start", "dynamic-slice", "slice", "gather", "broadcast"):
+    return (sum(operands) if opcode == "copy-start" else result) * 2
+  if opcode in ("dynamic-update-slice", "scatter"):
+    return 2 * sum(operands[1:])
+  if opcode != "fusion":
+    return result + sum(operands)
+  inner = program.fused(instruction)
+  sizes = {i.name: bytes_of(i.shape, fast=fast) for i in inner}
+  for parameter in (i for i in inner if i.opcode == "parameter"):
+    index = int(parameter.literal)
+    if index < len(operands):
+      operands[index] = min(operands[index], _read(parameter.name, inner, sizes))
+  for update in (i for i in inner if i.opcode == "dynamic-update-slice"):
+    if sizes[update.name] <= result:
+      result -= max(0, sizes[update.name] - sizes.get(update.operands[1], 0))
+  return result + sum(operands)
+
+
+def _read(name: str, inner: list[Instruction], sizes: dict[str, int]) -> int:
+  """Bytes that a fusion needs of one of its values: the slices where it is only sliced, nothing where it is updated."""
+  total = 0
+  for user in (i for i in inner if name in i.operands):
+    if user.opcode in ("bitcast", "reshape", "transpose", "copy", "get-tuple-element"):
+      total += _read(user.name, inner, sizes) if not user.root else sizes[name]
+    elif user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == name:
+      total += sizes[user.name]
+    elif not (user.opcode == "dynamic-update-slice" and user.operands[0] == name):
+      return sizes[name]
+  return total
+
+
+def bytes_of(shape: str, *, fast: bool = False) -> int:
+  """Bytes of a type, the parts of a tuple added; with `fast` those in memory space 1 are left out."""
+  total = 0
+  for kind, sizes, layout in _SHAPE.findall(shape):
+    if fast and "S(1)" in layout:
+      continue
+    bits = _BITS.get(kind)
+    if bits is None:
+      found = re.search(r"\d+", kind)
+      bits = int(found[0]) if found else 0
+    total += math.prod(int(size) for size in sizes.split(",") if size) * bits // 8
+  return total
+
+
+def _groups(rest: str, devices: int, host: int) -> tuple[int, int]:
+  """(devices of a group, how many of them share a host) of a collective."""
+  if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
+    members = _iota(*found.groups())
+  elif found := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
+    members = [int(number) for number in found[1].split(",")]
+  elif found := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", rest):
+    members = [int(found[1]), int(found[2])]
+  else:
+    members = list(range(devices))
+  shared = [member // host for member in members]
+  return len(members), max(shared.count(number) for number in set(shared))
+
+
+def _iota(groups: str, size: str, dims: str, order: str | None) -> list[int]:
+  """The first group of a compressed list of groups: the numbers 0 … in a box, transposed, cut into rows."""
+  shape = [int(n) for n in dims.split(",")]
+  order = [int(n) for n in order.split(",")] if order else list(range(len(shape)))
+  strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+  members = []
+  for index in range(int(size)):
+    number = 0
+    for axis in reversed(order):
+      index, digit = divmod(index, shape[axis])
+      number += digit * strides[axis]
+    members.append(number)
+  return members
+
+
+def _instruction(name: str, text: str, *, root: bool) -> Instruction:
+  end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
+  shape, text = text[:end], text[end:].lstrip()
+  opcode, _, _ = text.partition("(")
+  start = len(opcode)
+  end = _closing(text, start)
+  inside = text[start + 1 : end]
+  return Instruction(name, shape, opcode, tuple(_NAME.findall(inside)), text[end + 1 :], root, inside)
+
+
+def _closing(text: str, start: int) -> int:
+  """The parenthesis that closes the one at `start`."""
+  depth = 0
+  for i in range(start, len(text)):
+    depth += (text[i] == "(") - (text[i] == ")")
+    if depth == 0:
+      return i
+  return len(text)
+
+
+def _names_after(text: str, start: int) -> list[str]:
+  """The names of a value that follows "key=": one, or several in braces."""
+  if text[start] == "{":
+    return _NAME.findall(text[start : text.index("}", start)])
+  found = re.match(r"%?([\w.\-]+)", text[start:])
+  return [found[1]] if found else []
