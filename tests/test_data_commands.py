@@ -51,7 +51,10 @@ def test_convert_says_what_it_wrote_and_how_to_use_it(photos, capsys):
   ).replace("folder:photos", "")
 
 
-@pytest.mark.parametrize("extra", [[], ["--config.augment.share_color_jitter=true", "--config.crops.gram_size=48"]])
+@pytest.mark.parametrize(
+  "extra",
+  [[], ["--config.data.augment=device"], ["--config.augment.share_color_jitter=true", "--config.crops.gram_size=48"]],
+)
 def test_preview_writes_a_sheet_of_a_step(capsys, extra):
   assert run(capsys, "data", "preview", *TINY, "--images=2", "--step=3", "--output=p.png", *extra) == "wrote p.png\n"
   sheet = np.asarray(Image.open("p.png"))
