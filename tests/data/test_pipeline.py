@@ -330,6 +330,14 @@ class TestBadImages:
     assert entries[0]["reason"] == "is no image of a known format"
     assert sum("picture-4" in record.getMessage() for record in caplog.records) == 1
 
+  def test_a_line_that_a_kill_has_cut_off_is_written_again(self, tmp_path):
+    path = tmp_path / "bad_records.jsonl"
+    batches(8, source=Numbered(20, bad=[4, 11]), bad_records=path)
+    whole = path.read_text()
+    path.write_text(whole[:-9])
+    batches(8, source=Numbered(20, bad=[4, 11]), bad_records=path)
+    assert path.read_text() == whole
+
   def test_too_many_stop_the_run_with_examples(self, tmp_path):
     with pytest.raises(
       RuntimeError, match=r"(?s)of 40 images are unreadable.*max_bad_fraction = 0\.01.*picture-.*all of them"

@@ -30,7 +30,8 @@ class Slow:
 
   def __getitem__(self, index):
     if self.errors:
-      raise self.errors.pop()
+      kind, *arguments = self.errors.pop()
+      raise kind(*arguments)
     if self.left.get(index, 0):
       self.left[index] -= 1
       self.end.wait()
@@ -78,12 +79,12 @@ def test_the_stream_does_not_depend_on_stalls():
 
 
 def test_a_moment_without_network_is_survived_and_a_missing_file_is_not_waited_for():
-  assert Reader(Slow(errors=[ConnectionError("x"), TimeoutError("y")], remote=True), 5.0)[2]["label"] == 2
-  source = Slow(errors=[ConnectionError("x")] * 9, remote=True)
+  assert Reader(Slow(errors=[(ConnectionError,), (TimeoutError,)], remote=True), 5.0)[2]["label"] == 2
+  source = Slow(errors=[(ConnectionError,)] * 9, remote=True)
   with pytest.raises(ConnectionError):
     Reader(source, None)[2]
   assert len(source.errors) == 4
-  for source in (Slow(errors=[FileNotFoundError("x")] * 2, remote=True), Slow(errors=[OSError(5, "I/O")] * 2)):
+  for source in (Slow(errors=[(FileNotFoundError,)] * 2, remote=True), Slow(errors=[(OSError, 5, "I/O")] * 2)):
     with pytest.raises(OSError):
       Reader(source, 5.0)[2]
     assert len(source.errors) == 1

@@ -127,7 +127,7 @@ def test_slurm_runs_saves_requeues_and_resumes(tmp_path_factory):
   workdir = folder / "run0"
   flags = ["--config=configs/tiny.py", f"--workdir={folder}/run%a", *overrides(duration="600 steps")]
 
-  def until(condition, seconds: float = 400) -> None:
+  def until(condition, seconds: float = 900) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
       assert time.monotonic() < deadline, (said(), *(path.read_text()[-2000:] for path in folder.glob("*.log")))

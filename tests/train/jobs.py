@@ -68,10 +68,10 @@ class Job:
         return time.monotonic()
     raise AssertionError(f"no process {process_id} of {self._process.pid}")
 
-  def wait(self, seconds: float = 300) -> int:
+  def wait(self, seconds: float = 900) -> int:
     return self._process.wait(seconds)
 
-  def wait_until(self, condition, seconds: float = 300) -> None:
+  def wait_until(self, condition, seconds: float = 900) -> None:
     until = time.monotonic() + seconds
     while not condition():
       assert self._process.poll() is None and time.monotonic() < until, self.output

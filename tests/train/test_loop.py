@@ -18,7 +18,7 @@ from PIL import Image
 import vit_jax
 from vit_jax import config as configs
 from vit_jax.checkpoints import restore_params, steps
-from vit_jax.train import setup
+from vit_jax.train import goodput, setup
 from vit_jax.train.evaluations import Evaluations
 from vit_jax.train.loop import train
 from vit_jax.train.writers import read_lines
@@ -103,6 +103,11 @@ def test_a_killed_run_goes_on_bit_for_bit(uninterrupted):
   done = run(tmp_path, workdir)
   assert done.returncode == 0, done.stderr
   assert_same_end(teacher_and_metrics(workdir), expected)
+  first, second = goodput.read(workdir)
+  assert first["first"] == 0 and second["first"] >= 2 and second["last"] == 80
+  assert first["seconds"]["restore"] == 0 < second["seconds"]["restore"]
+  assert all(second["seconds"][part] > 0 for part in ("init", "compile", "data_wait", "step", "checkpoint"))
+  assert "over 2 start(s), trained the model" in (workdir / "summary.md").read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -24,7 +24,7 @@ WHERE = topology("h100:8")
 def tiny(**overrides):
   c = configs.load(str(TINY))
   c.update_from_flattened_dict(
-    {"batch_size": 16, "loss_group_size": 2, "mesh.data": 2, "mesh.fsdp": 4, "dino.prototypes": 64} | overrides
+    {"batch_size": 16, "loss_group_size": 2, "mesh.data": 2, "mesh.fsdp": 4, "data.augment": "host"} | overrides
   )
   return c
 

@@ -77,7 +77,7 @@ def test_two_processes_give_the_losses_of_one(interrupted, tmp_path, monkeypatch
 def run_one(tmp_path, *flags: str) -> subprocess.CompletedProcess:
   command = [sys.executable, "-m", "vit_jax", "train", "--config=configs/tiny.py", f"--workdir={tmp_path}/run"]
   return subprocess.run(
-    [*command, *overrides(), *flags], cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=100
+    [*command, *overrides(), *flags], cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=600
   )
 
 

@@ -10,6 +10,7 @@ from vit_jax import config as configs
 from vit_jax.inspect.chips import topology
 from vit_jax.inspect.errors import PlanError
 from vit_jax.inspect.plan import Memory, Plan, frontier
+from vit_jax.parallel import AXES
 from vit_jax.train.sweep import sweep
 
 WHERE = topology("h100:16")
@@ -21,7 +22,7 @@ def planner(config):
   shards = 16 // config.mesh.tensor
   used = 10 + SAVED[config.model.remat] * config.batch_size // shards
   seconds = config.batch_size / 1000 * {"none": 1.0, "dots": 1.1, "blocks": 1.3}[config.model.remat]
-  mesh = {axis: size if size > 0 else shards for axis, size in config.mesh.items()}
+  mesh = {axis: config.mesh[axis] if config.mesh[axis] > 0 else shards for axis in AXES}
   settings = {"batch_size": config.batch_size, "remat": config.model.remat}
   memory = Memory(parameters=10, optimizer=0, teachers=0, batch=0, temporary=used - 10, peak=used)
   times = {"compute": seconds, "hbm": 0.0, "network": 0.0, "traffic": 0.0, "collectives": ()}

@@ -140,8 +140,8 @@ class LossGroups:
     """What `self[number]` makes of its first few images, in words.
 
     Returns:
-      For each image: its name, its height and width when it is cropped, what is drawn for its crops (global ones
-      first), the colours shared by all of them with `share_color_jitter`.
+      For each image: its name, the height and width it is cropped from, what is drawn for its crops, global ones first,
+      and the colours shared by all of them with `share_color_jitter`.
     """
     v = self.views(number // self._groups_per_batch)
     elements = number * self._group_size + np.arange(min(images, self._group_size))

@@ -324,7 +324,11 @@ class BadRecords:
     self._records = records
     self._known: dict[int, str] = {}
     if self._path is not None and self._path.exists():  # a resumed run
-      for line in self._path.read_text().splitlines():
+      written = self._path.read_text()
+      whole, newline, cut_off = written.rpartition("\n")
+      if cut_off:  # by a kill as it was written: the image will be met again
+        self._path.write_text(whole + newline)
+      for line in whole.splitlines():
         entry = json.loads(line)
         self._known[entry["record"]] = f"{entry['name']}: {entry['reason']}"
 

@@ -24,7 +24,7 @@ _STATE = {  # fields of a State by what they are to a user
 }
 
 FORMULAS = """\
-  compute     executed FLOPs / peak FLOP/s
+  compute     FLOPs, the larger of model and executed / peak FLOP/s
   memory      bytes read and written / memory bandwidth
   network     bytes each device sends in rings: gather, scatter, all-to-all (n - 1) / n of the payload, all-reduce twice
               that / bandwidth of the group: GPUs of one host the links; of several the smaller of the links and the
@@ -166,9 +166,9 @@ def report(plan: Plan, chip: Chip) -> str:
   memory, total = plan.memory, plan.capacity
   verdict = "fits" if plan.fits else "DOES NOT FIT"
   rows = [
-    ("memory per device", "GiB", "share"),
+    ("memory per device", "", ""),
     *(
-      (f"  {label}", f"{value / _GIB:.2f}", f"{value / total:.1%}")
+      (f"  {label}", _size(value), f"{value / total:.1%}")
       for label, value in (
         ("parameters", memory.parameters),
         ("optimizer", memory.optimizer),
@@ -196,6 +196,14 @@ def report(plan: Plan, chip: Chip) -> str:
   return "\n\n".join(parts)
 
 
+def _size(value: int) -> str:
+  return f"{value / _GIB:.2f} GiB" if value >= _GIB / 100 else f"{value / 2**20:.2f} MiB"
+
+
+def _giga(value: float) -> str:
+  return f"{value / 1e9:,.0f}" if value >= 1e11 else f"{value / 1e9:.3g}"
+
+
 def _work(plan: Plan) -> str:
   per_device = plan.settings["batch_size"] / plan.devices * plan.model_flops
   rows = [
@@ -205,16 +213,14 @@ def _work(plan: Plan) -> str:
     ("  executed, one device", flops(plan.step_flops), f"{plan.step_flops / per_device:.2f} times as much, traced"),
   ]
   if plan.traffic is not None:
-    rows.append(
-      ("  memory read and written", f"{plan.traffic / 1e9:.1f} GB", "operands and results of every operation")
-    )
+    rows.append(("  memory read and written", f"{_giga(plan.traffic)} GB", "operands and results of every operation"))
   return align(rows, right=(1,))
 
 
 def _collectives(found: Sequence[Collective]) -> str:
   rows = [("collectives per step", "devices", "times", "payload GB", "sent GB")]
   for one in found:
-    rows.append((f"  {one.kind}", f"{one.group}", f"{one.count}", f"{one.payload / 1e9:.3f}", f"{one.wire / 1e9:.3f}"))
+    rows.append((f"  {one.kind}", f"{one.group}", f"{one.count}", _giga(one.payload), _giga(one.wire)))
   if not found:
     rows.append(("  none", "", "", "", ""))
   return align(rows, right=(1, 2, 3, 4))
@@ -224,10 +230,10 @@ def _times(plan: Plan, chip: Chip) -> str:
   low, high = plan.step_seconds
   rows = [
     ("estimate (roofline)", "", ""),
-    ("  compute", f"{plan.compute:.3f} s", f"at {chip.flops / 1e12:.0f} TFLOP/s bfloat16"),
-    ("  memory", f"{plan.hbm:.3f} s", f"at {chip.bandwidth / 1e9:.0f} GB/s"),
-    ("  network", f"{plan.network:.3f} s", f"links {chip.link / 1e9:.0f} GB/s" + _cards(chip)),
-    ("  step", f"{low:.3f} s", f"to {high:.3f} s"),
+    ("  compute", f"{plan.compute:.3g} s", f"at {chip.flops / 1e12:.0f} TFLOP/s bfloat16"),
+    ("  memory", f"{plan.hbm:.3g} s", f"at {chip.bandwidth / 1e9:.0f} GB/s"),
+    ("  network", f"{plan.network:.3g} s", f"links {chip.link / 1e9:.0f} GB/s" + _cards(chip)),
+    ("  step", f"{low:.3g} s", f"to {high:.3g} s"),
     ("  images/s", *(f"{'to ' if i else ''}{rate:.0f}" for i, rate in enumerate(plan.images_per_second))),
     ("  MFU", *(f"{'to ' if i else ''}{share:.1%}" for i, share in enumerate(plan.mfu))),
   ]
@@ -258,7 +264,7 @@ def frontier(plans: Sequence[Plan]) -> str:
         ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one device",
         f"{plan.memory.peak / _GIB:.2f}",
         f"{plan.memory.peak / plan.capacity:.0%}",
-        f"{plan.step_seconds[0]:.3f}" if known else "",
+        f"{plan.step_seconds[0]:.3g}" if known else "",
         f"{plan.images_per_second[0]:.0f}" if known else "",
         f"{plan.mfu[0]:.1%}" if known else "",
       )

@@ -150,7 +150,7 @@ def _timed(found: Plan, compiled: Any, where: Topology, executed: float) -> Plan
     found,
     traffic=traffic,
     collectives=collectives,
-    compute=executed / chip.flops,
+    compute=max(executed, found.model_flops * found.settings["batch_size"] / found.devices) / chip.flops,
     hbm=traffic / chip.bandwidth,
     network=plans.network_seconds(where, collectives),
   )
@@ -193,7 +193,8 @@ def prepare(config: ConfigDict, devices: Sequence[Any]) -> setup.Run:
     for alone in methods.each_student(resolved).values():
       sizes = {key: resolved[key] for key in ("batch_size", "loss_group_size")}
       parallel.check_batch(mesh, **sizes, micro_batches=alone.micro_batches)
-    return setup.Run(resolved, method, method.views(resolved), source=None, evaluation_sources=None, mesh=mesh)
+    views = setup.with_canvas(resolved, method.views(resolved), "accelerator")
+    return setup.Run(resolved, method, views, source=None, evaluation_sources=None, mesh=mesh)
   except ValueError as error:
     raise error if isinstance(error, ConfigError) else ConfigError(str(error)) from error
 

@@ -72,7 +72,7 @@ def prepare(config: ConfigDict) -> Run:
     source = open_source(config.data.source, cache_dir=config.data.cache_dir)
     resolved = configs.resolve(config, len(source))
     mesh = parallel.make_mesh(resolved.mesh)
-    views = _with_canvas(resolved, method.views(resolved))
+    views = with_canvas(resolved, method.views(resolved), jax.default_backend())
     if views.variants()[0].gram_size and not any(map(gram.enabled, methods.each_student(resolved).values())):
       log.warning("The gram crops are for Gram anchoring, which is off: set gram.source or gram.load_at.")
     sizes = {key: resolved[key] for key in ("batch_size", "loss_group_size")}
@@ -90,11 +90,11 @@ def prepare(config: ConfigDict) -> Run:
   return Run(resolved, method, views, source, sources, mesh)
 
 
-def _with_canvas(config: ConfigDict, views: Views) -> Views:
-  """The views as the data are to deliver them: crops, or images for crops that the device makes."""
+def with_canvas(config: ConfigDict, views: Views, platform: str) -> Views:
+  """The views as the data are to deliver them: crops, or images for crops that a device of the platform makes."""
   where = config.data.augment
   if where == "auto":  # a CPU makes crops faster with the host's libraries than as a device
-    where = "host" if jax.default_backend() == "cpu" else "device"
+    where = "host" if platform == "cpu" else "device"
   if where == "host":
     return views
   return dataclasses.replace(views, canvas=config.data.canvas or views.enough_canvas)

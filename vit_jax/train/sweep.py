@@ -37,7 +37,7 @@ def sweep(config: ConfigDict, where: Topology, axes: tuple[str, ...], planner: P
   if unknown:
     raise PlanError(f"--sweep={','.join(axes)}: {unknown[0]!r} is none of {', '.join(AXES_OF_SWEEP)}")
   found = []
-  for mesh in meshes(config, where) if "mesh" in axes else [dict(config.mesh)]:
+  for mesh in meshes(config, where) if "mesh" in axes else [_own_mesh(config)]:
     for remat in REMAT if "remat" in axes else [config.model.remat]:
       one = config.copy_and_resolve_references()
       one.mesh.update(mesh)
@@ -48,7 +48,7 @@ def sweep(config: ConfigDict, where: Topology, axes: tuple[str, ...], planner: P
 
 def meshes(config: ConfigDict, where: Topology) -> list[dict[str, int]]:
   """The config's own mesh and the usual others that the devices divide into and the batch into them."""
-  host, tried = where.chip.per_host, [dict(config.mesh)]
+  host, tried = where.chip.per_host, [_own_mesh(config)]
   plain = dict.fromkeys(AXES, 1)
   tried += [plain | {"fsdp": -1}, plain | {"data": -1}, plain | {"data": -1, "fsdp": host}]
   tried += [plain | {"fsdp": -1, "tensor": tensor} for tensor in (2, host)]
@@ -64,6 +64,10 @@ def meshes(config: ConfigDict, where: Topology) -> list[dict[str, int]]:
   return kept
 
 
+def _own_mesh(config: ConfigDict) -> dict[str, int]:
+  return {axis: config.mesh[axis] for axis in AXES}
+
+
 def _unit(config: ConfigDict, mesh: dict[str, int], where: Topology) -> int | None:
   """The smallest batch on a mesh: a loss group for each micro-batch of each device; None: more than the config's."""
   shape = dict(zip(AXES, mesh_shape(mesh, where.devices), strict=True))
@@ -73,7 +77,7 @@ def _unit(config: ConfigDict, mesh: dict[str, int], where: Topology) -> int | No
 
 def _batches(config: ConfigDict, where: Topology, planner: Planner) -> Iterator[Plan]:
   """Plans of several batch sizes, among them, as far as memory grows evenly, the largest that fits."""
-  unit = _unit(config, dict(config.mesh), where)
+  unit = _unit(config, _own_mesh(config), where)
   if unit is None:
     raise PlanError(f"--sweep: batch_size={config.batch_size} does not divide over the mesh in loss groups")
   config.loss_group_size = loss_group_size(config)  # that of the batch it was made for

@@ -1,0 +1,130 @@
+"""`vit-jax data …`: list, scan, convert and preview, the sub-commands about data. `cli` parses their flags."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from vit_jax.config.errors import UserError
+
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
+
+
+def list_sources(args: argparse.Namespace) -> None:
+  """Prints the kinds of sources and the embedded sets."""
+  from vit_jax.config.validation import EMBEDDED, SOURCES
+
+  print("data.source is one of:")
+  for form, meaning in SOURCES.values():
+    print(f"  {form:<30}{meaning}")
+  print("embedded sets, as embedded:NAME[/train|/test][?size=64&count=6000]:")
+  for name, meaning in EMBEDDED.items():
+    print(f"  {name:<30}{meaning}")
+
+
+def scan(args: argparse.Namespace) -> None:
+  """Prints what a source holds; writes its index."""
+  from vit_jax.data import scanning
+  from vit_jax.data.sources import rescan
+
+  spec = _source_spec(args.source)
+  source = rescan(spec, cache_dir=args.cache_dir, beside=args.beside)
+  if args.index_only:
+    print(f"{len(source):,} images, {source.num_classes} classes")
+    return
+  with _progress(len(source) if args.limit is None else min(len(source), args.limit), "scanning") as advance:
+    found = scanning.scan(source, spec, workers=args.workers, limit=args.limit, progress=advance)
+  print(found.report())
+  if args.json:
+    found.write(args.json)
+    print(f"wrote {args.json}")
+
+
+def convert(args: argparse.Namespace) -> None:
+  """Writes a source as ArrayRecord shards."""
+  from vit_jax.data import converting
+  from vit_jax.data.sources import open_source
+
+  spec = _source_spec(args.source)
+  scheme, _, folder = args.target.partition(":")
+  if scheme != "array_record" or not folder or "*" in folder:
+    raise UserError(f"{args.target}: must be array_record:FOLDER, the folder to write the shards into")
+  source = open_source(spec, cache_dir=args.cache_dir)
+  with _progress(len(source), "converting") as advance:
+    try:
+      done = converting.convert(
+        source,
+        spec,
+        folder,
+        records_per_shard=args.records_per_shard,
+        max_side=args.max_side,
+        workers=args.workers,
+        progress=advance,
+      )
+    except ValueError as error:
+      raise UserError(str(error)) from error
+    except OSError as error:
+      raise UserError(f"{args.target}: cannot be written: {error}") from error
+  print(
+    f"wrote {done['records']:,} images ({done['bytes'] / 1e9:.2f} GB) in {done['shards']} shards, read back and "
+    f"compared ({done['shards_before']} were there already); {done['left_out']:,} unreadable images left out"
+  )
+  print(f"use it as --config.data.source='array_record:{folder}/*.array_record'")
+
+
+def preview(args: argparse.Namespace, config: ConfigDict) -> None:
+  """Writes a sheet of the crops and masks of one step, with what was drawn for each."""
+  import jax
+
+  from vit_jax.data.captions import colour_caption, crop_caption
+  from vit_jax.data.device import one_device
+  from vit_jax.data.groups import BAD, LossGroups
+  from vit_jax.inspect import pictures
+  from vit_jax.inspect.captioned import captioned_sheet
+  from vit_jax.train import setup
+
+  run = setup.prepare(config)
+  size, per_batch = run.config.loss_group_size, run.config.batch_size // run.config.loss_group_size
+  groups = LossGroups(run.source, run.views, run.config.seed, size, per_batch, timeout=run.config.data.timeout or None)
+  number = args.step * per_batch
+  arrays = {name: array for name, array in groups[number].items() if name != BAD}
+  group, rows = jax.device_get(one_device(run.views)(arrays)), []
+  crops = group["global_crops"]  # [g, 2, H, W, 3]
+  if "masks" in group:
+    crops = pictures.overlay_masks(crops, group["masks"])
+  for i, (name, (height, width), drawn, colours) in enumerate(groups.drawn(number, args.images)):
+    shared = "" if colours is None else "; all crops: " + ", ".join(colour_caption(colours))
+    title = f"{name}, decoded to {width} x {height}, label {group['label'][i]}{shared}"
+    captions = [crop_caption(crop, height, width) for crop in drawn]
+    cells = [(crops[i, j], [f"global {j + 1}, {crops.shape[2]} px", *captions[j]]) for j in range(2)]
+    if "masks" in group:
+      for (_, lines), mask in zip(cells, group["masks"][i], strict=True):
+        lines.append(f"{mask.sum()} of {mask.size} patches masked")
+    if "gram_crops" in group:
+      cells += [(gram, [f"gram {j + 1}, {gram.shape[0]} px"]) for j, gram in enumerate(group["gram_crops"][i])]
+    local = zip(group["local_crops"][i], captions[2:], strict=True)
+    cells += [(crop, [f"local {j + 1}, {crop.shape[0]} px", *lines]) for j, (crop, lines) in enumerate(local)]
+    rows.append((title, cells))
+  print(f"wrote {pictures.save(captioned_sheet(rows), args.output)}")
+
+
+def _source_spec(text: str) -> str:
+  """A source's specification; a path that exists is that of a folder."""
+  return f"folder:{text}" if ":" not in text and os.path.isdir(os.path.expanduser(text)) else text
+
+
+@contextlib.contextmanager
+def _progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
+  """A progress bar on the terminal: a function that advances it."""
+  from rich.console import Console
+  from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+  columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+  with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    task = bar.add_task(what, total=total)
+    yield lambda count: bar.advance(task, count)
