@@ -39,6 +39,7 @@ SIZES = {
   "ibot.hidden": 56,
   "ibot.bottleneck": 88,
   "ibot.centering": "softmax",
+  "ibot.mask_ratio": (0.1, 0.7),  # so many masked patches that their number is no size of a parameter
   "gram.source": "init",
   "optim.eps": 1e-3,  # Adam's first steps are otherwise the signs of gradients that are only rounding
 }
