@@ -11,7 +11,7 @@ from PIL import Image
 from tests.data import pictures
 from vit_jax import cli
 
-RUN_FILE = Path(__file__).parents[1] / "configs" / "tiny.py"
+RUN_FILE = Path(__file__).parents[2] / "configs" / "tiny.py"
 TINY = [f"--config={RUN_FILE}", "--config.batch_size=16", "--config.loss_group_size=2"]  # a group for each of 8 devices
 
 
