@@ -87,6 +87,8 @@ def make_pipeline(
     raise ValueError(f"data.workers = {workers}: it must be -1 (automatic), 0 (threads), or a number of processes.")
   if local_groups is None:
     local_groups = range(process_index * rows // group_size, (process_index + 1) * rows // group_size)
+  if workers == -1:
+    workers = _automatic_workers(buffers=2 * len(local_groups) * _group_bytes(views, group_size))
   groups = LossGroups(source, views, seed, group_size, batch_size // group_size, timeout=timeout)
   stream = {"seed": seed, "records": len(source), "batch_size": batch_size, "loss_group_size": group_size}
   return Pipeline(
@@ -104,9 +106,20 @@ def _cores() -> int:
   return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _automatic_workers() -> int:
-  """Half of the cores; none below four, where a process costs more than it brings."""
-  return min(16, _cores() // 2) if _cores() >= 4 else 0
+def _automatic_workers(buffers: int) -> int:
+  """Half of the cores; none below four, where a process costs more than it brings, or without memory for `buffers`."""
+  if _cores() < 4:
+    return 0
+  free = _shared_memory()
+  if buffers > free:
+    log.warning(
+      "Images are decoded by threads: processes would need %.0f MB of shared memory, of which %.0f MB are free (in a "
+      "container, start it with a larger --shm-size, or lower batch_size).",
+      buffers / 1e6,
+      free / 1e6,
+    )
+    return 0
+  return min(16, _cores() // 2)
 
 
 def _group_bytes(views: Views, group_size: int) -> int:
