@@ -14,7 +14,7 @@ from vit_jax.parallel import AXES
 from vit_jax.train.sweep import sweep
 
 WHERE = topology("h100:16")
-SAVED = {"none": 8, "dots": 4, "attention": 6, "blocks": 1, "offload": 0}  # bytes of activations an image
+SAVED = {"none": 8, "dots": 4, "attention": 6, "blocks": 1, "offload": 0.5}  # bytes of activations an image
 
 
 def planner(config):
