@@ -19,8 +19,8 @@ from vit_jax.methods import dinov3
 PRODUCTS = {"dot_general"}
 MOVES = {
   "broadcast_in_dim", "concatenate", "copy", "gather", "name", "optimization_barrier", "pad", "reshape", "reshard",
-  "scan", "select_n", "slice", "split", "squeeze", "stop_gradient", "transpose", "dynamic_slice", "dynamic_update_slice",
-  "rev",
+  "scan", "select_n", "slice", "split", "squeeze", "stop_gradient", "transpose", "dynamic_slice",
+  "dynamic_update_slice", "rev",
 }  # fmt: skip
 ELEMENTWISE = {"add", "add_any", "convert_element_type", "mul", "neg", "sub"}
 SCATTERS = {"scatter-add"}  # of rows that are all different: one addition each

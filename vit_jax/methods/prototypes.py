@@ -78,8 +78,8 @@ def ibot(
     The weighted loss, and unweighted as "ibot".
   """
   num = patches.shape[0]
-  weights = weights.reshape(num, 1, 1) / num_crops
-  found = _losses(config, head, params, patches[:, None], targets.reshape(num, 1), config.ibot.loss_weight * weights)
+  tokens, weights = patches.reshape(num, 1, -1), weights.reshape(num, 1, 1) / num_crops
+  found = _losses(config, head, params, tokens, targets.reshape(num, 1), config.ibot.loss_weight * weights)
   return found.total, {"ibot": jnp.sum(weights * found.crossed)}
 
 
