@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vit_jax import losses, parallel
-from vit_jax.losses import prototypes
+from vit_jax.losses import chunks
 from vit_jax.losses.assignment import balanced, centered
 from vit_jax.losses.prototypes import cross_entropies
 
@@ -78,7 +78,7 @@ def test_no_array_of_all_scores_is_made_where_they_are_many(monkeypatch):
     return f"f32[1,64,{STUDENT},{K}]" in text
 
   assert largest()
-  monkeypatch.setattr(prototypes, "CHUNK_SCORES", whole // 8)
+  monkeypatch.setattr(chunks, "CHUNK_SCORES", whole // 8)
   assert not largest()
 
 

@@ -18,10 +18,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vit_jax.losses import chunks
 from vit_jax.losses.assignment import Assignment
 from vit_jax.ops.normalize import upcast
-
-CHUNK_SCORES = 2**25  # scores of a device in a chunk, where no other size is asked for: 128 MiB in float32
 
 
 class CrossEntropies(NamedTuple):
@@ -58,34 +57,18 @@ def cross_entropies(
     targets: of [U, T] teacher tokens.
     weights: of every cross-entropy in the total; without gradient.
     temperature: of the student's softmax.
-    chunk: units of a device that are taken at once; None: as many as have `CHUNK_SCORES` scores. Where the mesh
+    chunk: units of a device that are taken at once; None: as many as have `chunks.CHUNK_SCORES` scores. Where the mesh
       spreads units over devices, each has chunks of its own, and the gradients of the kernel are added up at the end.
   """
-  units, size = bottleneck.shape[0], math.prod(bottleneck.shape[1:-1]) * kernel.shape[-1]
-  shards = math.gcd(units, _devices_along("batch"))
-  size //= math.gcd(size, _devices_along("prototypes"))
-  local = units // shards
-  chunk = min(local, chunk or max(1, CHUNK_SCORES // size))
-  chunk = -(-local // -(-local // chunk))  # chunks of about the same size
-  split = lambda x: _spread(x.reshape(shards, local, *x.shape[1:]))  # noqa: E731
-  logits = split(targets.logits)
-  logits = nn.with_logical_constraint(logits, ("batch", None, None, "prototypes"))
-  targets = targets._replace(logits=logits, sample=split(targets.sample))
-  inputs = split(bottleneck), kernel, jax.lax.stop_gradient(targets), jax.lax.stop_gradient(split(weights))
-  total, crossed, own = _chunked(*inputs, temperature, chunk)
+  unit = math.prod(bottleneck.shape[1:-1])
+  inputs = jax.tree.map(chunks.shares, (bottleneck, targets.rows(), jax.lax.stop_gradient(weights)))
+  rows = inputs[1].reshape(*inputs[1].sample.shape)
+  targets = jax.lax.stop_gradient(rows.shared_with(targets))
+  # The gradient of the kernel, read and written once a chunk, has as many columns: chunks should have more rows.
+  least = 2 * kernel.shape[0] // unit
+  chunk = chunks.chunk_size(inputs[0].shape[1], unit * kernel.shape[1], chunk, least=least)
+  total, crossed, own = _chunked(inputs[0], kernel, targets, inputs[2], temperature, chunk)
   return CrossEntropies(total, crossed.reshape(weights.shape), own.reshape(bottleneck.shape[:-1]))
-
-
-def _devices_along(logical: str) -> int:
-  """Over how many devices the mesh and its rules spread a logical axis; 1 without them."""
-  mesh, spec = jax.sharding.get_abstract_mesh(), nn.logical_to_mesh_axes((logical,))
-  axes = spec[0] if spec else None
-  names = (axes,) if isinstance(axes, str) else axes or ()
-  return math.prod(mesh.shape.get(name, 1) for name in names)
-
-
-def _spread(x: Float[Array, "shards ..."]) -> Float[Array, "shards ..."]:
-  return nn.with_logical_constraint(x, ("batch", *[None] * (x.ndim - 1)))
 
 
 class _Pull(NamedTuple):
@@ -130,11 +113,10 @@ def _over_chunks(
     return (jnp.sum(weights * crossed), crossed, own), pull
 
   def turn(whole: tuple, index: Array) -> tuple[tuple, None]:
-    start = jnp.minimum(index * chunk, num - chunk)  # the last chunk begins earlier: what it has again weighs nothing
+    start, new = chunks.place(index, chunk, num)  # what the last chunk has for the second time weighs nothing
     part = lambda x: jax.lax.dynamic_slice_in_dim(x, start, chunk, axis=1)  # noqa: E731
-    new = (start + jnp.arange(chunk) >= index * chunk)[:, None, None]  # [u, 1, 1]
     share = targets._replace(logits=part(targets.logits), sample=part(targets.sample))
-    crossed, own, pull = one(part(z), share, jnp.where(new, part(weights), 0))
+    crossed, own, pull = one(part(z), share, jnp.where(new[:, None, None], part(weights), 0))
 
     def put(total: Array, values: Array) -> Array:
       return jax.lax.dynamic_update_slice_in_dim(total, values, start, axis=1)
@@ -149,10 +131,8 @@ def _over_chunks(
   sums = None
   if gradient:
     by_kernel = jnp.zeros((z.shape[0], *kernel.shape), wide)
-    sums = _Pull(
-      _spread(jnp.zeros(z.shape, wide)), nn.with_logical_constraint(by_kernel, ("batch", None, "prototypes"))
-    )
-  empty = _spread(jnp.zeros(weights.shape, wide)), _spread(jnp.zeros(z.shape[:-1], wide)), sums
+    sums = _Pull(chunks.on_devices(jnp.zeros(z.shape, wide)), chunks.with_scores(by_kernel))
+  empty = chunks.on_devices(jnp.zeros(weights.shape, wide)), chunks.on_devices(jnp.zeros(z.shape[:-1], wide)), sums
   (crossed, own, pull), _ = jax.lax.scan(turn, empty, jnp.arange(-(-num // chunk)))
   return (jnp.sum(weights * crossed), crossed, own), pull
 
@@ -171,7 +151,7 @@ def _one_chunk(
   wide = jnp.promote_types(z.dtype, jnp.float32)
   with jax.named_scope("last_layer"):
     scores = jnp.einsum("xusd,dk->xusk", z, kernel, preferred_element_type=wide)  # [x, u, S, K]
-    scores = nn.with_logical_constraint(scores, ("batch", None, None, "prototypes"))
+    scores = chunks.with_scores(scores)
   with jax.named_scope("losses"):
     scaled = scores / temperature
     normalizer = jax.nn.logsumexp(scaled, axis=-1)  # [x, u, S]
@@ -185,9 +165,9 @@ def _one_chunk(
       return crossed, entropy, None
     wanted = jnp.einsum("xust,xutk->xusk", weights, probs, **exact)
     pull = (own * jnp.sum(weights * mass, axis=-1)[..., None] - wanted) / temperature  # [x, u, S, K]
-    pull = nn.with_logical_constraint(pull.astype(z.dtype), ("batch", None, None, "prototypes"))
+    pull = chunks.with_scores(pull.astype(z.dtype))
   with jax.named_scope("last_layer"):
     by_bottleneck = jnp.einsum("xusk,dk->xusd", pull, kernel, preferred_element_type=wide)
     by_kernel = jnp.einsum("xusd,xusk->xdk", z, pull, preferred_element_type=wide)
-  by_kernel = nn.with_logical_constraint(by_kernel, ("batch", None, "prototypes"))
-  return crossed, entropy, _Pull(_spread(by_bottleneck), by_kernel)
+  by_kernel = chunks.with_scores(by_kernel)
+  return crossed, entropy, _Pull(chunks.on_devices(by_bottleneck), by_kernel)

@@ -116,7 +116,7 @@ def make_step(config: Any) -> Callable[[State, Batch], tuple[State, Metrics]]:
       outputs = micro_batches(config, batch).map(
         lambda part: teacher_outputs(config, net, state.teacher, part, keep_patches=gram.is_shared(config)), batch
       )
-      targets = assign(outputs, temperature(state.step), state.centers)
+      targets = assign(outputs, temperature(state.step), state.centers, chunk=config.losses.chunk)
     state, metrics = learn(state, batch, targets)
     with jax.named_scope("centers"):
       state = state.replace(centers=moved_centers(config, state.centers, outputs, batch, metrics["nonfinite"] > 0))

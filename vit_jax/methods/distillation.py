@@ -113,7 +113,7 @@ def make_step(config: Any) -> Callable[[State, Batch], tuple[State, dict[str, ja
 
     now = temperature(state.step)
     outputs = dinov3.micro_batches(config, batch).map(look, batch)
-    targets = assign(outputs, now, state.centers)
+    targets = assign(outputs, now, state.centers, chunk=config.losses.chunk)
     centers = moved_centers(config, state.centers, outputs, batch, ~targets.cls.finite())
     metrics = health.targets(targets.cls.probs()) | {"teacher_temperature": now}
     parts: dict[str, State] = {}

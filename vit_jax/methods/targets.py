@@ -62,16 +62,19 @@ def fresh_centers(config: Any) -> Centers | None:
   return {head: jnp.zeros(config[head].prototypes) for head in heads} or None
 
 
-def assign(outputs: TeacherOutputs, temperature: jax.Array, centers: Centers | None = None) -> Targets:
+def assign(
+  outputs: TeacherOutputs, temperature: jax.Array, centers: Centers | None = None, *, chunk: int | None = None
+) -> Targets:
   """The assignments of class tokens and of masked patches.
 
-  By softmax for a head that has a centre, else by Sinkhorn-Knopp over all the tokens of the batch.
+  By softmax for a head that has a centre, else by Sinkhorn-Knopp over all the tokens of the batch; `chunk` is
+  `losses.chunk`.
   """
 
   def one(head: str, logits: Float[Array, "N K"]) -> Assignment:
     if centers and head in centers:
-      return centered(logits, centers[head], temperature)
-    return balanced(logits, temperature)
+      return centered(logits, centers[head], temperature, chunk=chunk)
+    return balanced(logits, temperature, chunk=chunk)
 
   targets = Targets(cls=one("dino", outputs.cls), patches=one("ibot", outputs.patches), anchor=outputs.anchor)
   return jax.lax.stop_gradient(targets)
