@@ -38,7 +38,7 @@ LAW = {
 }
 # Rooms of which only these files may be imported: a description of views; a saved config, and a student's part of one.
 ONE_FILE = {"methods": {"data.views", "config.saving", "config.students"}}
-ANYTHING = {"cli", "data_commands", "__main__", "__init__", "hub", "bench"}  # the faces of the package
+ANYTHING = {"cli", "commands", "__main__", "__init__", "hub", "bench"}  # the faces of the package
 
 # Distributions whose import name is another.
 DISTRIBUTIONS = {

@@ -49,7 +49,7 @@ def assert_close(pixels, normalised, *, overshoots=False):
     levels = levels.clip(0, 255)
   difference = np.abs(pixels - levels)
   assert (difference <= 2.01).mean() >= 0.99
-  assert difference.max() <= 6
+  assert difference.max() <= 8  # one step of an 8-bit hue, and the rounding of what follows
 
 
 @pytest.mark.parametrize("kind", ["plain", "no_flip"])

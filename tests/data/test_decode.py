@@ -1,5 +1,6 @@
 """Every kind of image becomes uint8 RGB; what cannot is named."""
 
+import io
 import pickle
 import struct
 import zlib
@@ -127,6 +128,33 @@ def test_16_bit_files_keep_their_high_byte():
   for format in ("PNG", "TIFF"):
     pixels = decode(pictures.encoded(Image.fromarray(deep), format))
     np.testing.assert_array_equal(pixels[:, :, 0], deep >> 8)
+
+
+def test_saved_arrays_are_decoded_as_arrays():
+  levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+  for array in (levels, levels.astype(np.uint16) * 257, (levels / 255.0).astype(np.float32)):
+    file = io.BytesIO()
+    np.save(file, array)
+    np.testing.assert_array_equal(decode(file.getvalue())[:, :, 0], levels)
+  for spoilt in (file.getvalue()[:300], file.getvalue()[:9]):
+    with pytest.raises(BadImage, match="half.npy.*cannot be decoded"):
+      decode(spoilt, "half.npy")
+
+
+def test_floating_point_tiff_and_16_bit_colour():
+  levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+  image = Image.fromarray((levels / 255.0).astype(np.float32))
+  np.testing.assert_array_equal(decode(pictures.encoded(image, "TIFF"))[:, :, 1], levels)
+  colour = np.stack([levels, levels.T, 255 - levels], -1)
+  deep = (colour.astype(">u2") * 257).tobytes()  # of PNG: big-endian, a filter byte of 0 before each row
+  rows = b"".join(b"\0" + deep[i : i + 96] for i in range(0, len(deep), 96))
+
+  def chunk(kind, body):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+  header = struct.pack(">IIBBBBB", 16, 16, 16, 2, 0, 0, 0)
+  file = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+  np.testing.assert_array_equal(decode(file), colour)
 
 
 @pytest.mark.parametrize("channels", [None, 1, 2, 3, 4])

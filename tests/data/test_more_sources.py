@@ -15,7 +15,9 @@ from tests.data import pictures
 from vit_jax.data.decode import BadImage, decode
 from vit_jax.data.mixture import is_mixture, period_shares
 from vit_jax.data.order import make_order
+from vit_jax.data.pipeline import make_pipeline
 from vit_jax.data.sources import open_source, rescan, split_specs
+from vit_jax.data.views import Views
 
 PNG = [pictures.encoded(pictures.smooth(9, 9, i), "PNG") for i in range(12)]
 
@@ -262,6 +264,26 @@ class TestMixture:
     parts = [make_order(source, 1)(np.arange(i, i + 5)) for i in range(0, 100, 5)]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
     assert not np.array_equal(make_order(source, seed=2)(np.arange(100)), whole)
+
+  def test_a_run_resumes_exactly_and_other_weights_are_refused(self, source, tmp_path):
+    views = Views(global_size=8, local_size=8, local_number=1, mask_grid=(2, 2))
+
+    def pipeline(of):
+      return make_pipeline(of, views, batch_size=8, seed=3, workers=0)
+
+    with pipeline(source) as whole:
+      first = [next(whole) for _ in range(2)]
+      state = json.loads(json.dumps(whole.get_state()))
+      rest = [next(whole) for _ in range(3)]
+    with pipeline(pickle.loads(pickle.dumps(source))) as resumed:
+      resumed.set_state(state)
+      for batch in rest:
+        for key, array in next(resumed).items():
+          np.testing.assert_array_equal(array, batch[key])
+    assert any((batch["label"] != first[0]["label"]).any() for batch in rest)
+    other = open_source(f"0.6 folder:{tmp_path}/a + 0.4 folder:{tmp_path}/b")
+    with pipeline(other) as refused, pytest.raises(ValueError, match="mixture 7 of 7 . 3 of 5 -> 3 of 7 . 2 of 5"):
+      refused.set_state(state)
 
   def test_what_replaces_a_record_is_of_the_same_part(self, source):
     order = make_order(source, seed=1)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.data import pictures
+from vit_jax.data import pipeline as pipeline_module
 from vit_jax.data.decode import BadImage
 from vit_jax.data.groups import LossGroups, batch_shapes
 from vit_jax.data.masks import masked_patches
@@ -413,3 +414,17 @@ def test_embedded_images_go_through_a_worker_process(tmp_path):
   seen = batches(3, source=source, workers=1)
   assert_same(seen, batches(3, source=source))
   assert set(np.concatenate([batch["label"] for batch in seen])) <= set(range(source.num_classes))
+
+
+def test_canvases_come_through_worker_processes_as_through_threads():
+  views = dataclasses.replace(VIEWS, canvas=(32, 32))
+  assert_same(batches(2, views=views), batches(2, views=views, workers=1))
+
+
+def test_too_little_shared_memory_means_threads(monkeypatch, caplog):
+  monkeypatch.setattr(pipeline_module, "_cores", lambda: 8)
+  for free, workers in ((10**9, 4), (10**4, 0)):
+    monkeypatch.setattr(pipeline_module, "_shared_memory", lambda free=free: free)
+    with make_pipeline(Numbered(20), VIEWS, batch_size=8, seed=3, workers=-1) as pipeline:
+      assert pipeline.workers == workers
+  assert "--shm-size" in caplog.text

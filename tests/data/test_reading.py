@@ -2,7 +2,6 @@
 
 import pickle
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -91,14 +90,13 @@ def test_a_moment_without_network_is_survived_and_a_missing_file_is_not_waited_f
 
 
 def test_the_reading_thread_ends_with_its_reader():
+  before = set(threading.enumerate())
   reader = Reader(Slow(remote=True), 5.0)
   assert reader[1]["label"] == 1
-  assert any(thread.name == "read-record" for thread in threading.enumerate())
+  (own,) = (thread for thread in set(threading.enumerate()) - before if thread.name == "read-record")
   del reader
-  deadline = time.monotonic() + 2
-  while any(thread.name == "read-record" for thread in threading.enumerate()) and time.monotonic() < deadline:
-    time.sleep(0.01)
-  assert not any(thread.name == "read-record" for thread in threading.enumerate())
+  own.join(timeout=5)
+  assert not own.is_alive()
 
 
 def test_it_travels_to_another_process():

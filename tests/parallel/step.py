@@ -52,8 +52,8 @@ class Compiled(NamedTuple):
   mesh: Mesh
   shapes: Any  # of the state
   shardings: Any
-  step: Any  # (state, batch) -> (state, metrics)
-  masked: int  # patches of a batch
+  batch: Any  # shapes
+  step: Any = None  # (state, batch) -> (state, metrics)
 
 
 def config_of(**overrides: Any) -> Any:
@@ -64,22 +64,29 @@ def config_of(**overrides: Any) -> Any:
   return configs.resolve(c, num_examples=64)
 
 
-def compiled(num_devices: int, **overrides: Any) -> Compiled:
-  """The step of `config_of(**overrides)` on so many devices; nothing is allocated."""
+def laid_out(num_devices: int, **overrides: Any) -> Compiled:
+  """`compiled` without the step."""
   config = config_of(**overrides)
   mesh = parallel.make_mesh(config.mesh, jax.devices()[:num_devices])
   shapes = jax.eval_shape(functools.partial(dinov3.init, config), jax.random.key(0))
   parallel.check_spread(shapes, mesh)
   shardings = parallel.state_shardings(shapes, mesh, zero=config.mesh.zero)
-  state = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings)
   batch = {
     name: jax.ShapeDtypeStruct(shape, kind, sharding=parallel.batch_sharding(mesh))
     for name, (shape, kind) in batch_shapes(dinov3.views(config), config.batch_size).items()
   }
-  with mesh_context(mesh):
-    step = jax.jit(dinov3.make_step(config), out_shardings=(shardings, None)).lower(state, batch)
-    step = step.compile(compiler_options=QUICK)
-  return Compiled(config, mesh, shapes, shardings, step, masked=batch["mask_indices"].size)
+  return Compiled(config, mesh, shapes, shardings, batch)
+
+
+def compiled(num_devices: int, **overrides: Any) -> Compiled:
+  """The step of `config_of(**overrides)` on so many devices; nothing is allocated."""
+  what = laid_out(num_devices, **overrides)
+  state = jax.tree.map(
+    lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), what.shapes, what.shardings
+  )
+  step = jax.jit(dinov3.make_step(what.config), out_shardings=(what.shardings, None))
+  with mesh_context(what.mesh):
+    return what._replace(step=step.lower(state, what.batch).compile(compiler_options=QUICK))
 
 
 @functools.cache

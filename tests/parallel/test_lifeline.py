@@ -36,9 +36,20 @@ def in_parallel(*calls):
     return [future.exception() or future.result() for future in futures]
 
 
-def job(count: int) -> list[lifeline.Lifeline]:
-  address = free_address()
-  return in_parallel(*(lambda i=i: join(address, i, count) for i in range(count)))
+@pytest.fixture
+def job():
+  """Makes jobs whose processes take their leave when the test is over, lest a later test hear of their end."""
+  made = []
+
+  def make(count: int) -> list[lifeline.Lifeline]:
+    address = free_address()
+    made.extend(in_parallel(*(lambda i=i: join(address, i, count) for i in range(count))))
+    return made
+
+  yield make
+  for member in made:
+    with contextlib.suppress(OSError):
+      member.leave()
 
 
 @pytest.fixture
@@ -62,7 +73,7 @@ def eventually(condition) -> bool:
   return condition()
 
 
-def test_everyone_hears_of_everyone():
+def test_everyone_hears_of_everyone(job):
   members = job(3)
   assert [member.welcome["hosts"] for member in members] == [["h0", "h1", "h2"]] * 3
   assert [member.welcome["you"] for member in members] == [0, 1, 2]
@@ -111,7 +122,7 @@ def test_a_port_in_use_and_a_number_given_twice_are_named():
   assert all("process_id 1 was given to h1" in str(error) for error in errors)
 
 
-def test_all_act_at_the_same_step_however_far_they_are():
+def test_all_act_at_the_same_step_however_far_they_are(job):
   members = job(3)
   acted = {}
 
@@ -129,7 +140,7 @@ def test_all_act_at_the_same_step_however_far_they_are():
   assert len(acted) == 3 and len(set(acted.values())) == 1
 
 
-def test_what_must_be_the_same_is_compared(ends, capsys):
+def test_what_must_be_the_same_is_compared(ends, capsys, job):
   members = job(3)
   assert in_parallel(*(lambda m=m: m.check_same("the config", "x") for m in members)) == [None] * 3
   for member, value in zip(members, ("x", "x", "y"), strict=True):
@@ -140,7 +151,7 @@ def test_what_must_be_the_same_is_compared(ends, capsys):
   assert "x: process 0-1" in said and "y: process 2" in said
 
 
-def test_a_failure_is_told_to_all_with_its_cause(ends, capsys):
+def test_a_failure_is_told_to_all_with_its_cause(ends, capsys, job):
   members = job(3)
   with pytest.raises(SystemExit):
     members[1].fail("ValueError: a bad day", 7)
@@ -152,8 +163,16 @@ def test_a_failure_is_told_to_all_with_its_cause(ends, capsys):
   assert "failed: ValueError: a bad day" in said
 
 
+def test_the_end_of_one_may_give_all_its_exit_code(ends, capsys, job):
+  members = job(2)
+  with pytest.raises(SystemExit):
+    members[1].fail("asked to stop", 75, others=75)
+  assert eventually(lambda: len(ends) == 2) and ends == [75, 75]
+  assert not members[0].agreed("stop")
+
+
 @pytest.mark.parametrize("dead", [0, 1])
-def test_a_connection_that_breaks_is_a_process_that_was_killed(ends, capsys, dead):
+def test_a_connection_that_breaks_is_a_process_that_was_killed(ends, capsys, dead, job):
   members = job(2)
   members[dead]._connection.shutdown(socket.SHUT_WR)  # as the kernel does when a process ends
   survivor, said = 1 - dead, []
@@ -164,7 +183,7 @@ def test_a_connection_that_breaks_is_a_process_that_was_killed(ends, capsys, dea
   assert eventually(lambda: len(ends) >= 2) and set(ends) == {lifeline.FAILED}
 
 
-def test_leaving_is_no_failure(ends, capsys):
+def test_leaving_is_no_failure(ends, capsys, job):
   members = job(2)
   for member in members:
     member.leave()

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from tests.parallel.step import IMAGES, PROTOTYPES, Compiled, compiled, losses
+from tests.parallel.collectives import Collective, collectives, moved_activations
+from tests.parallel.step import IMAGES, PROTOTYPES, Compiled, compiled, laid_out, losses
 from vit_jax import parallel
-from vit_jax.inspect.collectives import Collective, collectives, moved_activations
 
 MESHES = {
   "data": {"data": -1},
@@ -69,11 +69,11 @@ def test_no_activation_and_no_logit_is_gathered(name, num_devices, zero):
 
 def test_every_activation_of_the_step_would_be_found():
   """No size of one is by chance that of a parameter: a gather of it could not be told from one of parameters."""
-  what = on(*FAST[0])
+  what = laid_out(8, **{"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2})
   c = what.config
   images, width = c.batch_size, c.model.width
   tokens = (c.crops.global_size // c.model.patch_size) ** 2 + 1 + c.model.num_registers
-  masked = what.masked
+  masked = what.batch["mask_indices"].size
   shapes = [(2 * images, width), (2 * images, tokens, width), (2 * images, tokens, c.model.mlp_hidden)]
   shapes += [(2 * images, c.dino.prototypes), (masked, c.ibot.prototypes), (masked, width), (masked, c.ibot.bottleneck)]
   whole = [Collective("all-gather", "f32", shape, ("fsdp",), "") for shape in shapes]

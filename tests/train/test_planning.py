@@ -92,7 +92,7 @@ def test_a_config_that_does_not_fit_the_devices_is_refused_with_its_key():
 
 
 def test_what_the_other_process_says_of_the_config_reaches_the_user():
-  with pytest.raises(ConfigError, match="^mesh.replica=1, mesh.data=3"):
+  with pytest.raises(ConfigError, match="mesh.data=3"):
     planning.plan(tiny(**{"mesh.data": 3}), WHERE, simulate=True)
 
 

@@ -1,4 +1,4 @@
-"""Keeps what Orbax prints besides its results out of the user's sight; its warnings and errors stay."""
+"""Keeps what Orbax prints besides its results out of the user's sight; its warnings stay."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ def quiet_failures() -> Iterator[None]:
 def _not_chatter(record: logging.LogRecord) -> bool:
   if "orbax" not in record.pathname:
     return True
+  if record.exc_info:  # a failure that is raised, too: `Checkpoints` says it once, for people
+    return False
   # Waiting is what `Checkpoints.wait` is called for.
   return record.levelno >= logging.WARNING and not record.getMessage().startswith("Waiting for previous save")
 

@@ -230,9 +230,9 @@ def _digest(value: Any) -> str:
 
 
 def brief(error: Exception) -> str:
-  """An error in one line."""
+  """An error in one line; of a long one the beginning, and the end, where tensorstore says what the system said."""
   text = " ".join(str(error).split())
-  return f"{type(error).__name__}: {text[:300]}{'…' if len(text) > 300 else ''}"
+  return f"{type(error).__name__}: {text if len(text) <= 300 else f'{text[:100]} … {text[-200:]}'}"
 
 
 def _no_subtree(manifest: tree.Manifest, path: tuple[str, ...], folder: epath.Path) -> str:

@@ -7,6 +7,7 @@ An object store has no such times; its index holds until `vit-jax data scan` mak
 
 from __future__ import annotations
 
+import array
 import collections
 import logging
 import os
@@ -121,7 +122,7 @@ class _Listing:
   """What a walk has found: images, their classes, folders with the times of their last change, other files."""
 
   def __init__(self):
-    self.text, self.ends, self.labels = bytearray(), [], []
+    self.text, self.ends, self.labels = bytearray(), array.array("q"), array.array("i")  # ten million fit
     self.classes: dict[str, int] = {}
     self.others: collections.Counter[str] = collections.Counter()
     self.folders: list[tuple[str, int]] = []

@@ -55,9 +55,14 @@ def adjust_saturation(pixels: Pixels, factor: float) -> Pixels:
 
 
 def adjust_hue(pixels: Pixels, shift: float) -> Pixels:
-  """Turns the colour circle by `shift` turns, in 8-bit hue, saturation and value: Pillow's, which OpenCV has not."""
-  hsv = np.asarray(Image.fromarray(pixels).convert("HSV"))
-  turned = cv2.LUT(hsv, _hue_table(int(shift * 255) % 256))  # [H, W, 3]  degrees, 0 to 1, levels
+  """Turns the colour circle by `shift` turns, in 8-bit hue, saturation and value as Pillow does.
+
+  Where the hue lies on the border of two of its 256 steps, Pillow may take the other: one colour in a thousand.
+  """
+  hsv = cv2.cvtColor(pixels.astype(np.float32), cv2.COLOR_RGB2HSV)  # [H, W, 3]  degrees, 0 to 1, levels
+  hsv = cv2.multiply(hsv, (255.0 / 360.0, 255.0, 1.0, 0.0))
+  hsv += np.float32(1e-3)  # whole steps stay whole as what is left of them is cut off
+  turned = cv2.LUT(hsv.astype(np.uint8), _hue_table(int(shift * 255) % 256))
   return cv2.convertScaleAbs(cv2.cvtColor(turned, cv2.COLOR_HSV2RGB))
 
 

@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -25,13 +26,14 @@ import grain
 import numpy as np
 from absl import flags
 
-from vit_jax.data.groups import BAD, LossGroups
+from vit_jax.data.groups import BAD, LossGroups, batch_shapes
 from vit_jax.data.sources import Source
 from vit_jax.data.views import Views
 
 log = logging.getLogger(__name__)
 
 _MIN_SAMPLE = 1000  # records below which a share of unreadable ones is not yet a verdict
+_SHARED_MEMORY = "/dev/shm"
 _STREAM = 1 << 60  # groups in the "endless" stream
 
 
@@ -85,6 +87,8 @@ def make_pipeline(
     raise ValueError(f"data.workers = {workers}: it must be -1 (automatic), 0 (threads), or a number of processes.")
   if local_groups is None:
     local_groups = range(process_index * rows // group_size, (process_index + 1) * rows // group_size)
+  if workers == -1:
+    workers = _automatic_workers(buffers=2 * len(local_groups) * _group_bytes(views, group_size))
   groups = LossGroups(source, views, seed, group_size, batch_size // group_size, timeout=timeout)
   stream = {"seed": seed, "records": len(source), "batch_size": batch_size, "loss_group_size": group_size}
   return Pipeline(
@@ -92,7 +96,7 @@ def make_pipeline(
     groups_per_batch=batch_size // group_size,
     local_groups=local_groups,
     stream={**stream, **groups.order.identity},
-    workers=_automatic_workers() if workers == -1 else workers,
+    workers=workers,
     bad=BadRecords(bad_records, max_bad_fraction, records=len(source)),
     timeout=timeout,
   )
@@ -102,9 +106,31 @@ def _cores() -> int:
   return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _automatic_workers() -> int:
-  """Half of the cores; none below four, where a process costs more than it brings."""
-  return min(16, _cores() // 2) if _cores() >= 4 else 0
+def _automatic_workers(buffers: int) -> int:
+  """Half of the cores; none below four, where a process costs more than it brings, or without memory for `buffers`."""
+  if _cores() < 4:
+    return 0
+  free = _shared_memory()
+  if buffers > free:
+    log.warning(
+      "Images are decoded by threads: processes would need %.0f MB of shared memory, of which %.0f MB are free (in a "
+      "container, start it with a larger --shm-size, or lower batch_size).",
+      buffers / 1e6,
+      free / 1e6,
+    )
+    return 0
+  return min(16, _cores() // 2)
+
+
+def _group_bytes(views: Views, group_size: int) -> int:
+  """Of the largest loss group."""
+  shapes = [batch_shapes(view, group_size).values() for view in views.variants()]
+  return max(sum(math.prod(shape) * kind.itemsize for shape, kind in arrays) for arrays in shapes)
+
+
+def _shared_memory() -> int:
+  """Bytes that processes can share; without such a file system (not Linux) it is not known to be limited."""
+  return shutil.disk_usage(_SHARED_MEMORY).free if os.path.isdir(_SHARED_MEMORY) else sys.maxsize
 
 
 class _LocalGroups:
@@ -126,7 +152,9 @@ class Pipeline:
 
   global_crops uint8 [B, 2, H, W, 3], local_crops uint8 [B, L, h, w, 3], label int32 [B] (-1: none) and, if the views
   have masks, masks bool [B, 2, N], mask_indices int32 [groups, M], mask_weights float32 [groups, M]; if they have gram
-  crops, gram_crops uint8 [B, 2, Hg, Wg, 3]. Where the views have several resolutions, each batch has one of them.
+  crops, gram_crops uint8 [B, 2, Hg, Wg, 3]. With a canvas, in place of all crops: canvas uint8 [B, Hc, Wc, 3], valid
+  int32 [B, 2], random float32 [B, R, U] and sizes [0, 3 sizes], of which `device.augmented` makes the crops. Where
+  the views have several resolutions, each batch has one of them.
 
   `get_state()` is a small dict that JSON can hold; `set_state()` of it makes the next batch exactly the one that would
   have come next, on any number of workers and processes.

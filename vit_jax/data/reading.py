@@ -73,7 +73,7 @@ class Reader:
       helper = self._threads.helper = _Helper(self._source)
     answer = helper.read(record, self._timeout)
     if answer is None:
-      del self._threads.helper  # it may never come back
+      del self._threads.helper, helper  # it may never come back; a traceback would keep it
       raise Stalled(
         f"data.source does not answer: {self._name(record)} was asked for {_TRIES} times and did not come "
         f"within data.timeout = {self._timeout:g} s; start the run again when the source is reachable."
@@ -84,7 +84,7 @@ class Reader:
     try:
       raise error
     finally:
-      del answer, error  # its traceback holds this frame: together they would keep the helper alive
+      del answer, error, helper  # the traceback holds this frame
 
   def _name(self, record: int) -> str:
     """What the source calls a record, unless to know it the source has to be asked, too."""

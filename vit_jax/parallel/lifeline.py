@@ -76,19 +76,24 @@ class Lifeline:
     self._send(same=what, value=value)
     self._same[what].wait()
 
-  def fail(self, text: str, code: int, *, wait: float = 0.0) -> NoReturn:
+  def agreed(self, what: str) -> bool:
+    """Whether there was ever a step agreed on for this."""
+    return bool(self._agreements[what].steps)
+
+  def fail(self, text: str, code: int, *, others: int = FAILED, wait: float = 0.0) -> NoReturn:
     """Ends the job with the reason.
 
     Args:
       text: what is wrong.
       code: exit code of this process.
+      others: exit code of the others.
       wait: seconds in which news of another's failure comes first: then this one is only its consequence.
     """
     time.sleep(wait)
     self._left = True
     _say(self.name, text)
     try:
-      self._send(failed=text)
+      self._send(failed=text, code=others)
       if self.process == 0:
         time.sleep(1.0)  # the others hear of it through this process
     finally:
@@ -129,7 +134,7 @@ class Lifeline:
       self._same[message["same"]].set()
     elif "failed" in message and message["process"] != self.process:
       _say(self.name, f"stopping: {message['failed']}")
-      _exit(FAILED)
+      _exit(message["code"])
 
 
 class _Agreed:
@@ -257,7 +262,7 @@ class _Hub:
       del self._hello[number]  # it may come again
     elif number not in self._left:
       self._left.add(number)
-      self._fail(number, _ENDED)
+      self._fail(number, _ENDED, FAILED)
 
   def _greet(self, connection: socket.socket, hello: Mapping[str, Any]) -> None:
     number, other = hello["process"], self._hello.get(hello["process"])
@@ -307,7 +312,7 @@ class _Hub:
       self._compare(message["same"], number, message["value"])
     elif "failed" in message:
       self._left.add(number)
-      self._fail(number, f"failed: {message['failed']}")
+      self._fail(number, f"failed: {message['failed']}", message["code"])
     elif "bye" in message:
       self._left.add(number)
 
@@ -324,11 +329,13 @@ class _Hub:
     for process, claim in claims.items():
       said[claim].add(process)
     listed = "\n".join(f"  {claim}: process {ranges(who)}" for claim, who in said.items())
-    self._tell(failed=f"{what} differs between the processes:\n{listed}", process=-1)
+    self._tell(failed=f"{what} differs between the processes:\n{listed}", process=-1, code=FAILED)
 
-  def _fail(self, number: int, text: str) -> None:
+  def _fail(self, number: int, text: str, code: int) -> None:
     who = self._hello[number]
-    self._tell(failed=f"process {number} of {self._count} ({who['host']}, pid {who['pid']}) {text}", process=number)
+    self._tell(
+      failed=f"process {number} of {self._count} ({who['host']}, pid {who['pid']}) {text}", process=number, code=code
+    )
 
   def _tell(self, **message: Any) -> None:
     # Process 0 last: it may end, and with it this thread.

@@ -19,7 +19,7 @@ import urllib.error
 import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
@@ -351,6 +351,13 @@ def check_same(what: str, value: str) -> None:
   """Ends the job unless this is the same on all processes, saying who has what."""
   if _current is not None:
     _current.check_same(what, value)
+
+
+def end(text: str, code: int) -> NoReturn:
+  """Ends all processes of the job with this exit code, at once, saying why."""
+  if _current is not None:
+    _current.fail(text, code, others=code)
+  os._exit(code)
 
 
 def describe() -> str:

@@ -8,7 +8,7 @@ import signal
 import threading
 from types import FrameType
 
-from vit_jax.parallel import Agreement
+from vit_jax.parallel import Agreement, processes
 
 log = logging.getLogger(__name__)
 
@@ -85,9 +85,9 @@ class Interrupts:
     log.warning("%s: saving after this step, then stopping (Ctrl-C again to stop at once).", name)
 
   def _out_of_time(self) -> None:
-    log.error(
-      "checkpoint.grace=%g: so many seconds after SIGTERM the state is not saved yet; ending. The same command goes on "
-      "from the checkpoint before it.",
-      self._grace,
+    text = (
+      f"checkpoint.grace={self._grace:g}: so many seconds after SIGTERM the state is not saved yet; ending. The same "
+      "command goes on from the checkpoint before it."
     )
-    os._exit(RESUMABLE)
+    log.error("%s", text)
+    processes.end(text, RESUMABLE)

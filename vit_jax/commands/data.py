@@ -1,4 +1,4 @@
-"""`vit-jax data …`: list, scan, convert and preview, the sub-commands about data. `cli` parses their flags."""
+"""`vit-jax data …`: list, scan, convert and preview."""
 
 from __future__ import annotations
 
@@ -7,15 +7,37 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
+from vit_jax.commands.common import load
+from vit_jax.commands.flags import Commands, add, count, with_config, with_workers
 from vit_jax.config.errors import UserError
 
-if TYPE_CHECKING:
-  from ml_collections import ConfigDict
+
+def add_to(commands: Commands) -> None:
+  """Their flags."""
+  data = add(commands, "data", None, "list kinds of sources; scan, convert or preview data")
+  actions = data.add_subparsers(title="what", required=True, metavar="WHAT")
+  add(actions, "list", _list_sources, "kinds of sources and the embedded sets")
+  look = add(actions, "scan", _scan, "what a source holds: sizes, broken files, duplicates; writes its index")
+  look.add_argument("source", metavar="SOURCE", help="as data.source, or a folder")
+  look.add_argument("--json", metavar="FILE", help="write everything found to this file, every broken image included")
+  look.add_argument("--limit", type=count, help="look at this many images only, evenly spread (default: all)")
+  look.add_argument("--index_only", action="store_true", help="write the index, open no image")
+  look.add_argument("--beside", action="store_true", help="write a folder's index beside it, not into the cache")
+  with_workers(look)
+  write = add(actions, "convert", _convert, "write a source as ArrayRecord shards; the same command again resumes")
+  write.add_argument("source", metavar="SOURCE", help="as data.source, or a folder")
+  write.add_argument("target", metavar="array_record:FOLDER", help="folder to write the shards into")
+  write.add_argument("--max_side", type=count, help="shrink larger images to this longer side, as JPEG (default: keep)")
+  write.add_argument("--records_per_shard", type=count, default=10_000, help="default: 10000")
+  with_workers(write)
+  show = with_config(add(actions, "preview", _preview, "the crops and masks of a step, with what was drawn"))
+  show.add_argument("--output", metavar="FILE", default="preview.png", help="picture to write (default: preview.png)")
+  show.add_argument("--images", type=count, default=4, help="images to show (default: 4)")
+  show.add_argument("--step", type=int, default=0, help="batch of the run to show, from 0 (default: 0)")
 
 
-def list_sources(args: argparse.Namespace) -> None:
+def _list_sources(args: argparse.Namespace) -> None:
   """Prints the kinds of sources and the embedded sets."""
   from vit_jax.config.validation import EMBEDDED, SOURCES
 
@@ -27,7 +49,7 @@ def list_sources(args: argparse.Namespace) -> None:
     print(f"  {name:<30}{meaning}")
 
 
-def scan(args: argparse.Namespace) -> None:
+def _scan(args: argparse.Namespace) -> None:
   """Prints what a source holds; writes its index."""
   from vit_jax.data import scanning
   from vit_jax.data.sources import rescan
@@ -45,7 +67,7 @@ def scan(args: argparse.Namespace) -> None:
     print(f"wrote {args.json}")
 
 
-def convert(args: argparse.Namespace) -> None:
+def _convert(args: argparse.Namespace) -> None:
   """Writes a source as ArrayRecord shards."""
   from vit_jax.data import converting
   from vit_jax.data.sources import open_source
@@ -77,8 +99,9 @@ def convert(args: argparse.Namespace) -> None:
   print(f"use it as --config.data.source='array_record:{folder}/*.array_record'")
 
 
-def preview(args: argparse.Namespace, config: ConfigDict) -> None:
+def _preview(args: argparse.Namespace) -> None:
   """Writes a sheet of the crops and masks of one step, with what was drawn for each."""
+  config = load(args)
   import jax
 
   from vit_jax.data.captions import colour_caption, crop_caption

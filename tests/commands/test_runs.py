@@ -12,7 +12,7 @@ from PIL import Image
 import vit_jax
 from vit_jax import cli
 
-RUN_FILE = Path(__file__).parents[1] / "configs" / "tiny.py"
+RUN_FILE = Path(__file__).parents[2] / "configs" / "tiny.py"
 TINY = [f"--config={RUN_FILE}", "--config.batch_size=16", "--config.loss_group_size=2"]  # a group for each of 8 devices
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from tests.data import pictures
 from vit_jax import cli
 
-RUN_FILE = Path(__file__).parents[1] / "configs" / "tiny.py"
+RUN_FILE = Path(__file__).parents[2] / "configs" / "tiny.py"
 TINY = [f"--config={RUN_FILE}", "--config.batch_size=16", "--config.loss_group_size=2"]  # a group for each of 8 devices
 
 
@@ -51,7 +51,10 @@ def test_convert_says_what_it_wrote_and_how_to_use_it(photos, capsys):
   ).replace("folder:photos", "")
 
 
-@pytest.mark.parametrize("extra", [[], ["--config.augment.share_color_jitter=true", "--config.crops.gram_size=48"]])
+@pytest.mark.parametrize(
+  "extra",
+  [[], ["--config.data.augment=device"], ["--config.augment.share_color_jitter=true", "--config.crops.gram_size=48"]],
+)
 def test_preview_writes_a_sheet_of_a_step(capsys, extra):
   assert run(capsys, "data", "preview", *TINY, "--images=2", "--step=3", "--output=p.png", *extra) == "wrote p.png\n"
   sheet = np.asarray(Image.open("p.png"))

@@ -1,0 +1,91 @@
+"""The parser of the command line, and the flags that several sub-commands share. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+FORMATS = ("safetensors", "pth", "timm", "orbax")
+OVERRIDES_HELP = "further flags:\n  --config.KEY=VALUE    override a key of the config, e.g. --config.batch_size=32"
+
+Commands = argparse._SubParsersAction
+
+
+class Parser(argparse.ArgumentParser):
+  """Flags are never abbreviated: a shortened flag would change its meaning when a new one is added."""
+
+  def __init__(self, **kwargs) -> None:
+    super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+
+def add(commands: argparse._SubParsersAction, name: str, command, summary: str) -> argparse.ArgumentParser:
+  parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+  if command is not None:
+    parser.set_defaults(command=command)
+  return parser
+
+
+def with_config(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+  parser.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="run file, e.g. configs/quickstart.py")
+  parser.epilog = OVERRIDES_HELP
+  return parser
+
+
+def with_processes(parser: argparse.ArgumentParser) -> None:
+  group = parser.add_argument_group(
+    "several processes", "Only where no launcher says it: Slurm, Open MPI, GKE, Cloud TPU or the JAX_ variables."
+  )
+  group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 is, with a free port")
+  group.add_argument("--num_processes", type=int, metavar="N", help="processes of the job")
+  group.add_argument("--process_id", type=int, metavar="I", help="this process, from 0")
+  group.add_argument(
+    "--local_device_ids",
+    type=_integers,
+    metavar="0,1",
+    help="GPUs of this process (default: its share of the machine's)",
+  )
+  group.add_argument(
+    "--join_timeout", type=float, default=300.0, metavar="SECONDS", help="wait so long for the others (default: 300)"
+  )
+
+
+def _integers(text: str) -> list[int]:
+  return [int(part) for part in text.split(",")]
+
+
+def with_workers(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--workers", type=count, help="images at a time (default: one for each core)")
+  parser.add_argument("--cache_dir", metavar="DIR", help="where indices are kept (default: as data.cache_dir)")
+
+
+def count(text: str) -> int:
+  if not text.isdecimal() or int(text) < 1:
+    raise argparse.ArgumentTypeError(f"{text!r} is no whole number, at least 1")
+  return int(text)
+
+
+def with_format(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--format", choices=FORMATS, default="safetensors")
+  parser.add_argument(
+    "--max_shard_size",
+    type=_bytes,
+    default="5GB",
+    metavar="SIZE",
+    help="a larger model becomes several files of at most this size (safetensors; default: 5GB)",
+  )
+
+
+def _bytes(text: str) -> int:
+  """The bytes that "500MB" or "5GB" means."""
+  found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
+  if not found:
+    raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500MB or 5GB")
+  return int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " "))
+
+
+def with_model(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--model",
+    required=True,
+    help="weights file, exported folder, run folder or one of its steps (or RUN/students/NAME)",
+  )

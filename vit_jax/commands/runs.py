@@ -1,0 +1,97 @@
+"""`vit-jax train`, `replay` and `evaluate`: what runs on all processes of a job."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from vit_jax.commands.common import load, model_table
+from vit_jax.commands.flags import OVERRIDES_HELP, Commands, add, with_config, with_model, with_processes
+from vit_jax.commands.job import in_job
+
+if TYPE_CHECKING:
+  from jax.sharding import Mesh
+
+
+def add_to(commands: Commands) -> None:
+  """Their flags."""
+  train = with_config(add(commands, "train", _train, "train; the same command again resumes"))
+  train.add_argument("--workdir", required=True, help="folder of the run: checkpoints, metrics, pictures")
+  train.add_argument("--dry_run", action="store_true", help="show config, steps, model and mesh; train nothing")
+  train.add_argument(
+    "--accept_config_change", action="store_true", help="resume although the config differs from the run's"
+  )
+  with_processes(train)
+
+  again = add(commands, "replay", _replay, "make the step again at which a run gave up, and say where it goes wrong")
+  again.add_argument("folder", metavar="DIR", help="WORKDIR/nonfinite/STEP, as the run that gave up said")
+  again.set_defaults(config=None)  # that of the folder, with overrides
+  again.epilog = OVERRIDES_HELP
+
+  evaluate = add(commands, "evaluate", _evaluate, "score a model's frozen features on labelled images")
+  with_model(evaluate)
+  evaluate.add_argument("--tasks", default="knn", help="of knn, linear, joined by commas (default: knn)")
+  evaluate.add_argument("--data", required=True, help="source whose labels are learned from, e.g. folder:/photos/train")
+  evaluate.add_argument("--test_data", help="source that is scored (default: the other split of --data)")
+  evaluate.add_argument("--image_size", type=int, help="side of the images (default: the model's training size)")
+  evaluate.add_argument("--batch_size", type=int, default=64, help="images at a time (default: 64)")
+  evaluate.add_argument("--max_examples", type=int, help="images of each source to use (default: all)")
+  evaluate.add_argument("--json", metavar="FILE", help="also write the scores to this file, .json or .md")
+  with_processes(evaluate)
+
+
+def _train(args: argparse.Namespace) -> None:
+  config = load(args)
+  from vit_jax.train import loop
+
+  with in_job(args) as first:
+    if not args.dry_run:
+      loop.train(config, args.workdir, accept_config_change=args.accept_config_change)
+      return
+    text = f"{loop.describe(config, args.workdir)}\n\n{model_table(config)}"
+    if first:
+      print(text)
+
+
+def _replay(args: argparse.Namespace) -> None:
+  from vit_jax.train.replay import replay
+
+  print(replay(args.folder, args.overrides))
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+  import rich
+
+  from vit_jax import evaluation, hub, parallel
+  from vit_jax.evaluation.report import rich_table
+
+  with in_job(args) as first:
+    mesh = _all_devices()
+    model, params = hub.load_model(args.model, mesh=mesh)
+    seen = hub.load_preprocessing(args.model, channels=model.in_channels)
+    scores = evaluation.evaluate_model(
+      model,
+      params,
+      tasks=tuple(args.tasks.split(",")),
+      train_source=args.data,
+      test_source=args.test_data,
+      image_size=args.image_size or seen.image_size,
+      batch_size=args.batch_size,
+      max_examples=args.max_examples,
+      mean=seen.mean,
+      std=seen.std,
+      sharding=None if mesh is None else parallel.batch_sharding(mesh),
+      output=args.json if first else None,
+      about={"model": args.model},
+    )
+    if first:
+      rich.print(rich_table(scores, title=args.model))
+
+
+def _all_devices() -> Mesh | None:
+  """The mesh of a job of several processes; a process that is alone evaluates on its first device."""
+  import jax
+
+  from vit_jax import parallel
+
+  return parallel.make_mesh({"replica": 1, "data": -1, "fsdp": 1, "tensor": 1}) if jax.process_count() > 1 else None
