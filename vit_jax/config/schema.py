@@ -77,7 +77,10 @@ def default() -> ConfigDict:
   c.model.rope.dtype = placeholder(str)  # "float32" | "bfloat16" (the reference trains with bfloat16 tables)
   c.model.drop_path = 0.0  # share of the samples of a loss group that skip a residual branch (student only)
   c.model.dtype = "float32"  # compute: "float32" | "bfloat16"; parameters, optimizer and losses stay float32
-  c.model.remat = "none"  # what the backward pass recomputes: "none" | "dots" | "blocks"
+  # What the backward pass recomputes instead of keeping it: "none" | "dots" (all but matrix products) | "attention"
+  # (its weights; flash attention never keeps them) | "blocks" (everything but the inputs of the blocks) | "offload"
+  # (the same, and these inputs wait in the host's memory).
+  c.model.remat = "none"
   c.model.unroll = 1  # blocks per iteration of the scan over depth
 
   c.dino = ConfigDict()
@@ -105,6 +108,11 @@ def default() -> ConfigDict:
   c.ibot.mask_probability = 0.5  # share of the global crops that are masked
   c.ibot.mask_ratio = (0.1, 0.5)  # masked share of the patches of a masked crop: evenly spread over this range
   c.ibot.mask_shift = False  # roll every mask by a random offset
+
+  c.losses = ConfigDict()
+  # Student tokens of a device whose prototype scores are there at once, in DINO and in iBOT; changes memory, not
+  # values. None: as many as have 33 million scores (128 MiB): 512 tokens with 65,536 prototypes.
+  c.losses.chunk = placeholder(int)
 
   c.koleo = ConfigDict()
   c.koleo.loss_weight = 0.1

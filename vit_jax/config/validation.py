@@ -47,7 +47,7 @@ _CHOICES = {
   "model.rope.normalize": ("separate", "min", "max"),
   "model.rope.dtype": ("float32", "bfloat16"),
   "model.dtype": ("float32", "bfloat16"),
-  "model.remat": ("none", "dots", "blocks"),
+  "model.remat": ("none", "dots", "attention", "blocks", "offload"),
   "gram.tokens": ("all", "masked", "unmasked"),
   "gram.remove_negative": ("both", "teacher", "teacher_only"),
   "gram.resize": ("bicubic", "bilinear"),
@@ -69,7 +69,7 @@ _RANGES: tuple[_Rule, ...] = (  # what is right, its test, the keys (of tuples: 
     "model.rope.jitter model.rope.rescale model.unroll dino.hidden dino.bottleneck dino.num_layers ibot.hidden "
     "ibot.bottleneck ibot.num_layers koleo.topk koleo.group_size crops.global_size crops.local_size crops.local_number "
     "crops.gram_size data.prefetch evaluation.image_size evaluation.batch_size evaluation.max_examples checkpoint.keep "
-    "log.every gram.refresh.max optim.max_nonfinite",
+    "log.every gram.refresh.max optim.max_nonfinite losses.chunk",
   ),
   ("must be at least 2", lambda v: v >= 2, "dino.prototypes ibot.prototypes"),
   ('must be a folder, or "off"', bool, "compilation_cache"),
