@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
+from tests.parallel.collectives import Collective, collectives, moved_activations
 from tests.parallel.step import IMAGES, PROTOTYPES, Compiled, compiled, laid_out, losses
 from vit_jax import parallel
-from vit_jax.inspect.collectives import Collective, collectives, moved_activations
 
 MESHES = {
   "data": {"data": -1},

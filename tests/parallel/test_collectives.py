@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tests.parallel.collectives import Collective, collectives, moved_activations
 from vit_jax import parallel
-from vit_jax.inspect.collectives import Collective, collectives, moved_activations
 from vit_jax.train.loop import mesh_context
 
 ROWS, WIDTH, PROTOTYPES = 64, 24, 320
