@@ -115,6 +115,7 @@ IMPOSSIBLE = {  # for every key whose values can be impossible by themselves: su
   "data.workers": [-2],
   "data.augment": ["gpu"],
   "data.canvas": [(576,), (1, 576)],
+  "data.value_range": [(0.0,), (1.0, 1.0), (2.0, 1.0)],
   "data.prefetch": [0],
   "data.max_bad_fraction": [1.1],
   "data.timeout": [-1.0],

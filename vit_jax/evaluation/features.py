@@ -21,7 +21,7 @@ from vit_jax.evaluation.errors import EvaluationError
 from vit_jax.models.inputs import prepare_images
 
 # uint8 images [B, H, W, 3] -> {"cls": [B, D]} and, where the features have patches, {"patch_mean": [B, D]}; float32.
-FeatureFn = Callable[[UInt8[np.ndarray, "B H W 3"]], Mapping[str, Array]]
+FeatureFn = Callable[[UInt8[np.ndarray, "B H W C"]], Mapping[str, Array]]
 # Called after every batch with the number of images that are done.
 Progress = Callable[[int], None]
 
@@ -64,7 +64,7 @@ def make_feature_fn(
       same images). The features come back whole on every device. None: the default device.
 
   Returns:
-    images [B, H, W, 3] uint8 -> {"cls": [B, D] (final norm), "patch_mean": [B, D]}. Any B: with a sharding the batch
+    images [B, H, W, C] uint8 -> {"cls": [B, D] (final norm), "patch_mean": [B, D]}. Any B: with a sharding the batch
     is padded to a multiple of the devices and the padding is cut off again.
   """
   replicated = None if sharding is None else jax.sharding.NamedSharding(sharding.mesh, jax.P())
@@ -72,7 +72,7 @@ def make_feature_fn(
   params = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf, replicated), params)
   apply = functools.partial(_apply, model, tuple(map(float, mean)), tuple(map(float, std)), replicated, params)
 
-  def feature_fn(images: UInt8[np.ndarray, "B H W 3"]) -> dict[str, Array]:
+  def feature_fn(images: UInt8[np.ndarray, "B H W C"]) -> dict[str, Array]:
     _check_images(images)
     if sharding is None:
       return apply(images)
@@ -162,8 +162,8 @@ def _join(name: str, parts: Mapping[str, list[np.ndarray]], labels: np.ndarray) 
 
 
 def _check_images(images: np.ndarray) -> None:
-  if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+  if images.dtype != np.uint8 or images.ndim != 4:
     raise ValueError(
-      f"A feature function takes uint8 images [B, H, W, 3] and normalises them itself, got {images.dtype} "
+      f"A feature function takes uint8 images [B, H, W, C] and normalises them itself, got {images.dtype} "
       f"{list(images.shape)}."
     )
