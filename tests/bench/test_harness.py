@@ -67,6 +67,6 @@ def test_the_reference_recipe_makes_its_ten_crops(kind):
 
 
 def test_every_benchmark_named_exists():
-  from vit_jax import cli
+  from vit_jax.commands import bench as command
 
-  assert set(cli._BENCHMARKS) == set(bench.BENCHMARKS)
+  assert set(command._BENCHMARKS) == set(bench.BENCHMARKS)

@@ -11,7 +11,11 @@ import os
 from vit_jax.bench.harness import Report
 
 BENCHMARKS = {
+  "attention": "attention, beside JAX's own and PyTorch's",
   "data": "the input pipeline: decoding, host and device augmentation, waiting for data",
+  "inference": "frozen features of a ViT-B/16, beside transformers and timm where they are installed",
+  "knn": "the neighbours of the k-NN protocol, beside PyTorch where it is installed",
+  "startup": "from launching a training run to its first step, with and without compiled programs",
   "step": "the training step, beside PyTorch where it is installed",
 }
 
@@ -24,6 +28,8 @@ def run(name: str, *, json: str | os.PathLike | None = None, seconds: float = 20
     json: file to write.
     seconds: for which each row is measured, about.
   """
+  # Two frameworks share the accelerator: neither may take its memory beforehand.
+  os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
   rows = importlib.import_module(f"vit_jax.bench.{name}").measure(seconds)
   report = Report.of(name, rows)
   report.show()

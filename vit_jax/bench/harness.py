@@ -23,7 +23,19 @@ from rich.table import Table
 
 Clock = Callable[[], float]
 
-_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "opencv-python-headless", "simplejpeg", "grain", "torch")
+_PACKAGES = (
+  "jax",
+  "jaxlib",
+  "flax",
+  "numpy",
+  "pillow",
+  "opencv-python-headless",
+  "simplejpeg",
+  "grain",
+  "torch",
+  "transformers",
+  "timm",
+)
 _PEERS = ("torchvision",)
 
 
@@ -104,7 +116,9 @@ class Report:
 
   @classmethod
   def of(cls, name: str, rows: Iterable[Row]) -> Report:
-    return cls(name, machine(), tuple(rows))
+    load = _load()
+    rows = tuple(rows)  # before the devices are asked for: those of a TPU belong to one process
+    return cls(name, machine() | {"load_at_start": load}, rows)
 
   def show(self) -> None:
     """Prints the table."""
@@ -190,8 +204,11 @@ def machine() -> dict[str, Any]:
     "system": platform.platform(),
     "python": platform.python_version(),
     "versions": versions,
-    "load_at_start": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
   }
+
+
+def _load() -> float | None:
+  return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def _processor() -> str:

@@ -2,7 +2,8 @@
 
 In one process the threads of two frameworks would get in each other's way; and PyTorch may live in an environment of
 its own. A peer is a script that reads one JSON line of settings from standard input and says {"name": ...} when it is
-ready; then, for every line with a number, does so many repetitions and answers {"seconds": [...], "peak_bytes": ...}.
+ready, or {"missing": why} if it cannot be; then, for every line with a number, does so many repetitions and answers
+{"seconds": [...], "peak_bytes": ...}.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ import jax
 PEER_PYTHON = "VIT_JAX_PEER_PYTHON"  # environment variable: a Python that has PyTorch, if this one has not
 
 
+class MissingLibrary(RuntimeError):
+  """PyTorch is there, but not the library that a benchmark compares with."""
+
+
 @functools.cache
 def peer_python() -> str | None:
   """A Python with PyTorch: this one, or that of the environment variable."""
@@ -28,7 +33,11 @@ def peer_python() -> str | None:
 
 
 def find_peer(script: str, settings: dict[str, Any]) -> Peer | None:
-  """The running peer of a script of this folder, on the same kind of device; None where there is no PyTorch."""
+  """The running peer of a script of this folder, on the same kind of device; None where there is no PyTorch.
+
+  Raises:
+    MissingLibrary: if the script says that its Python lacks what it needs besides PyTorch.
+  """
   python = peer_python()
   if python is None:
     return None
@@ -46,7 +55,11 @@ class Peer:
     command = [python, str(Path(__file__).with_name(script))]
     self._process = subprocess.Popen(command, env=environment, **pipes)
     self._peak: int | None = None
-    self.name = self._ask(json.dumps(settings))["name"]
+    answer = self._ask(json.dumps(settings))
+    if "missing" in answer:
+      self.__exit__()
+      raise MissingLibrary(answer["missing"])
+    self.name = answer["name"]
 
   def _ask(self, line: str) -> dict[str, Any]:
     self._process.stdin.write(line + "\n")

@@ -1,7 +1,7 @@
 """Frozen features of a ViT in PyTorch, the peer of `vit-jax bench inference`; it speaks with `peer.py`.
 
 The model is that of `transformers` (DINOv3ViTModel), or of `timm`, with random weights, in evaluation mode, without
-gradients, compiled. It imports nothing of vit_jax.
+gradients, compiled if asked for. It imports nothing of vit_jax.
 """
 
 from __future__ import annotations
@@ -46,7 +46,11 @@ def main() -> None:
   torch.set_num_threads(s["threads"])
   torch.set_float32_matmul_precision("high" if s["dtype"] == "bfloat16" else "highest")
   device = torch.device(s["device"])
-  name, model = MODELS[s["library"]](s)
+  try:
+    name, model = MODELS[s["library"]](s)
+  except (ImportError, RuntimeError) as error:  # timm raises RuntimeError for a model that it does not have yet
+    print(json.dumps({"missing": f"no {s['library']} with this model: {error}"}), flush=True)
+    return
   model = model.eval().to(device, dtype=getattr(torch, s["dtype"]))
   forward = torch.compile(model) if s["compile"] else model
   images = torch.randn(

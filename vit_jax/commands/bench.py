@@ -6,7 +6,7 @@ import argparse
 
 from vit_jax.commands.flags import Commands, add
 
-_BENCHMARKS = ("data", "step")
+_BENCHMARKS = ("attention", "data", "inference", "knn", "startup", "step")
 
 
 def add_to(commands: Commands) -> None:

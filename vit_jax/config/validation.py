@@ -195,6 +195,9 @@ def _single_values(values: dict[str, Any]) -> Iterator[str]:
   canvas = values["data.canvas"]
   if canvas is not None and (len(canvas) != 2 or min(canvas) < 2):
     yield _wrong(values, "data.canvas", "must be (height, width), both at least 2 pixels")
+  value_range = values["data.value_range"]
+  if value_range is not None and (len(value_range) != 2 or value_range[0] >= value_range[1]):
+    yield _wrong(values, "data.value_range", "must be (low, high) with low < high")
   for key in ("data.source", "evaluation.train_source", "evaluation.test_source"):
     if values[key] is not None:
       yield from _source(values, key)

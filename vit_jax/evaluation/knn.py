@@ -53,7 +53,9 @@ def knn(
   """
   _check(train_features, train_labels, test_features, test_labels, ks)
   ks = tuple(sorted({min(k, len(train_features)) for k in ks}))
-  neighbours = _neighbours(train_features, train_labels, test_features, ks[-1], train_chunk, test_chunk)
+  neighbours = nearest(
+    train_features, train_labels, test_features, ks[-1], train_chunk=train_chunk, test_chunk=test_chunk
+  )
   correct = np.zeros(len(ks), np.int64)
   for start, (similarity, labels) in zip(range(0, len(test_labels), test_chunk), neighbours, strict=True):
     truth = test_labels[start : start + test_chunk]
@@ -63,7 +65,15 @@ def knn(
   return {"top1": accuracy[ks[0]]} | {f"k{k}/top1": value for k, value in accuracy.items()}
 
 
-def _neighbours(train_features, train_labels, test_features, k, train_chunk, test_chunk) -> list[tuple[Array, Array]]:
+def nearest(
+  train_features: Float[np.ndarray, "N D"],
+  train_labels: Int[np.ndarray, " N"],
+  test_features: Float[np.ndarray, "M D"],
+  k: int,
+  *,
+  train_chunk: int = 8192,
+  test_chunk: int = 1024,
+) -> list[tuple[Array, Array]]:
   """Similarities and labels, both [test_chunk, k], of the k nearest training rows, nearest first, per test chunk."""
   train_chunk = min(max(train_chunk, k), len(train_features))
   test_chunk = min(test_chunk, len(test_features))

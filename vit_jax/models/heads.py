@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vit_jax.models.layers import INIT_STD, Linear
+from vit_jax.ops.activations import gelu
 from vit_jax.ops.normalize import l2_normalize, upcast
 
 
@@ -52,7 +52,7 @@ class ProjectionHead(nn.Module):
   def project(self, x: Float[Array, "N D"]) -> Float[Array, "N bottleneck"]:
     """The L2-normalised bottleneck (normalised in float32)."""
     for i, layer in enumerate(self.mlp):
-      x = layer(x if i == 0 else jax.nn.gelu(x, approximate=False))
+      x = layer(x if i == 0 else gelu(x))
       x = nn.with_logical_constraint(x, ("batch", "mlp" if i == 0 and self.num_layers > 1 else "width"))
     return l2_normalize(upcast(x)).astype(x.dtype)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -10,12 +11,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vit_jax.models.layers import INIT_STD, Linear
+from vit_jax.ops.activations import gelu
 
 
 class GeluMlp(nn.Module):
   """fc2(gelu(fc1(x))) with the exact (erf) GELU."""
 
-  approximate: ClassVar[bool] = False
+  activation: ClassVar[Callable[[Array], Array]] = staticmethod(gelu)
 
   hidden: int
   use_bias: bool = True
@@ -28,13 +30,13 @@ class GeluMlp(nn.Module):
     types = dict(use_bias=self.use_bias, init_std=self.init_std, dtype=self.dtype, param_dtype=self.param_dtype)
     y = Linear((self.hidden,), name="fc1", **types)(x)  # [B, T, F]
     y = nn.with_logical_constraint(y, ("batch", None, "mlp"))
-    return Linear((x.shape[-1],), name="fc2", **types)(jax.nn.gelu(y, approximate=self.approximate))
+    return Linear((x.shape[-1],), name="fc2", **types)(self.activation(y))
 
 
 class GeluTanhMlp(GeluMlp):
   """The same with the tanh approximation of GELU (SigLIP, the JAX ViTs of Google)."""
 
-  approximate: ClassVar[bool] = True
+  activation: ClassVar[Callable[[Array], Array]] = staticmethod(jax.nn.gelu)
 
 
 class SwiGlu(nn.Module):

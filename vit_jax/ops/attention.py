@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+_WIDEST_HEAD = 128  # of cuDNN's flash attention on every GPU it runs on
+_HALF = (jnp.bfloat16, jnp.float16)
 
 
 def attention(
@@ -16,20 +21,45 @@ def attention(
 ) -> Float[Array, "B T H d"]:
   """softmax(q k^T / sqrt(d)) v without mask or dropout; the softmax in float32 (float64 for float64 inputs).
 
-  On GPU with 16-bit inputs this is cuDNN's flash attention; elsewhere the two matmuls are spelled out for XLA.
+  On GPU this is cuDNN's flash attention where that can be (`why_not_cudnn`); elsewhere two products for XLA.
 
   Args:
     recompute: the backward pass computes the weights [B, H, T, T] once more instead of keeping them; flash attention
       always does.
   """
-  if jax.default_backend() == "gpu" and query.dtype in (jnp.bfloat16, jnp.float16):
+  if jax.default_backend() == "gpu" and why_not_cudnn(query.shape, query.dtype) is None:
     return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
-  return (jax.checkpoint(_spelled_out, prevent_cse=False) if recompute else _spelled_out)(query, key, value)
+  plain = jax.checkpoint(plain_attention, prevent_cse=False) if recompute else plain_attention
+  return plain(query, key, value)
 
 
-def _spelled_out(query: Array, key: Array, value: Array) -> Array:
+def why_not_cudnn(shape: tuple[int, ...], dtype: Any) -> str | None:
+  """Why cuDNN's flash attention cannot take queries [B, T, H, d] of this shape and type; None: it can."""
+  if len(shape) != 4:
+    return f"it takes queries [B, T, H, d], and these have {len(shape)} axes"
+  if dtype not in _HALF:
+    return f"it computes in 16 bits, and model.dtype is {jnp.dtype(dtype).name}"
+  if shape[-1] % 8 or shape[-1] > _WIDEST_HEAD:
+    return f"it takes heads whose width is a multiple of 8 up to {_WIDEST_HEAD}, and these are {shape[-1]} wide"
+  return None
+
+
+def plain_attention(
+  query: Float[Array, "B T H d"], key: Float[Array, "B T H d"], value: Float[Array, "B T H d"]
+) -> Float[Array, "B T H d"]:
+  """The two products spelled out for XLA, with the division by the softmax's sum after the second.
+
+  That sum divides [T, d] values instead of [T, T], and on a CPU the first product, the exponential and the second make
+  one fused kernel: forward at 201 tokens in half the time of `jax.nn.softmax` between two einsums.
+  """
   wide = jnp.promote_types(query.dtype, jnp.float32)
   scale = query.shape[-1] ** -0.5
-  logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=wide) * scale  # [B, H, T, T]
-  weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-  return jnp.einsum("bhqk,bkhd->bqhd", weights, value)  # [B, T, H, d]
+  query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))  # [B, H, T, d]
+  if query.dtype == wide:
+    query, scale = query * scale, 1.0  # 16 bits would round the product
+  logits = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=wide) * scale  # [B, H, T, T]
+  largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))  # cancels out
+  weights = jnp.exp(logits - largest)  # [B, H, T, T], up to 1
+  total = jnp.sum(weights, axis=-1, keepdims=True)  # [B, H, T, 1]
+  y = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value, preferred_element_type=wide) / total
+  return jnp.swapaxes(y, 1, 2).astype(value.dtype)  # [B, T, H, d]
