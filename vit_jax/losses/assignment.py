@@ -93,7 +93,10 @@ class _Rows:
   """Sums over the scores of samples, in float32, which no array holds for more than a chunk of them."""
 
   def __init__(self, logits: Float[Array, "N K"], temperature: Array, chunk: int | None):
-    self._logits, self._temperature = chunks.with_scores(chunks.shares(logits)), temperature  # [x, n, K]
+    self._logits, self._temperature = (
+      chunks.with_scores(chunks.shares(chunks.with_scores(logits))),
+      temperature,
+    )  # [x, n, K]
     self._local = self._logits.shape[1]
     self._chunk = chunks.chunk_size(self._local, logits.shape[1], chunk)
 

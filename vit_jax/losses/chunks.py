@@ -23,16 +23,16 @@ def devices_along(logical: str) -> int:
 def shares(x: Float[Array, "U ..."]) -> Float[Array, "x u ..."]:
   """Units as shares of the devices over which they are spread: nothing moves, and the second axis is local."""
   num = math.gcd(x.shape[0], devices_along("batch"))
-  return on_devices(x.reshape(num, x.shape[0] // num, *x.shape[1:]))
+  return x.reshape(num, x.shape[0] // num, *x.shape[1:])
 
 
 def on_devices(x: Float[Array, "x ..."]) -> Float[Array, "x ..."]:
-  """Says that each share is on its device."""
+  """Says that each share is on its device, whole."""
   return nn.with_logical_constraint(x, ("batch", *[None] * (x.ndim - 1)))
 
 
 def with_scores(x: Float[Array, "x ... K"]) -> Float[Array, "x ... K"]:
-  """The same of an array whose last axis are the prototypes."""
+  """Says the same of an array whose last axis are the prototypes, which may be spread, too."""
   return nn.with_logical_constraint(x, ("batch", *[None] * (x.ndim - 2), "prototypes"))
 
 

@@ -67,7 +67,8 @@ def cross_entropies(
   # The gradient of the kernel, read and written once a chunk, has as many columns: chunks should have more rows.
   least = 2 * kernel.shape[0] // unit
   chunk = chunks.chunk_size(inputs[0].shape[1], unit * kernel.shape[1], chunk, least=least)
-  total, crossed, own = _chunked(inputs[0], kernel, targets, inputs[2], temperature, chunk)
+  z, weights_of = chunks.on_devices(inputs[0]), chunks.on_devices(inputs[2])
+  total, crossed, own = _chunked(z, kernel, targets, weights_of, temperature, chunk)
   return CrossEntropies(total, crossed.reshape(weights.shape), own.reshape(bottleneck.shape[:-1]))
 
 
