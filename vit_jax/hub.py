@@ -38,11 +38,15 @@ class UnknownModel(ValueError):
 
 
 class Preprocessing(NamedTuple):
-  """What a model expects of its images: channel means and deviations of values in [0, 1], side in pixels."""
+  """What a model expects of its images: channel means and deviations of values in [0, 1], side in pixels.
+
+  `value_range` is of images that do not have 8 bits, as in `data.value_range`.
+  """
 
   mean: tuple[float, ...]
   std: tuple[float, ...]
   image_size: int
+  value_range: tuple[float, float] | None = None
 
 
 class _Export(NamedTuple):
@@ -107,7 +111,8 @@ def _preprocessing(path: pathlib.Path) -> tuple[Preprocessing, bool]:
   if _opener(path) is _open_run:
     workdir, step, _ = checkpoints.find(path)
     c = config.from_dict(checkpoints.read_meta(workdir, step=step)["config"])
-    return Preprocessing(c.augment.mean, c.augment.std, c.evaluation.image_size or c.crops.global_size), True
+    size = c.evaluation.image_size or c.crops.global_size
+    return Preprocessing(c.augment.mean, c.augment.std, size, c.data.value_range), True
   if (stored := read_preprocessor(path)) is not None:
     return Preprocessing(*stored), True
   c = config.default()
@@ -123,6 +128,7 @@ def save_model(
   mean: Sequence[float] | None = None,
   std: Sequence[float] | None = None,
   image_size: int = 224,
+  value_range: Sequence[float] | None = None,
   max_shard_size: int = MAX_SHARD_SIZE,
 ) -> None:
   """Saves a model so that others, and `load_model`, open it. What is there is complete or not there.
@@ -137,6 +143,7 @@ def save_model(
     mean, std: per-channel normalisation of the images; both given: stored with the weights, as preprocessor_config.json
       in a folder, and in a single file where others pass over it.
     image_size: nominal side of the images, written to the configuration.
+    value_range: of images that do not have 8 bits (`data.value_range`); stored beside mean and std.
     max_shard_size: bytes of one file of weights; a larger model becomes several and an index ("safetensors").
 
   Raises:
@@ -153,7 +160,7 @@ def save_model(
   path = pathlib.Path(path).expanduser()
   if format == "timm" and path.suffix != ".safetensors":  # by which timm, and load_model, know what is in it
     raise UnknownModel(f'{path}: a file of format "timm" is named …safetensors: {path.name}.safetensors.')
-  preprocessor = None if mean is None else hf_config.to_preprocessor(mean, std, image_size)
+  preprocessor = None if mean is None else hf_config.to_preprocessor(mean, std, image_size, value_range)
   target = _free_place(path, is_folder=format not in _FILES)
   unfinished = path.with_name(f".{path.name}.unfinished.{os.getpid()}")
   try:

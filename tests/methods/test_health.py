@@ -39,14 +39,6 @@ def test_divergence_is_that_of_the_two_crops_of_an_image():
   assert health.targets(jnp.stack([p, p, q, q]))["crop_kl"] == 0.0
 
 
-def test_student_entropy_is_that_of_its_softmax():
-  logits = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, K)), jnp.float32)
-  probs = jax.nn.softmax(logits / 0.1)
-  expected = float(-jnp.mean(jnp.sum(probs * jnp.log(probs), axis=-1)))
-  assert health.student(logits)["student_entropy"] == pytest.approx(expected, rel=1e-5)
-  assert health.student(jnp.zeros((2, 3, K)))["student_entropy"] == pytest.approx(math.log(K), rel=1e-6)
-
-
 def test_features_all_alike_have_no_spread_and_isotropic_ones_have_all():
   same = health.features(jnp.ones((64, 8)))
   assert same["feature_std"] == pytest.approx(0.0, abs=1e-6)
@@ -73,7 +65,7 @@ def test_metrics_of_health_have_no_gradient():
 
   def total(x):
     rows = health.similarity(x[:, 0], x)
-    parts = health.student(x) | health.features(x[0]) | health.targets(jax.nn.softmax(x[0, :2])) | health.means(rows)
+    parts = health.features(x[0]) | health.targets(jax.nn.softmax(x[0, :2])) | health.means(rows)
     return sum(parts.values())
 
   assert not np.any(jax.grad(total)(x))

@@ -18,8 +18,9 @@ from vit_jax.methods import dinov3
 # each value once. So nothing is summed, and no logarithm, exponential, root or quotient is taken, in bfloat16.
 PRODUCTS = {"dot_general"}
 MOVES = {
-  "broadcast_in_dim", "concatenate", "copy", "gather", "optimization_barrier", "pad", "reshape", "reshard", "scan",
-  "select_n", "slice", "split", "squeeze", "stop_gradient", "transpose", "dynamic_slice", "dynamic_update_slice", "rev",
+  "broadcast_in_dim", "concatenate", "copy", "gather", "name", "optimization_barrier", "pad", "reshape", "reshard",
+  "scan", "select_n", "slice", "split", "squeeze", "stop_gradient", "transpose", "dynamic_slice",
+  "dynamic_update_slice", "rev",
 }  # fmt: skip
 ELEMENTWISE = {"add", "add_any", "convert_element_type", "mul", "neg", "sub"}
 SCATTERS = {"scatter-add"}  # of rows that are all different: one addition each

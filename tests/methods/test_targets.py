@@ -41,8 +41,8 @@ def test_softmax_centering_is_the_softmax_of_what_exceeds_the_center():
 def test_each_head_is_centred_as_configured():
   both, seen = {"dino": jnp.arange(K) / 10, "ibot": jnp.arange(K) / 5}, outputs()
   only = assign(seen, 0.1, {"ibot": both["ibot"]})
-  np.testing.assert_allclose(only.cls, losses.sinkhorn_knopp(seen.cls, 0.1))
-  np.testing.assert_allclose(only.patches, losses.softmax_center(seen.patches, both["ibot"], 0.1))
+  np.testing.assert_allclose(only.cls.probs(), losses.sinkhorn_knopp(seen.cls, 0.1))
+  np.testing.assert_allclose(only.patches.probs(), losses.softmax_center(seen.patches, both["ibot"], 0.1))
   assert fresh_centers(config_of(1, 16)) is None
   assert set(fresh_centers(config_of(1, 16, **{"ibot.centering": "softmax"}))) == {"ibot"}
 

@@ -145,7 +145,8 @@ def test_unrolling_and_recomputation_change_nothing():
   model, images, variables = small()
   loss = lambda m: jax.jit(jax.value_and_grad(lambda v: jnp.sum(m.apply(v, images).cls ** 3)))  # noqa: E731
   value, grads = loss(model)(variables)
-  for other in (model.clone(unroll=3), model.clone(remat="blocks"), model.clone(remat="dots", unroll=2)):
+  others = [model.clone(unroll=3), model.clone(remat="dots", unroll=2)]
+  for other in others + [model.clone(remat=remat) for remat in ("blocks", "attention", "offload")]:
     same, same_grads = loss(other)(variables)
     np.testing.assert_allclose(same, value, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(same_grads), jax.tree.leaves(grads), strict=True):

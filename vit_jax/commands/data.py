@@ -22,6 +22,10 @@ def add_to(commands: Commands) -> None:
   look.add_argument("source", metavar="SOURCE", help="as data.source, or a folder")
   look.add_argument("--json", metavar="FILE", help="write everything found to this file, every broken image included")
   look.add_argument("--limit", type=count, help="look at this many images only, evenly spread (default: all)")
+  look.add_argument("--channels", type=count, help="what all images should have (default: RGB, or what they have)")
+  look.add_argument(
+    "--value_range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of images of more bits, as data.value_range"
+  )
   look.add_argument("--index_only", action="store_true", help="write the index, open no image")
   look.add_argument("--beside", action="store_true", help="write a folder's index beside it, not into the cache")
   with_workers(look)
@@ -60,7 +64,15 @@ def _scan(args: argparse.Namespace) -> None:
     print(f"{len(source):,} images, {source.num_classes} classes")
     return
   with _progress(len(source) if args.limit is None else min(len(source), args.limit), "scanning") as advance:
-    found = scanning.scan(source, spec, workers=args.workers, limit=args.limit, progress=advance)
+    found = scanning.scan(
+      source,
+      spec,
+      workers=args.workers,
+      limit=args.limit,
+      channels=args.channels,
+      value_range=tuple(args.value_range) if args.value_range else None,
+      progress=advance,
+    )
   print(found.report())
   if args.json:
     found.write(args.json)
@@ -117,6 +129,7 @@ def _preview(args: argparse.Namespace) -> None:
   number = args.step * per_batch
   arrays = {name: array for name, array in groups[number].items() if name != BAD}
   group, rows = jax.device_get(one_device(run.views)(arrays)), []
+  group |= {name: pictures.visible(array) for name, array in group.items() if name.endswith("crops")}
   crops = group["global_crops"]  # [g, 2, H, W, 3]
   if "masks" in group:
     crops = pictures.overlay_masks(crops, group["masks"])

@@ -95,7 +95,12 @@ def _inspect_features(args: argparse.Namespace) -> None:
   seen = hub.load_preprocessing(args.model, channels=model.in_channels)
   size = -(-(args.image_size or seen.image_size) // model.stride) * model.stride  # whole patches
   batches = evaluation_batches(
-    open_source(args.data), image_size=size, batch_size=args.images, max_examples=args.images
+    open_source(args.data),
+    image_size=size,
+    batch_size=args.images,
+    max_examples=args.images,
+    channels=model.in_channels,
+    value_range=seen.value_range,
   )
   images = [image for batch in batches for image in batch["images"][batch["valid"]]]
   if not images:

@@ -80,6 +80,7 @@ def _evaluate(args: argparse.Namespace) -> None:
       max_examples=args.max_examples,
       mean=seen.mean,
       std=seen.std,
+      value_range=seen.value_range,
       sharding=None if mesh is None else parallel.batch_sharding(mesh),
       output=args.json if first else None,
       about={"model": args.model},

@@ -35,6 +35,7 @@ def _export(args: argparse.Namespace) -> None:
     mean=seen.mean,
     std=seen.std,
     image_size=seen.image_size,
+    value_range=seen.value_range,
     max_shard_size=args.max_shard_size,
   )
   print(f"wrote {args.to} ({args.format})")

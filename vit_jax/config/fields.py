@@ -19,6 +19,7 @@ from vit_jax.config.students import is_own, split_key
 # Elements of the tuples whose default is empty, None, or of another length than a value may be.
 _ELEMENTS = {
   "data.canvas": int,
+  "data.value_range": float,
   "augment.mean": float,
   "augment.std": float,
   "crops.resolutions": (int, int, int, float),

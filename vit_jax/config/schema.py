@@ -43,8 +43,9 @@ def default() -> ConfigDict:
   c.model = ConfigDict()
   # A name of vit_jax.models.zoo. The placeholders below override attributes of the named model; None keeps them.
   c.model.name = "dinov3_vits16"
-  # Channels of the images; augment.mean and augment.std have as many entries. Sources of RGB images serve 3, and 1 by
-  # their grey values.
+  # Channels of the images; augment.mean and augment.std have as many entries (`vit-jax data scan` prints them). 3: RGB,
+  # and 1: grey values, which all images have; with another number all images must have exactly so many (arrays in .npy,
+  # TIFF of several bands).
   c.model.in_channels = 3
   for key in ("patch_size", "width", "depth", "num_heads", "mlp_hidden", "num_registers"):
     c.model[key] = placeholder(int)
@@ -77,7 +78,10 @@ def default() -> ConfigDict:
   c.model.rope.dtype = placeholder(str)  # "float32" | "bfloat16" (the reference trains with bfloat16 tables)
   c.model.drop_path = 0.0  # share of the samples of a loss group that skip a residual branch (student only)
   c.model.dtype = "float32"  # compute: "float32" | "bfloat16"; parameters, optimizer and losses stay float32
-  c.model.remat = "none"  # what the backward pass recomputes: "none" | "dots" | "blocks"
+  # What the backward pass recomputes instead of keeping it: "none" | "dots" (all but matrix products) | "attention"
+  # (its weights; flash attention never keeps them) | "blocks" (everything but the inputs of the blocks) | "offload"
+  # (the same, and these inputs wait in the host's memory).
+  c.model.remat = "none"
   c.model.unroll = 1  # blocks per iteration of the scan over depth
 
   c.dino = ConfigDict()
@@ -105,6 +109,11 @@ def default() -> ConfigDict:
   c.ibot.mask_probability = 0.5  # share of the global crops that are masked
   c.ibot.mask_ratio = (0.1, 0.5)  # masked share of the patches of a masked crop: evenly spread over this range
   c.ibot.mask_shift = False  # roll every mask by a random offset
+
+  c.losses = ConfigDict()
+  # Student tokens of a device whose prototype scores are there at once, in DINO and in iBOT; changes memory, not
+  # values. None: as many as have 33 million scores (128 MiB): 512 tokens with 65,536 prototypes.
+  c.losses.chunk = placeholder(int)
 
   c.koleo = ConfigDict()
   c.koleo.loss_weight = 0.1
@@ -192,7 +201,9 @@ def default() -> ConfigDict:
   # a learned position table.
   c.crops.resolutions = ()
 
-  c.augment = ConfigDict()  # photometric; triples are (first global crop, second global crop, local crops)
+  # Photometric; triples are (first global crop, second global crop, local crops). Saturation, hue and grayscale are for
+  # RGB: with model.in_channels other than 1 and 3 they are not applied, whatever they are; all else is.
+  c.augment = ConfigDict()
   c.augment.jitter = 0.8  # probability of colour jitter
   c.augment.brightness = 0.4
   c.augment.contrast = 0.4
@@ -217,6 +228,9 @@ def default() -> ConfigDict:
   # Height and width of the images that the device receives, larger ones being shrunk to fit. None: so that no crop of
   # an image of usual shape has to be enlarged (576 x 576 for crops of 224 and 96 pixels).
   c.data.canvas = placeholder(tuple)
+  # (low, high): the values that become 0 and 255 of images that do not have 8 bits, such as (0, 10000) for the
+  # reflectances of satellites; those of 8 bits stay as they are. None: 0 to 65535 for 16 bits, 0 to 1 for floats.
+  c.data.value_range = placeholder(tuple)
   c.data.prefetch = 2  # batches kept ready on the device
   c.data.max_bad_fraction = 0.01  # share of unreadable images above which the run stops
   c.data.timeout = 120.0  # seconds after which data that do not come are reported and asked for again; 0: never

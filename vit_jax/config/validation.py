@@ -47,7 +47,7 @@ _CHOICES = {
   "model.rope.normalize": ("separate", "min", "max"),
   "model.rope.dtype": ("float32", "bfloat16"),
   "model.dtype": ("float32", "bfloat16"),
-  "model.remat": ("none", "dots", "blocks"),
+  "model.remat": ("none", "dots", "attention", "blocks", "offload"),
   "gram.tokens": ("all", "masked", "unmasked"),
   "gram.remove_negative": ("both", "teacher", "teacher_only"),
   "gram.resize": ("bicubic", "bilinear"),
@@ -69,7 +69,7 @@ _RANGES: tuple[_Rule, ...] = (  # what is right, its test, the keys (of tuples: 
     "model.rope.jitter model.rope.rescale model.unroll dino.hidden dino.bottleneck dino.num_layers ibot.hidden "
     "ibot.bottleneck ibot.num_layers koleo.topk koleo.group_size crops.global_size crops.local_size crops.local_number "
     "crops.gram_size data.prefetch evaluation.image_size evaluation.batch_size evaluation.max_examples checkpoint.keep "
-    "log.every gram.refresh.max optim.max_nonfinite",
+    "log.every gram.refresh.max optim.max_nonfinite losses.chunk",
   ),
   ("must be at least 2", lambda v: v >= 2, "dino.prototypes ibot.prototypes"),
   ('must be a folder, or "off"', bool, "compilation_cache"),
@@ -195,6 +195,9 @@ def _single_values(values: dict[str, Any]) -> Iterator[str]:
   canvas = values["data.canvas"]
   if canvas is not None and (len(canvas) != 2 or min(canvas) < 2):
     yield _wrong(values, "data.canvas", "must be (height, width), both at least 2 pixels")
+  value_range = values["data.value_range"]
+  if value_range is not None and (len(value_range) != 2 or value_range[0] >= value_range[1]):
+    yield _wrong(values, "data.value_range", "must be (low, high) with low < high")
   for key in ("data.source", "evaluation.train_source", "evaluation.test_source"):
     if values[key] is not None:
       yield from _source(values, key)

@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import Image
 
 from vit_jax.data import operations
+from vit_jax.data.bands import Picture, picture
 from vit_jax.data.operations import Pixels
 from vit_jax.data.views import Views
 
@@ -155,20 +155,20 @@ def _between(uniform: float, low: float, high: float) -> float:
   return low + uniform * (high - low)
 
 
-def apply_crop(image: Image.Image, crop: Crop, size: int) -> UInt8[np.ndarray, "size size 3"]:
-  """Cuts `crop` out of an RGB image, resized to size x size, and distorts it as drawn."""
+def apply_crop(image: Picture, crop: Crop, size: int) -> UInt8[np.ndarray, "size size C"]:
+  """Cuts `crop` out of an image, resized to size x size, and distorts it as drawn."""
   return _flipped(_distorted(np.asarray(_cut(image, crop, size)), crop), crop)
 
 
 def apply_crops(
-  image: Image.Image,
+  image: Picture,
   crops: Sequence[Crop],
   views: Views,
-  global_crops: UInt8[np.ndarray, "2 G G 3"],
-  local_crops: UInt8[np.ndarray, "L l l 3"],
-  gram_crops: UInt8[np.ndarray, "2 Gg Gg 3"] | None = None,
+  global_crops: UInt8[np.ndarray, "2 G G C"],
+  local_crops: UInt8[np.ndarray, "L l l C"],
+  gram_crops: UInt8[np.ndarray, "2 Gg Gg C"] | None = None,
 ):
-  """Writes the crops of an RGB image, drawn by `draw_crops`, into the given arrays; without one, no gram crops.
+  """Writes the crops of an image, drawn by `draw_crops`, into the given arrays; without one, no gram crops.
 
   In two details this is not what the reference does. It resizes distorted gram crops as normalised floats, without
   cutting what overshoots; here they are 8-bit images all along. And it cuts windows out of the region before that has
@@ -181,7 +181,7 @@ def apply_crops(
     plain.append(np.asarray(operations.resize(base, views.global_size)))
     shared = gram_crops is not None and views.gram_distortions
     if shared:
-      base = Image.fromarray(_distorted(np.asarray(base), crop))
+      base = picture(_distorted(np.asarray(base), crop))
       pixels = np.asarray(operations.resize(base, views.global_size))
     else:
       pixels = _distorted(plain[i], crop)
@@ -198,21 +198,21 @@ def apply_crops(
 
 
 def multi_crop(
-  image: UInt8[np.ndarray, "H W 3"],
+  image: UInt8[np.ndarray, "H W C"],
   rng: np.random.Generator,
   views: Views,
-  global_crops: UInt8[np.ndarray, "2 G G 3"],
-  local_crops: UInt8[np.ndarray, "L l l 3"],
-  gram_crops: UInt8[np.ndarray, "2 Gg Gg 3"] | None = None,
+  global_crops: UInt8[np.ndarray, "2 G G C"],
+  local_crops: UInt8[np.ndarray, "L l l C"],
+  gram_crops: UInt8[np.ndarray, "2 Gg Gg C"] | None = None,
 ):
   """Draws the crops of an image and writes them into the given arrays."""
   crops = draw_crops(rng, image.shape[0], image.shape[1], views)
   if views.share_color_jitter:
     image = _coloured(image, *draw_colours(rng, views))
-  apply_crops(Image.fromarray(image), crops, views, global_crops, local_crops, gram_crops)
+  apply_crops(picture(image), crops, views, global_crops, local_crops, gram_crops)
 
 
-def _cut(image: Image.Image, crop: Crop, size: int) -> Image.Image:
+def _cut(image: Picture, crop: Crop, size: int) -> Picture:
   return operations.crop_and_resize(image, crop.top, crop.left, crop.height, crop.width, size)
 
 

@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+_TOGETHER = 4  # channels, OpenCV's limit
+
 
 def fit_into(canvas: UInt8[np.ndarray, "Hc Wc C"], image: UInt8[np.ndarray, "H W C"]) -> tuple[int, int]:
   """Copies an image into the top left corner of a canvas, shrunk with its shape kept if it is larger.
@@ -14,10 +16,13 @@ def fit_into(canvas: UInt8[np.ndarray, "Hc Wc C"], image: UInt8[np.ndarray, "H W
     Height and width that it has there; what lies outside is 0.
   """
   height, width = fitting(image.shape[:2], canvas.shape[:2])
-  if (height, width) != image.shape[:2]:
-    shrunk = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    image = shrunk.reshape(height, width, -1)  # OpenCV drops a single channel
-  canvas[:height, :width] = image
+  if (height, width) == image.shape[:2]:
+    canvas[:height, :width] = image
+  else:
+    for first in range(0, image.shape[2], _TOGETHER):
+      some = slice(first, first + _TOGETHER)
+      shrunk = cv2.resize(image[:, :, some], (width, height), interpolation=cv2.INTER_AREA)
+      canvas[:height, :width, some] = shrunk.reshape(height, width, -1)  # OpenCV drops a single channel
   canvas[height:] = 0
   canvas[:height, width:] = 0
   return height, width

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from vit_jax.data.array_records import CLASSES, ArrayRecordSource, write_array_record
-from vit_jax.data.decode import BadImage, decode
+from vit_jax.data.decode import BadImage, OtherChannels, decode
 from vit_jax.data.sources import Source
 
 PROGRESS = "conversion.jsonl"
@@ -194,10 +194,18 @@ def _encoded(data: bytes | np.ndarray, name: str, max_side: int | None) -> bytes
   Raises:
     BadImage: if it cannot be decoded.
   """
-  pixels = decode(data, name, enough=max_side)  # also a test of what is stored as it is
+  try:
+    pixels = decode(data, name, enough=max_side)  # also a test of what is stored as it is
+  except OtherChannels as error:
+    if error.fewest is None:
+      raise
+    decode(data, name, channels=error.fewest)
+    return data if isinstance(data, bytes) else _saved_array(data)  # never shrunk: there is no JPEG of these
   full = _full_size(data)
   if max_side is None or max(full) <= max_side:
-    return data if isinstance(data, bytes) else _saved(Image.fromarray(pixels), "PNG")
+    if isinstance(data, bytes):
+      return data
+    return _saved(Image.fromarray(pixels), "PNG") if data.dtype == np.uint8 else _saved_array(data)
   image = Image.fromarray(pixels)
   scale = max_side / max(image.size)
   if scale < 1:
@@ -213,6 +221,12 @@ def _full_size(data: bytes | np.ndarray) -> tuple[int, int]:
     return np.load(io.BytesIO(data), allow_pickle=False).shape[:2]
   with Image.open(io.BytesIO(data)) as image:
     return image.size
+
+
+def _saved_array(array: np.ndarray) -> bytes:
+  file = io.BytesIO()
+  np.save(file, array)
+  return file.getvalue()
 
 
 def _saved(image: Image.Image, format: str, **options) -> bytes:

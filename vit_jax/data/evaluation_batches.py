@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import collections
+import functools
 import itertools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from vit_jax.data.bands import picture
 from vit_jax.data.decode import BadImage, decode
 from vit_jax.data.sources import Source
+from vit_jax.data.views import image_channels
 
 log = logging.getLogger(__name__)
 
@@ -23,9 +26,15 @@ _SUBSET_SEED = 0  # decides which images stand for a split that is larger than a
 
 
 def evaluation_batches(
-  source: Source, *, image_size: int, batch_size: int, max_examples: int
+  source: Source,
+  *,
+  image_size: int,
+  batch_size: int,
+  max_examples: int,
+  channels: int = 3,
+  value_range: tuple[float, float] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Yields {"images" uint8 [b, S, S, 3], "label" int32 [b] (-1: none), "valid" bool [b] (False: padding)}.
+  """Yields {"images" uint8 [b, S, S, C], "label" int32 [b] (-1: none), "valid" bool [b] (False: padding)}.
 
   All batches have `batch_size` rows. Unreadable images are left out, with a warning. A source larger than
   `max_examples` is represented by a fixed random choice, so that a source sorted by class keeps all its classes.
@@ -35,23 +44,27 @@ def evaluation_batches(
     image_size: S, the side of the square images.
     batch_size: b.
     max_examples: images used at most.
+    channels: of the images of a model: C, but 3 for 1, as RGB serves a model of grey values.
+    value_range: see `decode.decode`.
   """
+  channels = image_channels(channels)
+  make = functools.partial(_load, source, size=image_size, channels=channels, value_range=value_range)
   records = range(len(source))
   if len(source) > max_examples:
     records = np.sort(np.random.default_rng(_SUBSET_SEED).permutation(len(source))[:max_examples]).tolist()
-  readable = (entry for entry in _in_threads(source, records, image_size) if entry is not None)
+  readable = (entry for entry in _in_threads(make, records) if entry is not None)
   while chunk := list(itertools.islice(readable, batch_size)):
-    images = np.zeros((batch_size, image_size, image_size, 3), np.uint8)
+    images = np.zeros((batch_size, image_size, image_size, channels), np.uint8)
     label = np.full(batch_size, -1, np.int32)
     for row, (pixels, class_) in enumerate(chunk):
       images[row], label[row] = pixels, class_
     yield {"images": images, "label": label, "valid": np.arange(batch_size) < len(chunk)}
 
 
-def resize_and_crop(pixels: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "S S 3"]:
+def resize_and_crop(pixels: UInt8[np.ndarray, "H W C"], size: int) -> UInt8[np.ndarray, "S S C"]:
   """Short side to 256 / 224 x size (bicubic, antialiased), then the centre; not resized if it has `size` already."""
   height, width = pixels.shape[:2]
-  image = Image.fromarray(pixels)
+  image = picture(pixels)
   if min(height, width) != size:
     short = round(size * _RESIZE)
     scaled = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
@@ -60,23 +73,28 @@ def resize_and_crop(pixels: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.n
   return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
-def _in_threads(source: Source, records: list[int] | range, size: int) -> Iterator[tuple[np.ndarray, int] | None]:
+def _in_threads(
+  make: Callable[[int], tuple[np.ndarray, int] | None], records: list[int] | range
+) -> Iterator[tuple[np.ndarray, int] | None]:
   """The images of `records` in order, made a few ahead by threads; None where one cannot be read."""
   threads = min(8, os.cpu_count() or 1)
   ahead: collections.deque[Future] = collections.deque()
   with ThreadPoolExecutor(threads, thread_name_prefix="evaluation-batches") as pool:
     for record in records:
-      ahead.append(pool.submit(_load, source, record, size))
+      ahead.append(pool.submit(make, record))
       if len(ahead) > 4 * threads:
         yield ahead.popleft().result()
     while ahead:
       yield ahead.popleft().result()
 
 
-def _load(source: Source, record: int, size: int) -> tuple[np.ndarray, int] | None:
+def _load(
+  source: Source, record: int, *, size: int, channels: int, value_range: tuple[float, float] | None
+) -> tuple[np.ndarray, int] | None:
   try:
     entry = source[record]
-    return resize_and_crop(decode(entry["image"], source.describe(record)), size), int(entry["label"])
+    pixels = decode(entry["image"], source.describe(record), channels=channels, value_range=value_range)
+    return resize_and_crop(pixels, size), int(entry["label"])
   except (BadImage, OSError) as error:
     log.warning("left out of the evaluation: %s: %s", source.describe(record), getattr(error, "reason", error))
     return None

@@ -55,17 +55,17 @@ def batch_shapes(views: Views, batch_size: int) -> dict[str, tuple[tuple[int, ..
 
 def _crop_shapes(v: Views, images: int) -> dict[str, tuple[tuple[int, ...], type]]:
   shapes = {
-    "global_crops": ((images, 2, v.global_size, v.global_size, 3), np.uint8),
-    "local_crops": ((images, v.local_number, v.local_size, v.local_size, 3), np.uint8),
+    "global_crops": ((images, 2, v.global_size, v.global_size, v.channels), np.uint8),
+    "local_crops": ((images, v.local_number, v.local_size, v.local_size, v.channels), np.uint8),
   }
   if v.gram_size is not None:
-    shapes["gram_crops"] = ((images, 2, v.gram_size, v.gram_size, 3), np.uint8)
+    shapes["gram_crops"] = ((images, 2, v.gram_size, v.gram_size, v.channels), np.uint8)
   return shapes
 
 
 def _raw_shapes(v: Views, images: int) -> dict[str, tuple[tuple[int, ...], type]]:
   return {
-    CANVAS: ((images, *v.canvas, 3), np.uint8),
+    CANVAS: ((images, *v.canvas, v.channels), np.uint8),
     VALID: ((images, 2), np.int32),
     RANDOM: ((images, *random_shape(v)), np.float32),
     SIZES: ((0, *crop_sizes(v)), np.uint8),
@@ -177,7 +177,14 @@ class LossGroups:
   def _read(self, record: int, views: Views) -> tuple[np.ndarray, int]:
     try:
       entry = self._reader[record]
-      return decode(entry["image"], enough=views.enough_pixels, fits=views.canvas), int(entry["label"])
+      image = decode(
+        entry["image"],
+        enough=views.enough_pixels,
+        fits=views.canvas,
+        channels=views.channels,
+        value_range=views.value_range,
+      )
+      return image, int(entry["label"])
     except BadImage as error:
       raise BadImage(self._source.describe(record), error.reason) from error
     except Stalled:

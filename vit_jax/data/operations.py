@@ -13,22 +13,25 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from vit_jax.data.bands import Picture
+
 cv2.setNumThreads(0)  # the pipeline's workers share the cores already
 
 _TAPS = 9
 _NO_TAP = 1e-4  # a weight that cannot change an 8-bit value
 _CUT = -0.499  # makes rounding to the nearest level a cutting off, but for the error of float32
+_DIFFERENCES = np.array([[511, -510, -1, 511 * 255 + 255]], np.float32)  # 511 (red - green + 255) + green - blue + 255
 _LUMA = np.array([[19595, 38470, 7471]]) / 65536.0  # ITU-R 601 as Pillow has it
 
-Pixels = UInt8[np.ndarray, "H W 3"]
+Pixels = UInt8[np.ndarray, "H W C"]  # hue, saturation and grayscale: RGB
 
 
-def crop_and_resize(image: Image.Image, top: int, left: int, height: int, width: int, size: int) -> Image.Image:
+def crop_and_resize(image: Picture, top: int, left: int, height: int, width: int, size: int) -> Picture:
   """Cuts a box out and resizes it to size x size: bicubic, antialiased, and blind to what lies outside the box."""
   return image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BICUBIC)
 
 
-def resize(image: Image.Image, size: int) -> Image.Image:
+def resize(image: Picture, size: int) -> Picture:
   """Resizes to size x size as `crop_and_resize` does."""
   return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
 
@@ -39,14 +42,14 @@ def adjust_brightness(pixels: Pixels, factor: float) -> Pixels:
 
 
 def adjust_contrast(pixels: Pixels, factor: float) -> Pixels:
-  """mean + factor x (value - mean), the mean being that of the image's luma, rounded."""
+  """mean + factor x (value - mean), the mean being that of the image's luma (of its channels if not RGB), rounded."""
   return _blend(pixels, int(cv2.mean(_luma(pixels))[0] + 0.5), factor)
 
 
 def _blend(pixels: Pixels, base: int, factor: float) -> Pixels:
   levels = np.arange(256, dtype=np.float32)
   table = np.clip(base + np.float32(factor) * (levels - base), 0.0, 255.0).astype(np.uint8)  # cut off, as Pillow does
-  return cv2.LUT(pixels, table)
+  return cv2.LUT(pixels, table).reshape(pixels.shape)  # OpenCV drops a single channel
 
 
 def adjust_saturation(pixels: Pixels, factor: float) -> Pixels:
@@ -55,15 +58,37 @@ def adjust_saturation(pixels: Pixels, factor: float) -> Pixels:
 
 
 def adjust_hue(pixels: Pixels, shift: float) -> Pixels:
-  """Turns the colour circle by `shift` turns, in 8-bit hue, saturation and value as Pillow does.
-
-  Where the hue lies on the border of two of its 256 steps, Pillow may take the other: one colour in a thousand.
-  """
-  hsv = cv2.cvtColor(pixels.astype(np.float32), cv2.COLOR_RGB2HSV)  # [H, W, 3]  degrees, 0 to 1, levels
-  hsv = cv2.multiply(hsv, (255.0 / 360.0, 255.0, 1.0, 0.0))
-  hsv += np.float32(1e-3)  # whole steps stay whole as what is left of them is cut off
-  turned = cv2.LUT(hsv.astype(np.uint8), _hue_table(int(shift * 255) % 256))
+  """Turns the colour circle by `shift` turns, in 8-bit hue, saturation and value as Pillow does."""
+  turned = cv2.LUT(_hsv(pixels), _hue_table(int(shift * 255) % 256))
   return cv2.convertScaleAbs(cv2.cvtColor(turned, cv2.COLOR_HSV2RGB))
+
+
+def _hsv(pixels: Pixels) -> Pixels:
+  """Hue, saturation and value exactly as Pillow has them: of its 256 hues the next one is up to 6 levels away."""
+  hues, saturations = _hsv_tables()
+  differences = cv2.transform(pixels.astype(np.float32), _DIFFERENCES).astype(np.int32)  # [H, W]  exact below 2^24
+  red, green, blue = cv2.split(pixels)
+  value, lowest = cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
+  extremes = (value.astype(np.int32) << 8) | lowest
+  return cv2.merge([hues[differences], saturations[extremes], value])
+
+
+@functools.cache
+def _hsv_tables() -> tuple[UInt8[np.ndarray, " 261121"], UInt8[np.ndarray, " 65536"]]:
+  """(hue by the differences of the channels, saturation by value and lowest channel), as Pillow computes them."""
+  red, blue = np.mgrid[-255:256, -255:256]  # less green; the second one is green - blue
+  colours = np.stack([red, np.zeros_like(red), -blue], axis=-1)
+  colours -= colours.min(axis=-1, keepdims=True)
+  value, lowest = np.mgrid[:256, :256]
+  lowest = np.minimum(value, lowest)
+  # Differences that no colour has are cut off, and never looked up.
+  hue = _pillow_hsv(np.minimum(colours, 255))[:, :, 0]
+  saturation = _pillow_hsv(np.stack([value, lowest, lowest], axis=-1))[:, :, 1]
+  return np.ascontiguousarray(hue).ravel(), np.ascontiguousarray(saturation).ravel()
+
+
+def _pillow_hsv(colours: np.ndarray) -> Pixels:
+  return np.asarray(Image.fromarray(colours.astype(np.uint8)).convert("HSV"))
 
 
 @functools.cache
@@ -80,7 +105,9 @@ def grayscale(pixels: Pixels) -> Pixels:
 
 
 def _luma(pixels: Pixels) -> UInt8[np.ndarray, "H W"]:
-  return cv2.transform(pixels, _LUMA)
+  if pixels.shape[2] == 3:
+    return cv2.transform(pixels, _LUMA)
+  return np.floor(pixels.mean(axis=2, dtype=np.float32) + np.float32(0.5)).astype(np.uint8)
 
 
 def gaussian_blur(pixels: Pixels, sigma: float) -> Pixels:
@@ -88,7 +115,9 @@ def gaussian_blur(pixels: Pixels, sigma: float) -> Pixels:
   taps = cv2.getGaussianKernel(_TAPS, sigma, cv2.CV_32F)
   unseen = int((taps[: _TAPS // 2] < _NO_TAP).sum())  # at each end
   taps = taps[unseen : _TAPS - unseen]
-  return pixels if len(taps) == 1 else cv2.sepFilter2D(pixels, -1, taps, taps, borderType=cv2.BORDER_REFLECT_101)
+  if len(taps) == 1:
+    return pixels
+  return cv2.sepFilter2D(pixels, -1, taps, taps, borderType=cv2.BORDER_REFLECT_101).reshape(pixels.shape)
 
 
 def solarize(pixels: Pixels) -> Pixels:

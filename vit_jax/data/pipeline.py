@@ -150,9 +150,9 @@ class _LocalGroups:
 class Pipeline:
   """An endless iterator over batches: dicts of arrays of this process's rows (house.md section 2).
 
-  global_crops uint8 [B, 2, H, W, 3], local_crops uint8 [B, L, h, w, 3], label int32 [B] (-1: none) and, if the views
+  global_crops uint8 [B, 2, H, W, C], local_crops uint8 [B, L, h, w, C], label int32 [B] (-1: none) and, if the views
   have masks, masks bool [B, 2, N], mask_indices int32 [groups, M], mask_weights float32 [groups, M]; if they have gram
-  crops, gram_crops uint8 [B, 2, Hg, Wg, 3]. With a canvas, in place of all crops: canvas uint8 [B, Hc, Wc, 3], valid
+  crops, gram_crops uint8 [B, 2, Hg, Wg, C]. With a canvas, in place of all crops: canvas uint8 [B, Hc, Wc, C], valid
   int32 [B, 2], random float32 [B, R, U] and sizes [0, 3 sizes], of which `device.augmented` makes the crops. Where
   the views have several resolutions, each batch has one of them.
 

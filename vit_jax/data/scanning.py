@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import io
 import itertools
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
 
-from vit_jax.data.decode import BadImage, decode
+from vit_jax.data import multiband
+from vit_jax.data.decode import BadImage, OtherChannels, decode
 from vit_jax.data.sources import Source
 
 _SHOWN = 5  # examples of broken files and of duplicates in the printed report
@@ -34,8 +37,8 @@ class _Seen(NamedTuple):
   kind: str = ""  # format and mode
   width: int = 0
   height: int = 0
-  mean: np.ndarray | None = None  # [3], of values in [0, 1]
-  square: np.ndarray | None = None  # [3], mean of their squares
+  mean: np.ndarray | None = None  # [C], of values in [0, 1]
+  square: np.ndarray | None = None  # [C], mean of their squares
 
 
 @dataclasses.dataclass
@@ -48,7 +51,9 @@ class Scan:
     broken: [(record, name, reason)].
     duplicates: groups of names whose files are the same, byte for byte.
     extra: records that are duplicates of another.
-    mean, std: of each channel over all images, each image weighing the same, for augment.mean and augment.std.
+    channels: {number: images}, 3 for all that become RGB.
+    mean, std: of each channel over all images of as many channels as most have, each image weighing the same, for
+      augment.mean and augment.std.
     per_class: {class name or number: images}; "none" for those without a label.
   """
 
@@ -63,6 +68,7 @@ class Scan:
   widths: tuple[int, int, int] = (0, 0, 0)  # least, median, greatest
   heights: tuple[int, int, int] = (0, 0, 0)
   short_sides: tuple[int, int, int] = (0, 0, 0)
+  channels: dict[int, int] = dataclasses.field(default_factory=dict)
   mean: tuple[float, ...] = ()
   std: tuple[float, ...] = ()
   per_class: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -78,6 +84,7 @@ class Scan:
       for name, sizes in (("width", self.widths), ("height", self.heights), ("short side", self.short_sides)):
         lines.append(f"{name:<13}{sizes[0]} to {sizes[2]} pixels, median {sizes[1]}")
       lines.append("kinds        " + ", ".join(f"{count:,} {kind}" for kind, count in self.kinds.items()))
+      lines.append(f"{'channels':<13}{self._channels()}")
       for name, values in (("mean", self.mean), ("std", self.std)):
         lines.append(f"{name:<13}--config.augment.{name}=({','.join(f'{value:.4f}' for value in values)})")
     lines.append(f"classes      {self._classes()}")
@@ -97,6 +104,14 @@ class Scan:
   def _part(self) -> str:
     return "" if self.scanned == self.records else f", {self.scanned:,} of them looked at"
 
+  def _channels(self) -> str:
+    most = len(self.mean)
+    if len(self.channels) == 1:
+      return f"{most} (RGB)" if most == 3 else f"--config.model.in_channels={most}"
+    return ", ".join(f"{count:,} images of {channels}" for channels, count in self.channels.items()) + (
+      f": a run takes images of one number; mean and std are of those of {most}"
+    )
+
   def _classes(self) -> str:
     named = {name: count for name, count in self.per_class.items() if name != "none"}
     if not named:
@@ -107,7 +122,14 @@ class Scan:
 
 
 def scan(
-  source: Source, spec: str, *, workers: int | None = None, limit: int | None = None, progress: Callable[[int], Any]
+  source: Source,
+  spec: str,
+  *,
+  workers: int | None = None,
+  limit: int | None = None,
+  channels: int | None = None,
+  value_range: tuple[float, float] | None = None,
+  progress: Callable[[int], Any],
 ) -> Scan:
   """Reads and decodes every record of a source.
 
@@ -116,6 +138,8 @@ def scan(
     spec: its specification, for the report.
     workers: threads; None: one for each core (reading, hashing and decoding let each other run).
     limit: look at this many records only, evenly spread.
+    channels: that all images should have; None: those of each: 3 for what becomes RGB, all of arrays of five or more.
+    value_range: see `decode.decode`.
     progress: is called with the number of records done since the last call.
   """
   records = range(len(source))
@@ -126,8 +150,10 @@ def scan(
   sizes = np.zeros((len(records), 2), np.int32)
   kinds: collections.Counter[str] = collections.Counter()
   classes: collections.Counter[int] = collections.Counter()
-  mean, square = np.zeros(3), np.zeros(3)
-  for i, seen in enumerate(_in_threads(lambda record: _look(source, record), records, workers)):
+  bands: dict[int, np.ndarray] = {}  # by number of channels: sums [2, C] of means and mean squares
+  counts: collections.Counter[int] = collections.Counter()
+  look = functools.partial(_look, source, channels=channels, value_range=value_range)
+  for i, seen in enumerate(_in_threads(look, records, workers)):
     digests[i] = np.void(seen.digest)
     found.nbytes += seen.nbytes
     classes[seen.label] += 1
@@ -136,15 +162,20 @@ def scan(
     else:
       kinds[seen.kind] += 1
       sizes[i] = seen.width, seen.height
-      mean, square = mean + seen.mean, square + seen.square
+      number = len(seen.mean)
+      counts[number] += 1
+      bands[number] = bands.get(number, 0) + np.stack([seen.mean, seen.square])
     progress(1)
   readable = len(records) - len(found.broken)
   if readable:
     sizes = sizes[sizes[:, 0] > 0]
     found.widths, found.heights = _spread(sizes[:, 0]), _spread(sizes[:, 1])
     found.short_sides = _spread(sizes.min(axis=1))
-    found.mean = tuple((mean / readable).tolist())
-    found.std = tuple(np.sqrt(np.maximum(square / readable - (mean / readable) ** 2, 0.0)).tolist())
+    found.channels = dict(counts.most_common())
+    (number, images), *_ = counts.most_common()
+    mean, square = bands[number] / images
+    found.mean = tuple(mean.tolist())
+    found.std = tuple(np.sqrt(np.maximum(square - mean**2, 0.0)).tolist())
   found.kinds = dict(kinds.most_common())
   names = dict(enumerate(source.class_names)) | {-1: "none"}
   found.per_class = {names.get(label, str(label)): count for label, count in sorted(classes.items())}
@@ -153,7 +184,7 @@ def scan(
   return found
 
 
-def _look(source: Source, record: int) -> _Seen:
+def _look(source: Source, record: int, *, channels: int | None, value_range: tuple[float, float] | None) -> _Seen:
   try:
     entry = source[record]
   except BadImage as error:
@@ -164,13 +195,15 @@ def _look(source: Source, record: int) -> _Seen:
   raw = data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes()
   digest = hashlib.blake2b(raw, digest_size=16).digest()
   try:
-    pixels = decode(data, enough=_STATISTICS_SIDE).reshape(-1, 3)  # [pixels, 3]
+    pixels = _decoded(data, channels, value_range)  # [H, W, C]
+    number = pixels.shape[2]
+    pixels = pixels.reshape(-1, number)
     kind, width, height = _kind(data)
   except BadImage as error:
     return _Seen(digest if raw else _unlike_any(record), len(raw), label, error.reason)
   values = np.bincount(  # of each channel: how often each value occurs; exact, and faster than floating-point sums
-    (pixels + (np.arange(3, dtype=np.uint16) << 8)).ravel(), minlength=768
-  ).reshape(3, 256)
+    (pixels + (np.arange(number, dtype=np.uint32) << 8)).ravel(), minlength=256 * number
+  ).reshape(number, 256)
   levels = np.arange(256) / 255.0
   return _Seen(
     digest, len(raw), label, None, kind, width, height,
@@ -178,14 +211,31 @@ def _look(source: Source, record: int) -> _Seen:
   )  # fmt: skip
 
 
+def _decoded(
+  data: bytes | np.ndarray, channels: int | None, value_range: tuple[float, float] | None
+) -> UInt8[np.ndarray, "H W C"]:
+  try:
+    return decode(data, enough=_STATISTICS_SIDE, channels=channels or 3, value_range=value_range)
+  except OtherChannels as error:
+    if channels is not None or error.fewest is None:
+      raise
+    return decode(data, channels=error.fewest, value_range=value_range)
+
+
 def _kind(data: bytes | np.ndarray) -> tuple[str, int, int]:
   """(format and mode, width, height) of an image that can be decoded."""
   if isinstance(data, bytes) and not data.startswith(b"\x93NUMPY"):
-    with Image.open(io.BytesIO(data)) as image:
-      return f"{image.format} {image.mode}", image.width, image.height
-  array = np.load(io.BytesIO(data), allow_pickle=False) if isinstance(data, bytes) else data
-  channels = array.shape[2] if array.ndim == 3 else 1
-  return f"array {array.dtype.name} x {channels}", array.shape[1], array.shape[0]
+    try:
+      with Image.open(io.BytesIO(data)) as image:
+        return f"{image.format} {image.mode}", image.width, image.height
+    except UnidentifiedImageError:  # but decoded: of several bands
+      array, kind = multiband.read(data, 0, deep=True), "TIFF"
+  else:
+    array, kind = np.load(io.BytesIO(data), allow_pickle=False) if isinstance(data, bytes) else data, "array"
+  sides = sorted(array.shape)  # the channels are first or last, and fewer than pixels of a side
+  channels = 1 if array.ndim == 2 else array.shape[2] if array.shape[2] <= 4 else sides[0]
+  height, width = array.shape[1:] if array.ndim == 3 and array.shape[2] != channels else array.shape[:2]
+  return f"{kind} {array.dtype.name} x {channels}", width, height
 
 
 def _unlike_any(record: int) -> bytes:

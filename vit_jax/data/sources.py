@@ -42,7 +42,7 @@ class Source(Protocol):
     """Number of records."""
 
   def __getitem__(self, index: int) -> dict[str, bytes | np.ndarray | int]:
-    """{"image": an encoded image or uint8 [H, W, 3], "label": its class, -1: none}.
+    """{"image": an encoded image or an array as `decode.decode` takes it, "label": its class, -1: none}.
 
     Raises:
       OSError, BadImage: if this one record cannot be read.

@@ -35,7 +35,8 @@ class TfdsSource:
 def open_tfds(rest: str, spec: str) -> TfdsSource:
   """Opens `name[/config][:version]/split[?data_dir=/path]`; name may be the path of a prepared dataset's folder.
 
-  The image is the feature "image", or else the first image feature; the label "label", or else the first class label.
+  The image is the feature "image", or else the first image feature, or else the first tensor [H, W, C]; the label
+  "label", or else the first class label.
 
   Raises:
     ValueError: if the dataset or split is not there, is not prepared for random access, or has no image.
@@ -48,12 +49,14 @@ def open_tfds(rest: str, spec: str) -> TfdsSource:
   features = dict(builder.info.features)
   images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
   labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
+  encoded = bool(images)
+  images = images or [key for key, feature in features.items() if len(getattr(feature, "shape", None) or ()) == 3]
   if not images:
     raise ValueError(f"data.source = {spec!r} has no image among its features: {', '.join(features)}.")
   image_key = "image" if "image" in images else images[0]
   label_key = "label" if "label" in labels else next(iter(labels), None)
   try:
-    records = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
+    records = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()} if encoded else None)
   except NotImplementedError as error:
     raise ValueError(
       f"data.source = {spec!r}: {builder.data_path} is stored as {builder.info.file_format.value}, which has no random "

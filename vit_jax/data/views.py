@@ -13,6 +13,11 @@ from typing import NamedTuple
 _CANVAS_STEP = 64  # pixels: sides that matrix units like
 
 
+def image_channels(in_channels: int) -> int:
+  """Channels of the images that serve a model of so many: RGB (3) also for one of grey values."""
+  return 3 if in_channels == 1 else in_channels
+
+
 class Resolution(NamedTuple):
   """One of several sizes of the crops, and the share of the steps that train at it."""
 
@@ -43,6 +48,9 @@ class Views:
   # Several sizes of all crops, one of them for each step. (): the sizes above.
   resolutions: tuple[Resolution, ...] = ()
   stride: int = 16  # pixels between neighbouring patches
+  channels: int = 3  # of the images: 3: RGB, whatever they were; other numbers: they must have so many
+  # Values that become 0 and 255, of images that do not have 8 bits. None: see `decode.decode`.
+  value_range: tuple[float, float] | None = None
   flip: float = 0.5  # probability of a horizontal flip
   jitter: float = 0.8  # probability of colour jitter, its four parts in random order
   brightness: float = 0.4  # factor drawn from [1 - x, 1 + x]
@@ -66,7 +74,17 @@ class Views:
   loss_group_size: int | None = None
 
   def __post_init__(self):
-    for name in ("global_scale", "local_scale", "blur", "blur_sigma", "solarize", "mask_ratio", "mask_grid", "canvas"):
+    for name in (
+      "global_scale",
+      "local_scale",
+      "blur",
+      "blur_sigma",
+      "solarize",
+      "mask_ratio",
+      "mask_grid",
+      "canvas",
+      "value_range",
+    ):
       if getattr(self, name) is not None:
         object.__setattr__(self, name, tuple(getattr(self, name)))  # a list (from a config or from JSON) would not hash
     object.__setattr__(self, "resolutions", tuple(Resolution(*values) for values in self.resolutions))
@@ -132,6 +150,10 @@ class Views:
     return side, side
 
   def _check_geometry(self):
+    _require(self.channels >= 1, "model.in_channels", self.channels, "a positive number of channels")
+    if self.value_range is not None:
+      valid = len(self.value_range) == 2 and self.value_range[0] < self.value_range[1]
+      _require(valid, "data.value_range", self.value_range, "(low, high) with low < high")
     if self.canvas is not None:
       valid = len(self.canvas) == 2 and min(self.canvas) >= 2
       _require(valid, "data.canvas", self.canvas, "(height, width), both at least 2 pixels")
@@ -174,6 +196,9 @@ class Views:
       _require(valid, key, triple, "three probabilities: (first global crop, second global crop, local crops)")
     for name in ("brightness", "contrast", "saturation"):
       _require(getattr(self, name) >= 0.0, f"augment.{name}", getattr(self, name), "0 or more")
+    for name in ("saturation", "hue", "grayscale"):
+      if self.channels != 3:
+        _require(getattr(self, name) == 0.0, f"augment.{name}", getattr(self, name), "0 for images that are not RGB")
     _require(0.0 <= self.hue <= 0.5, "augment.hue", self.hue, "a number in [0, 0.5]")
     valid = len(self.blur_sigma) == 2 and 0.0 < self.blur_sigma[0] <= self.blur_sigma[1]
     _require(valid, "augment.blur_sigma", self.blur_sigma, "low <= high, both above 0")

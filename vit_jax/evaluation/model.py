@@ -31,6 +31,7 @@ def evaluate_model(
   max_examples: int | None = 50_000,
   mean: tuple[float, ...] = IMAGENET_MEAN,
   std: tuple[float, ...] = IMAGENET_STD,
+  value_range: tuple[float, float] | None = None,
   baselines: bool = True,
   sharding: jax.sharding.NamedSharding | None = None,
   cache_dir: str | os.PathLike | None = None,
@@ -53,6 +54,7 @@ def evaluate_model(
     max_examples: images of each source at most; None: all.
     mean: channel means of the training images in [0, 1] (`augment.mean`).
     std: their channel standard deviations (`augment.std`).
+    value_range: of images that do not have 8 bits (`data.value_range`).
     baselines: whether the untrained network, pixels and colours are scored too.
     sharding: how a batch is spread over devices; see `features.make_feature_fn`.
     cache_dir: see `data.cache_dir`.
@@ -76,7 +78,9 @@ def evaluate_model(
   if baselines:
     untrained = untrained_params(model, params, image_size=image_size, seed=seed)
     further = {"untrained": make_feature_fn(model, untrained, **options), **BASELINES}
-  train, test = splits.batches(image_size=image_size, batch_size=batch_size)
+  train, test = splits.batches(
+    image_size=image_size, batch_size=batch_size, channels=model.in_channels, value_range=value_range
+  )
   results = evaluate(
     make_feature_fn(model, params, **options),
     train,

@@ -44,9 +44,16 @@ class Splits:
     parts = zip(("train", "test"), self.names, (self.train, self.test), strict=True)
     return {key: f"{name} ({len(source)} images)" for key, name, source in parts}
 
-  def batches(self, *, image_size: int, batch_size: int) -> tuple[Iterator[dict], Iterator[dict]]:
-    """Batches of all images of train and of test, for `evaluate`."""
-    options = dict(image_size=image_size, batch_size=batch_size)
+  def batches(
+    self,
+    *,
+    image_size: int,
+    batch_size: int,
+    channels: int = 3,
+    value_range: tuple[float, float] | None = None,
+  ) -> tuple[Iterator[dict], Iterator[dict]]:
+    """Batches of all images of train and of test, for `evaluate`; see `evaluation_batches`."""
+    options = dict(image_size=image_size, batch_size=batch_size, channels=channels, value_range=value_range)
     return tuple(evaluation_batches(part, **options, max_examples=len(part)) for part in (self.train, self.test))
 
 

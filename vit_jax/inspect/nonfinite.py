@@ -20,8 +20,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 # Operations that only wrap a function, by the parameter that holds it.
 _WRAPPERS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 # Operations that only move or mark values: their outputs are as finite as their inputs, and no news.
-_MOVES = ("broadcast_in_dim", "copy", "neg", "reshape", "reshard", "sharding_constraint", "squeeze", "stop_gradient",
-          "transpose")  # fmt: skip
+_MOVES = ("broadcast_in_dim", "copy", "name", "neg", "reshape", "reshard", "sharding_constraint", "squeeze",
+          "stop_gradient", "transpose")  # fmt: skip
 _OPAQUE = ("while", "cond", "scatter-add", "scatter", "custom_linear_solve")  # looked at from outside
 
 

@@ -1,6 +1,7 @@
 """Pictures of what a model is shown and of what it sees: sheets of crops and masks, principal components of patches.
 
-Everything returns uint8 [height, width, 3]; `save` writes a file. NumPy and PIL only.
+Everything returns uint8 [height, width, 3]; `save` writes a file. NumPy and PIL only. Of images of other channels than
+RGB the first three are shown as red, green and blue, of two the first one.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from vit_jax.models.inputs import prepare_images
 Picture = UInt8[np.ndarray, "height width 3"]
 
 _GAP, _HEADER, _FONT = 6, 24, 14
+_CROPS = ("global_crops", "gram_crops", "local_crops")
 _PAPER, _INK = 255, (60, 66, 74)
 _HIDDEN = np.array([128.0, 128.0, 128.0])  # a masked patch is mostly this grey …
 _HIDING = 0.85  # … by this share
@@ -48,7 +50,8 @@ def contact_sheet(
     mean, std: of the normalisation, to undo it when the crops are floating-point.
     min_side: small crops are enlarged, all by the same whole factor, until a global crop has this height.
   """
-  crops = to_uint8(np.asarray(batch["global_crops"][:images]), mean, std)  # [b, 2, H, W, 3]
+  batch = dict(batch) | {name: visible(batch[name][:images], mean, std) for name in _CROPS if name in batch}
+  crops = batch["global_crops"]  # [b, 2, H, W, 3]
   if "masks" in batch:
     crops = overlay_masks(crops, np.asarray(batch["masks"][:images]))
   factor = max(1, math.ceil(min_side / crops.shape[2]))
@@ -56,12 +59,12 @@ def contact_sheet(
   rows = [list(row) for row in crops]
   names = [f"global {i + 1}, {batch['global_crops'].shape[-2]}" for i in range(crops.shape[1])]
   if "gram_crops" in batch:
-    gram = _enlarge(to_uint8(np.asarray(batch["gram_crops"][:images]), mean, std), factor)  # [b, 2, Hg, Wg, 3]
+    gram = _enlarge(batch["gram_crops"], factor)  # [b, 2, Hg, Wg, 3]
     for row, mine in zip(rows, gram, strict=True):
       row += list(mine)
     names += [f"gram {i + 1}, {batch['gram_crops'].shape[-2]}" for i in range(gram.shape[1])]
   if "local_crops" in batch and batch["local_crops"].shape[1]:
-    local = _enlarge(to_uint8(np.asarray(batch["local_crops"][:images]), mean, std), factor)  # [b, L, h, w, 3]
+    local = _enlarge(batch["local_crops"], factor)  # [b, L, h, w, 3]
     highest = max(picture.shape[0] for picture in rows[0])
     stack = max(1, (highest + _GAP) // (local.shape[2] + _GAP))  # local crops above each other
     for row, mine in zip(rows, local, strict=True):
@@ -139,7 +142,7 @@ def pca_sheet(
 def feature_sheet(
   model: VisionTransformer | ConvNeXt,
   params: Any,
-  images: UInt8[np.ndarray, "B H W 3"],
+  images: UInt8[np.ndarray, "B H W C"],
   *,
   mean: Sequence[float],
   std: Sequence[float],
@@ -154,7 +157,7 @@ def feature_sheet(
   images = np.asarray(images)
   grid = images.shape[1] // model.stride, images.shape[2] // model.stride
   patches = _patches(model, tuple(mean), tuple(std), mesh, params, images)
-  return pca_sheet(images, np.asarray(patches, np.float32), grid, foreground=foreground)
+  return pca_sheet(visible(images), np.asarray(patches, np.float32), grid, foreground=foreground)
 
 
 def save(picture: Picture, path: str | os.PathLike) -> Path:
@@ -163,6 +166,14 @@ def save(picture: Picture, path: str | os.PathLike) -> Path:
   path.parent.mkdir(parents=True, exist_ok=True)
   Image.fromarray(picture).save(path)
   return path
+
+
+def visible(
+  crops: Any, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> UInt8[np.ndarray, "... H W 3"]:
+  """Crops of any number of channels, and normalised where they are floating-point, as pictures."""
+  crops = to_uint8(np.asarray(crops), mean, std)
+  return crops[..., :3] if crops.shape[-1] >= 3 else np.repeat(crops[..., :1], 3, axis=-1)
 
 
 def to_uint8(crops: np.ndarray, mean: Sequence[float] | None, std: Sequence[float] | None) -> np.ndarray:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import jax
 from jaxtyping import Array, Float
 
-from vit_jax.ops.normalize import upcast
+from vit_jax.losses.assignment import centered
 
 
 def softmax_center(
@@ -21,4 +20,4 @@ def softmax_center(
     center: running mean of the scores of earlier batches.
     temperature: > 0.
   """
-  return jax.nn.softmax((upcast(logits) - upcast(center)) / temperature, axis=-1)
+  return centered(logits, center, temperature).probs()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vit_jax.ops.normalize import upcast
+from vit_jax.losses.assignment import balanced
 
 
 def sinkhorn_knopp(
@@ -23,9 +21,4 @@ def sinkhorn_knopp(
     temperature: > 0.
     iterations: >= 1.
   """
-  scaled = upcast(logits) / temperature  # [N, K]
-  sample = jnp.zeros((logits.shape[0], 1), scaled.dtype)  # [N, 1]  log factor of each sample
-  for _ in range(iterations):
-    prototype = -jax.nn.logsumexp(scaled + sample, axis=0, keepdims=True)  # [1, K]
-    sample = -jax.nn.logsumexp(scaled + prototype, axis=1, keepdims=True)  # [N, 1]
-  return jnp.exp(scaled + prototype + sample)
+  return balanced(logits, temperature, iterations=iterations).probs()

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from vit_jax import losses
 from vit_jax.data.views import Views
-from vit_jax.methods import gram, health
+from vit_jax.methods import gram, health, prototypes
 from vit_jax.methods.accumulation import MicroBatches
 from vit_jax.methods.settings import build_backbone, build_schedules, build_views, num_steps
 from vit_jax.methods.starting import Start
@@ -116,12 +116,14 @@ def make_step(config: Any) -> Callable[[State, Batch], tuple[State, Metrics]]:
       outputs = micro_batches(config, batch).map(
         lambda part: teacher_outputs(config, net, state.teacher, part, keep_patches=gram.is_shared(config)), batch
       )
-      targets = assign(outputs, temperature(state.step), state.centers)
+      targets = assign(outputs, temperature(state.step), state.centers, chunk=config.losses.chunk)
     state, metrics = learn(state, batch, targets)
     with jax.named_scope("centers"):
       state = state.replace(centers=moved_centers(config, state.centers, outputs, batch, metrics["nonfinite"] > 0))
     with jax.named_scope("health"):
-      metrics |= health.targets(targets.cls) | health.features(outputs.features) | health.means(outputs.similarity)
+      metrics |= (
+        health.targets(targets.cls.probs()) | health.features(outputs.features) | health.means(outputs.similarity)
+      )
     return state, metrics
 
   return step
@@ -154,14 +156,14 @@ def make_learner(config: Any, *, distilling: bool = False) -> Callable[[State, B
     shared = not distilling or config.gram.source == "teacher"  # the targets' teacher is that of Gram anchoring
 
     def local(student: Params, part: Any) -> tuple[jax.Array, Metrics, Array]:
-      targets, batch, draws = part
+      rows, batch, draws = part
       with jax.named_scope("gram_teacher"):
-        given = targets.anchor if shared else None
+        given = rows.anchor if shared else None
         anchor = gram.features(config, net.backbone, state, normalized(config, batch), given)
       with jax.named_scope("student"):
         weights = now["local_loss_weight"], now.get("gram_loss_weight")
-        targets = targets._replace(anchor=anchor)
-        return student_loss(config, net, student, targets, batch, draws, *weights, masked=not distilling)
+        own = rows.shared_with(targets)._replace(anchor=anchor)
+        return student_loss(config, net, student, own, batch, draws, *weights, masked=not distilling)
 
     def first_pass(student: Params, part: Any) -> Array:
       with jax.named_scope("student"):
@@ -175,7 +177,7 @@ def make_learner(config: Any, *, distilling: bool = False) -> Callable[[State, B
       local,
       across,
       state.student,
-      (targets, batch, draws),
+      (targets.rows(), batch, draws),
       first_pass=first_pass if couples_groups(config) else None,
     )
     with jax.named_scope("optimizer"):
@@ -321,38 +323,30 @@ def student_loss(
   Returns:
     The sum, the terms (and metrics of health), and the class tokens of the global crops [2B, D], for `spread_loss`.
   """
-  batch = normalized(config, batch)
+  batch, images = normalized(config, batch), batch["global_crops"].shape[0]
   names = ("global_crops", "local_crops")
   global_features, local_features = student_features(net, student, batch, draws, names, masked=masked)
-  num_local = batch["local_crops"].shape[1]
-  parts = (split_crops(global_features.cls, NUM_GLOBAL), split_crops(local_features.cls, num_local))
-  # The crops of an image stay together: crop after crop, rows would move between devices.
-  tokens = jnp.concatenate(parts).swapaxes(0, 1).reshape(-1, net.backbone.width)  # [B (2 + L), D]
-  logits = scores(net, student, "dino_head", tokens)
-  global_logits, local_logits = jnp.split(split_crops(logits, NUM_GLOBAL + num_local), [NUM_GLOBAL])  # [C, B, K]
   hidden = gather_masked(global_features.patches, batch["mask_indices"])  # [groups * M, D]
-  patch_logits = scores(net, student, "ibot_head", hidden)  # [groups * M, K]
-
-  ignore = config.dino.ignore_diagonal
-  cls_targets = split_crops(targets.cls, NUM_GLOBAL)  # [2, B, K]
-  weights, num_crops = batch["mask_weights"].reshape(-1), targets.cls.shape[0]
-  with jax.named_scope("losses"):
-    terms = {
-      "dino_local": losses.dino(local_logits, cls_targets),
-      "dino_global": losses.dino(global_logits, cls_targets, ignore_diagonal=ignore),
-      "ibot": losses.ibot(patch_logits, targets.patches, weights, num_crops=num_crops),
-    }
-  global_pairs = NUM_GLOBAL * (NUM_GLOBAL - 1 if ignore else NUM_GLOBAL)
-  local_share = NUM_GLOBAL * num_local / (global_pairs + NUM_GLOBAL * num_local)
-  total = config.dino.loss_weight * (
-    local_share * local_loss_weight * terms["dino_local"] + (1 - local_share) * terms["dino_global"]
-  )
-  total += config.ibot.loss_weight * terms["ibot"]
+  with jax.named_scope("dino_head"):
+    tokens = [split_crops(features.cls, images) for features in (global_features, local_features)]
+    total, terms = prototypes.dino(
+      config, net.dino_head, student["dino_head"], *tokens, targets.cls, local_loss_weight=local_loss_weight
+    )
+  with jax.named_scope("ibot_head"):
+    patches_total, more = prototypes.ibot(
+      config,
+      net.ibot_head,
+      student["ibot_head"],
+      hidden,
+      targets.patches,
+      batch["mask_weights"],
+      num_crops=NUM_GLOBAL * images,
+    )
+  total, terms = total + patches_total, terms | more
   if gram.enabled(config):
     with jax.named_scope("gram"):
       terms |= gram.terms(config, global_features.patches, targets.anchor, batch)
     total += gram_loss_weight * terms["gram"]
-  terms |= health.student(global_logits)
   if not masked:
     terms |= health.means(health.similarity(global_features.cls, global_features.patches))
   return total, terms, global_features.cls
@@ -390,9 +384,9 @@ def flatten_crops(crops: Float[Array, "B C H W 3"]) -> Float[Array, "BC H W 3"]:
   return crops.reshape(-1, *crops.shape[2:])
 
 
-def split_crops(rows: Float[Array, "BC K"], num_crops: int) -> Float[Array, "C B K"]:
-  """Rows of `flatten_crops` order as crops x images."""
-  return rows.reshape(-1, num_crops, rows.shape[-1]).swapaxes(0, 1)
+def split_crops(rows: Float[Array, "BC D"], images: int) -> Float[Array, "B C D"]:
+  """Rows of `flatten_crops` order as images x crops."""
+  return rows.reshape(images, -1, rows.shape[-1])
 
 
 def gather_masked(patches: Float[Array, "R N D"], indices: Array) -> Float[Array, "M D"]:

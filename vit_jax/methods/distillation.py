@@ -113,9 +113,9 @@ def make_step(config: Any) -> Callable[[State, Batch], tuple[State, dict[str, ja
 
     now = temperature(state.step)
     outputs = dinov3.micro_batches(config, batch).map(look, batch)
-    targets = assign(outputs, now, state.centers)
-    centers = moved_centers(config, state.centers, outputs, batch, ~jnp.all(jnp.isfinite(targets.cls)))
-    metrics = health.targets(targets.cls) | {"teacher_temperature": now}
+    targets = assign(outputs, now, state.centers, chunk=config.losses.chunk)
+    centers = moved_centers(config, state.centers, outputs, batch, ~targets.cls.finite())
+    metrics = health.targets(targets.cls.probs()) | {"teacher_temperature": now}
     parts: dict[str, State] = {}
     for name, learn in learners.items():
       part, values = learn(_part(state, name), batch, targets)

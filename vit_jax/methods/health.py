@@ -9,7 +9,6 @@ from jaxtyping import Array, Float
 from vit_jax.ops.normalize import l2_normalize, upcast
 
 NUM_GLOBAL = 2
-STUDENT_TEMPERATURE = 0.1
 
 
 def targets(cls: Float[Array, "R K"]) -> dict[str, jax.Array]:
@@ -34,14 +33,6 @@ def targets(cls: Float[Array, "R K"]) -> dict[str, jax.Array]:
     "prototype_usage": jnp.exp(marginal_entropy) / cls.shape[-1],
     "crop_kl": jnp.mean(divergence),
   }
-
-
-def student(logits: Float[Array, "C B K"]) -> dict[str, jax.Array]:
-  """student_entropy: mean entropy of the student's assignment of the class tokens of its global crops, nats."""
-  scaled = jax.lax.stop_gradient(upcast(logits)) / STUDENT_TEMPERATURE
-  normalizer = jax.nn.logsumexp(scaled, axis=-1)  # [C, B]
-  expected = jnp.sum(jax.nn.softmax(scaled, axis=-1) * scaled, axis=-1)  # [C, B]
-  return {"student_entropy": jnp.mean(normalizer - expected)}
 
 
 def features(cls: Float[Array, "R D"]) -> dict[str, jax.Array]:

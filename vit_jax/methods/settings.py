@@ -8,10 +8,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vit_jax.data.views import Views
+from vit_jax.data.views import Views, image_channels
 from vit_jax.models import ConvNeXt, PositionTable, Rope, VisionTransformer, create_model
 from vit_jax.optim.schedules import Schedule
 
+RGB_ONLY = ("saturation", "hue", "grayscale")  # keys of `augment` without a meaning for other images
 TRUNCATED = ("lr", "weight_decay", "momentum")  # schedules of which `schedules.truncate` speaks
 
 
@@ -103,10 +104,15 @@ def build_views(config: Any, stride: int) -> Views:
       )
   side = config.crops.global_size // stride
   photometric = {key: value for key, value in config.augment.items() if key not in ("mean", "std")}
+  channels = image_channels(config.model.in_channels)
+  if channels != 3:
+    photometric |= dict.fromkeys(RGB_ONLY, 0.0)
   return Views(
     **config.crops,
     **photometric,
     stride=stride,
+    channels=channels,
+    value_range=config.data.value_range,
     mask_grid=(side, side),
     mask_probability=config.ibot.mask_probability,
     mask_ratio=config.ibot.mask_ratio,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from vit_jax import losses
+from vit_jax.losses.assignment import Assignment, balanced, centered
 from vit_jax.ops.normalize import upcast
 
 Centers = dict[str, Float[Array, " K"]]
@@ -37,15 +37,23 @@ class Targets(NamedTuple):
   """What the student should say about a batch.
 
   Attributes:
-    cls: [2B, K] assignment of the class tokens of the global crops.
-    patches: [groups * M, K] assignment of the masked patches.
+    cls: assignment of the class tokens of the global crops, [2B, K].
+    patches: assignment of the masked patches, [groups * M, K].
     anchor: [2B, N, D] patch features whose similarities the student's keep; None: no Gram anchoring, or by features
       that `gram.features` has yet to compute.
   """
 
-  cls: Array
-  patches: Array
+  cls: Assignment
+  patches: Assignment
   anchor: Array | None = None
+
+  def rows(self) -> Targets:
+    """What can be cut into micro-batches: arrays of as many rows as there are tokens; see `shared_with`."""
+    return self._replace(cls=self.cls.rows(), patches=self.patches.rows())
+
+  def shared_with(self, whole: Targets) -> Targets:
+    """The `rows` of a micro-batch, with what all tokens of the whole batch share."""
+    return self._replace(cls=self.cls.shared_with(whole.cls), patches=self.patches.shared_with(whole.patches))
 
 
 def fresh_centers(config: Any) -> Centers | None:
@@ -54,16 +62,19 @@ def fresh_centers(config: Any) -> Centers | None:
   return {head: jnp.zeros(config[head].prototypes) for head in heads} or None
 
 
-def assign(outputs: TeacherOutputs, temperature: jax.Array, centers: Centers | None = None) -> Targets:
+def assign(
+  outputs: TeacherOutputs, temperature: jax.Array, centers: Centers | None = None, *, chunk: int | None = None
+) -> Targets:
   """The assignments of class tokens and of masked patches.
 
-  By softmax for a head that has a centre, else by Sinkhorn-Knopp over all the tokens of the batch.
+  By softmax for a head that has a centre, else by Sinkhorn-Knopp over all the tokens of the batch; `chunk` is
+  `losses.chunk`.
   """
 
-  def one(head: str, logits: Float[Array, "N K"]) -> Float[Array, "N K"]:
+  def one(head: str, logits: Float[Array, "N K"]) -> Assignment:
     if centers and head in centers:
-      return losses.softmax_center(logits, centers[head], temperature)
-    return losses.sinkhorn_knopp(logits, temperature)
+      return centered(logits, centers[head], temperature, chunk=chunk)
+    return balanced(logits, temperature, chunk=chunk)
 
   targets = Targets(cls=one("dino", outputs.cls), patches=one("ibot", outputs.patches), anchor=outputs.anchor)
   return jax.lax.stop_gradient(targets)

@@ -25,6 +25,7 @@ class SelfAttention(nn.Module):
   """q, k, v from one linear map, rotary positions on the patch tokens of q and k, softmax attention, output map.
 
   With `qk_norm`, queries and keys are normalised per head first (Dehghani et al. 2023), by a norm of the kind given.
+  With `recompute`, the backward pass computes the attention weights once more instead of keeping them.
   """
 
   num_heads: int
@@ -35,6 +36,7 @@ class SelfAttention(nn.Module):
   norm_kind: str = "layernorm"
   norm_eps: float = 1e-6
   init_std: float = INIT_STD
+  recompute: bool = False
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 
@@ -53,6 +55,6 @@ class SelfAttention(nn.Module):
       q, k = (make_norm(self.norm_kind, name=name, **norm)(y) for name, y in (("q_norm", q), ("k_norm", k)))
     if tables is not None:
       q, k = rope.rotate(q, *tables), rope.rotate(k, *tables)
-    y = attention(q, k, v)  # [B, T, H, d]
+    y = attention(q, k, v, recompute=self.recompute)  # [B, T, H, d]
     project = Linear((width,), contract=2, use_bias=self.proj_bias, name="proj", init_std=self.init_std, **types)
     return project(y)

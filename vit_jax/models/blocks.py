@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from vit_jax.models.attention import SelfAttention
 from vit_jax.models.layers import LayerScale, make_norm
 from vit_jax.models.mlp import MLPS
+from vit_jax.models.remat import block_inputs
 
 Tables = tuple[Float[Array, "N d"], Float[Array, "N d"]]
 
@@ -58,6 +59,7 @@ class Block(nn.Module):
   init_std: float
   dtype: Any
   param_dtype: Any
+  recompute_attention: bool = False
 
   def setup(self) -> None:
     types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -73,6 +75,7 @@ class Block(nn.Module):
       norm_kind=self.norm_kind,
       norm_eps=self.norm_eps,
       init_std=self.init_std,
+      recompute=self.recompute_attention,
       **types,
     )
     self.norm2 = make_norm(self.norm_kind, eps=self.norm_eps, **types)
@@ -84,7 +87,7 @@ class Block(nn.Module):
   def __call__(self, xs: tuple[Float[Array, "B T D"], ...], inputs: tuple[BlockInputs, ...]) -> tuple[Array, ...]:
     scale1, scale2 = (self.ls1, self.ls2) if self.layer_scale is not None else (lambda y: y, lambda y: y)
     out = []
-    for x, entry in zip(xs, inputs, strict=True):
+    for x, entry in zip(block_inputs(xs), inputs, strict=True):
       kept = (None, None) if entry.kept is None else entry.kept
       tables = entry.tables
       x = add_branch(x, lambda y, tables=tables: scale1(self.attn(self.norm1(y), tables)), kept[0])

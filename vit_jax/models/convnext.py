@@ -17,7 +17,7 @@ from vit_jax.models.inputs import check_channels
 from vit_jax.models.layers import LayerScale, linear_init, make_norm, spread
 from vit_jax.models.mlp import GeluMlp
 from vit_jax.models.patches import PatchEmbed
-from vit_jax.models.remat import check_remat, recomputed
+from vit_jax.models.remat import block_inputs, check_remat, recomputed
 from vit_jax.ops.normalize import upcast
 from vit_jax.ops.resize import resize_map
 
@@ -85,7 +85,7 @@ class ConvNeXtBlock(nn.Module):
   ) -> tuple[tuple[Array, ...], None]:
     mlp = GeluMlp(4 * xs[0].shape[-1], dtype=self.dtype, param_dtype=self.param_dtype, name="mlp")
     out = []
-    for x, rows in zip(xs, kept, strict=True):
+    for x, rows in zip(block_inputs(xs), kept, strict=True):
       batch, height, width, dim = x.shape
 
       def branch(y: Float[Array, "b N D"], shape: tuple[int, ...] = (height, width, dim)) -> Float[Array, "b N D"]:
@@ -137,7 +137,9 @@ class ConvNeXt(Backbone):
     drop_path: share of the samples of a loss group that skip a residual branch in training.
     dtype: compute type of matrix products and maps; norms are float32 at least.
     param_dtype: type of the parameters.
-    remat: what the backward pass recomputes: "none", "dots" (all but matrix products), "blocks" (everything).
+    remat: what the backward pass recomputes: "none", "dots" (all but matrix products), "blocks" (everything),
+      "offload" (everything; the inputs of the blocks wait in the host's memory); "attention", of which there is none,
+      is as "none".
     unroll: blocks per iteration of a stage's scan.
   """
 

@@ -58,7 +58,8 @@ class VisionTransformer(Backbone):
     drop_path: share of the samples of a loss group that skip a residual branch in training.
     dtype: compute type of matrix products and tokens; norms and softmax are float32 at least.
     param_dtype: type of the parameters.
-    remat: what the backward pass recomputes: "none", "dots" (all but matrix products), "blocks" (everything).
+    remat: what the backward pass recomputes: "none", "dots" (all but matrix products), "attention" (its weights),
+      "blocks" (everything), "offload" (everything; the inputs of the blocks wait in the host's memory).
     unroll: blocks per iteration of the scan.
   """
 
@@ -174,6 +175,7 @@ class VisionTransformer(Backbone):
       norm_kind=self.norm,
       norm_eps=self.norm_eps,
       init_std=self.init_std,
+      recompute_attention=self.remat == "attention",
       **types,
     )
 

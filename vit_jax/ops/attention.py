@@ -13,15 +13,24 @@ _HALF = (jnp.bfloat16, jnp.float16)
 
 
 def attention(
-  query: Float[Array, "B T H d"], key: Float[Array, "B T H d"], value: Float[Array, "B T H d"]
+  query: Float[Array, "B T H d"],
+  key: Float[Array, "B T H d"],
+  value: Float[Array, "B T H d"],
+  *,
+  recompute: bool = False,
 ) -> Float[Array, "B T H d"]:
   """softmax(q k^T / sqrt(d)) v without mask or dropout; the softmax in float32 (float64 for float64 inputs).
 
   On GPU this is cuDNN's flash attention where that can be (`why_not_cudnn`); elsewhere two products for XLA.
+
+  Args:
+    recompute: the backward pass computes the weights [B, H, T, T] once more instead of keeping them; flash attention
+      always does.
   """
   if jax.default_backend() == "gpu" and why_not_cudnn(query.shape, query.dtype) is None:
     return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
-  return plain_attention(query, key, value)
+  plain = jax.checkpoint(plain_attention, prevent_cse=False) if recompute else plain_attention
+  return plain(query, key, value)
 
 
 def why_not_cudnn(shape: tuple[int, ...], dtype: Any) -> str | None:

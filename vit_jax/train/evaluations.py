@@ -75,8 +75,7 @@ class Evaluations:
     """The principal components of the teacher's patches on a few images."""
     if self._pictured is None:
       source = self._sources[1] if self._sources else self._run.source
-      few = {"batch_size": NUM_PICTURED, "max_examples": NUM_PICTURED}
-      batch = next(evaluation_batches(source, image_size=self._size, **few))
+      batch = next(self._batches(source, batch_size=NUM_PICTURED, max_examples=NUM_PICTURED))
       self._pictured = batch["images"][batch["valid"]]
     augment, mesh = self._run.config.augment, self._run.mesh
     return {
@@ -86,10 +85,13 @@ class Evaluations:
       for name, (model, params) in methods.exports(self._run.method, state, self._run.config).items()
     }
 
-  def _batches(self, source: Any) -> Iterator[Mapping[str, Any]]:
+  def _batches(self, source: Any, **numbers: int) -> Iterator[Mapping[str, Any]]:
+    """All that are scored, or `numbers` of them."""
+    numbers = {key: self._settings[key] for key in ("batch_size", "max_examples")} | numbers
     return evaluation_batches(
       source,
       image_size=self._size,
-      batch_size=self._settings.batch_size,
-      max_examples=self._settings.max_examples,
+      channels=self._run.config.model.in_channels,
+      value_range=self._run.config.data.value_range,
+      **numbers,
     )

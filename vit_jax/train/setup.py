@@ -15,10 +15,12 @@ from ml_collections import ConfigDict
 from vit_jax import checkpoints, methods, parallel
 from vit_jax import config as configs
 from vit_jax.config import ConfigError
+from vit_jax.data.decode import BadImage, OtherChannels, decode
 from vit_jax.data.masks import masked_patches
 from vit_jax.data.sources import Source, open_source, split_specs
-from vit_jax.data.views import Views
+from vit_jax.data.views import Views, image_channels
 from vit_jax.methods import gram
+from vit_jax.methods.settings import RGB_ONLY
 from vit_jax.parallel import lifeline, processes
 
 log = logging.getLogger(__name__)
@@ -79,7 +81,7 @@ def prepare(config: ConfigDict) -> Run:
     for alone in methods.each_student(resolved).values():
       parallel.check_batch(mesh, **sizes, micro_batches=alone.micro_batches)
       _check_koleo(alone)
-      _check_channels(alone)
+      _check_channels(alone, source)
     _check_masks(resolved, views)
     _check_evaluation_size(resolved, views)
     sources = _evaluation_sources(resolved, source)
@@ -131,12 +133,23 @@ def _check_koleo(config: ConfigDict) -> None:
     )
 
 
-def _check_channels(config: ConfigDict) -> None:
-  if config.model.in_channels not in (1, 3):
+def _check_channels(config: ConfigDict, source: Source) -> None:
+  """Tries one image: where it has other channels, so have all, which would be as many unreadable images."""
+  channels = image_channels(config.model.in_channels)
+  unused = [f"augment.{key}={config.augment[key]}" for key in RGB_ONLY if config.augment[key]]
+  if channels != 3 and unused:
+    log.info("Not applied to images of %d channels, as they are for RGB: %s.", channels, ", ".join(unused))
+  if getattr(source, "remote", False):
+    return  # it may not answer; training waits for it, and says so
+  try:
+    decode(source[0]["image"], source.describe(0), channels=channels, value_range=config.data.value_range)
+  except OtherChannels as error:
     raise ConfigError(
-      f"model.in_channels={config.model.in_channels}: data.source={config.data.source} has RGB images, which serve a "
-      "model of 3 channels, or of 1 by their grey values"
-    )
+      f"model.in_channels={config.model.in_channels}: {error}; set it to the channels of the images in "
+      f"data.source={config.data.source} (3: RGB), and augment.mean and augment.std with it"
+    ) from error
+  except (BadImage, OSError):
+    pass  # met again, and reported, in training
 
 
 def _evaluation_sources(config: ConfigDict, source: Source) -> tuple[str, str | None] | None:

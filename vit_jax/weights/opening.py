@@ -17,8 +17,8 @@ from vit_jax.weights.pth import open_pth, read_extra
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"  # of a Hugging Face folder
 HEADS = ("dino_head", "ibot_head")
-# Of the published satellite models, whose files say it by their names: mean, standard deviation, side.
-SATELLITE = ("sat493m", ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143), 224))
+# Of the published satellite models, whose files say it by their names; as of `from_preprocessor`.
+SATELLITE = ("sat493m", ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143), 224, None))
 
 
 class Opened(NamedTuple):
@@ -61,8 +61,10 @@ def open_weights(path: pathlib.Path) -> Opened:
     raise WeightsError(f"{path}: {error}") from error
 
 
-def read_preprocessor(path: pathlib.Path) -> tuple[tuple[float, ...], tuple[float, ...], int] | None:
-  """Mean, standard deviation and side of the images of the model at `path`; None: it does not say.
+def read_preprocessor(
+  path: pathlib.Path,
+) -> tuple[tuple[float, ...], tuple[float, ...], int, tuple[float, ...] | None] | None:
+  """Mean, standard deviation, side and range of values of the images of the model at `path`; None: it does not say.
 
   They are in a folder, beside a file, or in the texts that a file has room for.
   """
