@@ -75,9 +75,10 @@ def small(**types):
 def test_a_peer_that_lacks_a_library_says_which(tmp_path, monkeypatch):
   script = tmp_path / "lacking.py"
   script.write_text('print(\'{"missing": "no such library"}\')\n')
+  monkeypatch.setattr(peer, "__file__", str(tmp_path / "peer.py"))  # scripts lie beside it
   monkeypatch.setattr(peer, "peer_python", lambda: sys.executable)
   with pytest.raises(peer.MissingLibrary, match="no such library"):
-    peer.find_peer(str(script), {})
+    peer.find_peer("lacking.py", {})
 
 
 def test_a_run_that_makes_no_step_fails_with_what_it_said(tmp_path):
