@@ -60,7 +60,6 @@ IMPOSSIBLE = {  # for every key whose values can be impossible by themselves: su
   "compilation_cache": [""],
   "model.unroll": [0],
   "losses.chunk": [0],
-  "data.value_range": [(0.0,), (1.0, 0.0)],
   "koleo.loss_weight": [-1.0],
   "koleo.topk": [0],
   "koleo.group_size": [0],
