@@ -194,6 +194,7 @@ class _Loop:
       timeout=run.config.data.timeout or None,
     )
     self.last_metrics: dict[str, float] = {}  # the last value of each
+    self.programs: set[str] = set()  # batches for which a step has run, by their sizes
     self.step_number, self.state = self._start(sources, accept_config_change)
     self.first_step = self.step_number
     teacher = abstract_state(run).frozen
@@ -325,6 +326,11 @@ class _Loop:
     if not steps.ready(batch):
       with self.progress.pausing("compiling"):
         steps.wait(batch)
+    sizes = str(sorted((name, array.shape) for name, array in batch.items()))
+    if sizes not in self.programs:
+      # A first collective waits only half a minute for processes that still compile: they meet here before it.
+      self.programs.add(sizes)
+      processes.check_same(f"training step {len(self.programs)}", sizes)
     for name, seconds in steps.news():
       several = self.run.views.resolutions
       log.info("Compiled the training step%s in %.1f s.", f" at {name}" if several else "", seconds)
