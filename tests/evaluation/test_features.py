@@ -96,7 +96,7 @@ def test_no_image_is_an_error(feature_fn):
 
 
 def test_already_normalised_images_are_refused(feature_fn):
-  with pytest.raises(ValueError, match=r"uint8 images \[B, H, W, 3\].*float32"):
+  with pytest.raises(ValueError, match=r"uint8 images \[B, H, W, C\].*float32"):
     feature_fn(np.zeros((2, 16, 16, 3), np.float32))
 
 
