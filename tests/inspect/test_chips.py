@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vit_jax.inspect.chips import CHIPS, known, target_config, topology
+from vit_jax.inspect.chips import CHIPS, known, peak_flops, target_config, topology
 from vit_jax.inspect.errors import PlanError
 
 
@@ -37,3 +37,15 @@ def test_figures_are_plausible_and_have_a_source():
 def test_a_gpu_is_described_for_its_compiler():
   text = target_config(CHIPS["h100"])
   assert "core_count: 132" in text and "major: 9" in text and text.count("{") == text.count("}")
+
+
+@pytest.mark.parametrize(
+  ("kind", "chip"),
+  [("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA A100-SXM4-80GB", "a100"), ("TPU v5 lite", "v5e"), ("TPU v5", "v5p")],
+)
+def test_the_peak_of_a_device_by_its_kind(kind, chip):
+  assert peak_flops(kind) == CHIPS[chip].flops
+
+
+def test_a_cpu_has_no_known_peak():
+  assert peak_flops("cpu") is None

@@ -4,9 +4,9 @@ Both are given images, masks and weights of the same sizes and do the same work:
 masked global and on local crops, two heads, Sinkhorn-Knopp, all losses, clipping, AdamW, EMA. PyTorch runs in a process
 of its own, and the two take turns.
 
-MFU = model FLOPs of a step / (seconds x peak FLOP/s of the device), with the FLOPs that `vit_jax.inspect.cost` counts:
-matrix products of student (forward and twice that backward), teacher and heads; rows that stochastic depth skips and
-recomputation do not count.
+MFU (of devices whose bfloat16 peak is known) = model FLOPs of a step / (seconds x peak FLOP/s), with the FLOPs that
+`vit_jax.inspect.cost` counts: matrix products of student (forward and twice that backward), teacher and heads; rows
+that stochastic depth skips and recomputation do not count.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from vit_jax import config as configs
 from vit_jax import methods, parallel
 from vit_jax.bench.harness import Row, Timing, alternate, repeat
 from vit_jax.bench.peer import PEER_PYTHON, Peer, find_peer
-from vit_jax.data.groups import LossGroups
 from vit_jax.data.masks import masked_patches
+from vit_jax.data.pipeline import make_pipeline
+from vit_jax.data.sources import open_source
 from vit_jax.inspect import cost
+from vit_jax.inspect.chips import peak_flops
 from vit_jax.train import loop
 from vit_jax.train.setup import Run
 
@@ -68,6 +69,7 @@ class Case:
     return configs.resolve(c, None)
 
 
+NOISE = "synthetic:noise?size=256&format=none"  # the pictures that both sides learn nothing from
 _SMALL = Case("ViT-S/16, 2x112 + 8x48 px, batch 8", "dinov3_vits16", 8, 112, 48, 0.0, "float32", 4096)
 _LARGE = Case("ViT-L/16 recipe, 2x224 + 8x96 px, batch 64", "vit_large", 64, 224, 96, 0.3, "bfloat16", 65536)
 CASES = {
@@ -112,11 +114,10 @@ class Ours:
     run = Run(config, method, views, source=None, evaluation_sources=None, mesh=mesh)
     self.case, self.net = case, method.modules(config)
     self.state = loop.fresh_state(run)
-    group = LossGroups(_Noise(), views, seed=0, group_size=case.batch_size)[0]
-    arrays = {name: array for name, array in group.items() if isinstance(array, np.ndarray) and array.ndim}
-    self.batch = jax.device_put(arrays, parallel.batch_sharding(mesh))
+    with make_pipeline(open_source(NOISE), views, batch_size=case.batch_size, seed=0, workers=0) as batches:
+      self.batch = jax.device_put(next(batches), parallel.batch_sharding(mesh))
     with loop.mesh_context(mesh):
-      self.compiled = jax.jit(method.make_step(config), donate_argnums=0).lower(self.state, self.batch).compile()
+      self.compiled = loop.jitted_step(run, loop.abstract_state(run)).lower(self.state, self.batch).compile()
 
   def step(self) -> None:
     self.state, metrics = self.compiled(self.state, self.batch)
@@ -142,25 +143,11 @@ class Ours:
   def note(self, timing: Timing) -> str:
     memory = self.compiled.memory_analysis()
     held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    speed = self.flops() / timing.median / 1e9
-    return f"{self.case.batch_size / timing.median:.3g} images/s, {speed:,.0f} GFLOP/s, {held / 2**30:.2f} GiB"
-
-
-class _Noise:
-  """A source of random pictures."""
-
-  num_classes = 0
-  class_names = ()
-
-  def __len__(self) -> int:
-    return 1 << 20
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    pixels = np.random.default_rng(index).integers(0, 256, (256, 256, 3), np.uint8)
-    return {"image": pixels, "label": -1}
-
-  def describe(self, index: int) -> str:
-    return f"noise {index}"
+    speed = self.flops() / timing.median
+    peak = peak_flops(jax.devices()[0].device_kind)
+    used = "" if peak is None else f", MFU {speed / peak:.1%}"
+    images = self.case.batch_size / timing.median
+    return f"{images:.3g} images/s, {speed / 1e9:,.0f} GFLOP/s{used}, {held / 2**30:.2f} GiB"
 
 
 def peer(net: Any, case: Case) -> Peer | None:

@@ -90,6 +90,13 @@ _CHIPS = (
   _gpu("b200", 180, 2250, 8000, 1800, 400, Gpu("HGX B200 180GB", (10, 0), 148, 1.965, 126 * _MIB, 228 * 1024)),
 )
 CHIPS = {chip.name: chip for chip in _CHIPS}
+_TPU_KINDS = {"TPU v5": "v5p", "TPU v5 lite": "v5e", "TPU v6 lite": "v6e", "TPU7x": "tpu7x"}
+
+
+def peak_flops(device_kind: str) -> float | None:
+  """The bfloat16 peak of a device by what `jax.Device.device_kind` says, "NVIDIA H100 80GB HBM3"; None: not known."""
+  words = _TPU_KINDS.get(device_kind, device_kind).lower().replace("-", " ").split()
+  return next((chip.flops for name, chip in CHIPS.items() if name in words), None)
 
 
 @dataclass(frozen=True)
