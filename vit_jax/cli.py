@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from vit_jax.commands import bench, data, inspect, planning, runs, weights
 from vit_jax.commands.flags import Parser
 from vit_jax.commands.job import is_for_user
+from vit_jax.commands.memory import use_large_pages
 from vit_jax.config.errors import UserError
 
 _OVERRIDE = "--config."
@@ -24,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   _log_to_terminal()
   try:
     args = parse(sys.argv[1:] if argv is None else argv)
+    if argv is None:  # the process is this command's own
+      use_large_pages()
     args.command(args)
   except Exception as error:
     if not is_for_user(error):

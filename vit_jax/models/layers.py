@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vit_jax.ops.linear import linear
 from vit_jax.ops.normalize import upcast
 
 INIT_STD = 0.02  # of the published models' initial weights
@@ -68,11 +69,10 @@ class Linear(nn.Module):
   def __call__(self, x: Array) -> Array:
     inputs = x.shape[-self.contract :]
     kernel = self.param("kernel", nn.initializers.normal(self.init_std), (*inputs, *self.features), self.param_dtype)
-    axes = (tuple(range(x.ndim - self.contract, x.ndim)), tuple(range(self.contract)))
     kernel = kernel.astype(self.dtype)
     if self.kernel_axes is not None:
       kernel = nn.with_logical_constraint(kernel, self.kernel_axes)
-    y = jax.lax.dot_general(x.astype(self.dtype), kernel, (axes, ((), ())))
+    y = linear(x.astype(self.dtype), kernel, contract=self.contract)
     if self.use_bias:
       bias = self.param("bias", nn.initializers.zeros, self.features, self.param_dtype)
       y = y + spread(self.adjust_bias(bias), y.shape, y.dtype)

@@ -36,7 +36,7 @@ from vit_jax.parallel import processes
 from vit_jax.train import frozen, setup, starting
 from vit_jax.train import goodput as goodputs
 from vit_jax.train.caching import caching
-from vit_jax.train.compiling import CompiledSteps
+from vit_jax.train.compiling import CompiledSteps, compiler_options
 from vit_jax.train.evaluations import Evaluations
 from vit_jax.train.goodput import Goodput
 from vit_jax.train.interrupts import Interrupts, Stopped
@@ -151,7 +151,8 @@ def make_step(run: setup.Run) -> Callable[[State, Batch], tuple[State, dict[str,
 def jitted_step(run: setup.Run, state: State) -> Any:
   """The training step for `jax.jit`'s stages; the state is donated and keeps the shardings of the abstract `state`."""
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-  return jax.jit(make_step(run), donate_argnums=0, out_shardings=(shardings, None))
+  options = compiler_options(run.mesh.devices.flat[0].platform)
+  return jax.jit(make_step(run), donate_argnums=0, out_shardings=(shardings, None), compiler_options=options)
 
 
 def fresh_state(run: setup.Run) -> State:
