@@ -13,7 +13,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vit_jax import parallel
-from vit_jax.train.compiling import CompiledSteps, abstract, signature
+from vit_jax.train import compiling
+from vit_jax.train.compiling import CompiledSteps, abstract, compiler_options, signature
 from vit_jax.train.loop import mesh_context
 
 
@@ -140,3 +141,30 @@ def test_without_further_shapes_no_thread_works(mesh):
     compiled.wait(batch_of(mesh, 3))
     compiled(state, batch_of(mesh, 3))
     assert threading.active_count() == before
+
+
+@pytest.fixture
+def fresh_options(monkeypatch):
+  monkeypatch.delenv("XLA_FLAGS", raising=False)
+  compiler_options.cache_clear()
+  yield
+  compiler_options.cache_clear()
+
+
+def test_options_are_those_that_the_compiler_of_the_platform_takes(fresh_options):
+  options = compiler_options("cpu")
+  assert options
+  jax.jit(jnp.sin).lower(0.0).compile(compiler_options=options)
+  assert compiler_options("tpu") == {}
+
+
+def test_options_that_this_version_lacks_are_left_out(fresh_options, monkeypatch):
+  monkeypatch.setattr(compiling, "_OPTIONS", {"cpu": {"xla_cpu_of_another_version": True}})
+  assert compiler_options("cpu") == {}
+
+
+def test_flags_of_the_environment_go_before_options(fresh_options, monkeypatch):
+  (name,) = compiler_options("cpu")
+  compiler_options.cache_clear()
+  monkeypatch.setenv("XLA_FLAGS", f"--{name}=")
+  assert compiler_options("cpu") == {}
