@@ -330,7 +330,7 @@ class _Loop:
     if sizes not in self.programs:
       # A first collective waits only half a minute for processes that still compile: they meet here before it.
       self.programs.add(sizes)
-      processes.check_same(f"training step {len(self.programs)}", sizes)
+      processes.meet(f"the training step for {sizes}")
     for name, seconds in steps.news():
       several = self.run.views.resolutions
       log.info("Compiled the training step%s in %.1f s.", f" at {name}" if several else "", seconds)
