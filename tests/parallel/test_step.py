@@ -88,8 +88,10 @@ def test_every_activation_of_the_step_would_be_found():
 def test_memory_per_device_does_not_grow_with_the_number_of_devices():
   """Where an activation is not constrained, every device computes it for all images."""
   two = compiled(2, **{"mesh.data": 1, "mesh.fsdp": 2, "batch_size": 2 * IMAGES})
-  temporary = [what.step.memory_analysis().temp_size_in_bytes for what in (two, on(*FAST[0]))]
-  assert temporary[1] < 1.2 * temporary[0]
+  memory = [what.step.memory_analysis() for what in (two, on(*FAST[0]))]
+  # XLA puts temporaries into the buffers of the results, too, which are the larger the fewer devices share the state.
+  few, many = (m.temp_size_in_bytes + m.output_size_in_bytes for m in memory)
+  assert many < few
 
 
 @pytest.mark.slow
