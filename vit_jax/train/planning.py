@@ -34,6 +34,7 @@ from vit_jax.data.views import Views
 from vit_jax.inspect import cost, hlo
 from vit_jax.inspect import plan as plans
 from vit_jax.inspect.chips import Topology, target_config, topology
+from vit_jax.inspect.collectives import collectives
 from vit_jax.inspect.errors import PlanError
 from vit_jax.inspect.plan import Memory, Plan
 from vit_jax.methods import gram
@@ -144,15 +145,15 @@ def _timed(found: Plan, compiled: Any, where: Topology, executed: float) -> Plan
   """The plan with what its program says it moves."""
   chip = where.chip
   program = hlo.Program(compiled.as_text())
-  collectives = tuple(hlo.collectives(program, devices=found.devices, host=chip.per_host))
+  moved = tuple(collectives(program, devices=found.devices, host=chip.per_host))
   traffic = hlo.memory_traffic(program, fast=chip.gpu is None)
   return dataclasses.replace(
     found,
     traffic=traffic,
-    collectives=collectives,
+    collectives=moved,
     compute=max(executed, found.model_flops * found.settings["batch_size"] / found.devices) / chip.flops,
     hbm=traffic / chip.bandwidth,
-    network=plans.network_seconds(where, collectives),
+    network=plans.network_seconds(where, moved),
   )
 
 
