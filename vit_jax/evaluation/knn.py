@@ -110,11 +110,11 @@ def _merge(best: tuple[Array, Array], query: Array, keys: Array, labels: Array, 
 def _candidates(
   similarity: Float[Array, "Q n"], k: int, num_valid: int | Array
 ) -> tuple[Float[Array, "Q c"], Int[Array, "Q c"]]:
-  """Some of the n columns in their order, and which they are: the k largest are among them, and so are the first of ties.
+  """Some of the n columns in their order, and which they are; the k largest are among them, of equal ones the first.
 
-  They are those of the k groups of neighbouring columns whose largest value is largest: a column of another group has k
-  before it, one in each of these, of which those that are not larger come earlier. Two searches of about sqrt(n k)
-  values instead of one of n. The columns from `num_valid` on are padding that repeats the last: -inf in what is found.
+  They are those of the k groups of neighbouring columns with the largest maxima: each of these has a column that is
+  larger than any of another group, or as large and earlier. Two searches of about sqrt(n k) values instead of one of n.
+  The columns from `num_valid` on are padding that repeats the last one: -inf in what is found.
   """
   num = similarity.shape[1]
   size = _group_size(num, k)
