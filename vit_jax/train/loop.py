@@ -217,12 +217,15 @@ class _Loop:
       if reached:
         log.warning("No step was saved although %s reaches step %d: starting from zero.", METRICS, reached)
       log.info("%s", starting.report(sources))
+      self.pipeline.start()  # the first batches are made while everything else is made ready
       state = starting.begin(fresh_state(self.run), sources)
       sources.clear()  # they may hold whole files
       return 0, state
     with self.goodput.measuring("restore"):
       restored = self.checkpoints.restore(abstract_state(self.run).saved())
     self.pipeline.set_state(restored.data_state, exact=not accept_config_change)
+    if restored.step < self.total:
+      self.pipeline.start()
     self.last_metrics = restored.metrics
     log.info("Going on from step %d of %d.", restored.step, self.total)
     return restored.step, restored.state
@@ -276,6 +279,7 @@ class _Loop:
     times = SaveTimes(self.run.steps("checkpoint.every"), config.checkpoint.minutes, self.total)
     # "step" is what is not measured inside: the device works while the host keeps its books.
     with contextlib.closing(batches), self.progress, self._steps() as step_fn, self.goodput.measuring("step"):
+      self._make_ready(step_fn, abstract_batch(self.run, self.pipeline.upcoming(1)[0]))
       for step in range(self.step_number + 1, self.total + 1):
         with self.progress.waiting():
           batch, data_state = next(batches)
