@@ -166,6 +166,11 @@ def bad_records_file() -> str:
   return f"bad_records_{jax.process_index()}.jsonl" if jax.process_index() else "bad_records.jsonl"
 
 
+def _running(pending: tuple[int, dict[str, jax.Array]] | None) -> bool:
+  """Whether the devices are still at the step whose metrics these will be."""
+  return pending is not None and not all(x.is_ready() for x in pending[1].values() if isinstance(x, jax.Array))
+
+
 class _Loop:
   """One process's part of a run: the state and everything that is written."""
 
@@ -281,7 +286,7 @@ class _Loop:
     with contextlib.closing(batches), self.progress, self._steps() as step_fn, self.goodput.measuring("step"):
       self._make_ready(step_fn, abstract_batch(self.run, self.pipeline.upcoming(1)[0]))
       for step in range(self.step_number + 1, self.total + 1):
-        with self.progress.waiting():
+        with self.progress.waiting(functools.partial(_running, pending)):
           batch, data_state = next(batches)
         if step == 1 and config.log.pictures:
           with self.progress.pausing("pictures"):
