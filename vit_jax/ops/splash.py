@@ -94,7 +94,7 @@ def _on_one_device(query: Array, key: Array, value: Array, *, interpret: bool) -
 
 
 def platform() -> str:
-  """The kind of device that the program around this is for: that of its mesh, which need not be here, or the default."""
+  """The kind of device that a program is for: of the mesh around this, which need not be here, or the default."""
   device = jax.sharding.get_abstract_mesh().abstract_device
   return jax.default_backend() if device is None else device.platform
 
