@@ -30,7 +30,7 @@ def test_gradients_are_those_of_automatic_differentiation(leading, inputs, outpu
   def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.tensordot(x, kernel, len(inputs))
 
-  found, back = jax.vjp(lambda x, kernel: linear(x, kernel, contract=len(inputs)), x, kernel)
+  found, back = jax.vjp(lambda x, kernel: linear(x, kernel, len(inputs)), x, kernel)
   wanted, plain_back = jax.vjp(plain, x, kernel)
 
   np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)

@@ -123,7 +123,7 @@ def abstract_state(run: setup.Run) -> State:
   Raises:
     MeshError: if the mesh leaves parameters whole that it should spread.
   """
-  shapes = jax.eval_shape(functools.partial(run.method.init, run.config), jax.random.key(run.config.seed))
+  shapes = jax.eval_shape(run.init, jax.random.key(run.config.seed))
   parallel.check_spread(shapes, run.mesh)
   shardings = parallel.state_shardings(shapes, run.mesh, zero=run.config.mesh.zero)
   return jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings)
@@ -158,13 +158,18 @@ def jitted_step(run: setup.Run, state: State) -> Any:
 def fresh_state(run: setup.Run) -> State:
   """A new state, every array born on its devices; without the frozen teacher, which a file holds."""
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run).saved())
-  init = jax.jit(lambda key: run.method.init(run.config, key).saved(), out_shardings=shardings)
+  init = jax.jit(lambda key: run.init(key).saved(), out_shardings=shardings)
   return init(jax.random.key(run.config.seed))
 
 
 def bad_records_file() -> str:
   """Where this process lists the unreadable images among its own."""
   return f"bad_records_{jax.process_index()}.jsonl" if jax.process_index() else "bad_records.jsonl"
+
+
+def _running(pending: tuple[int, dict[str, jax.Array]] | None) -> bool:
+  """Whether the devices are still at the step whose metrics these will be."""
+  return pending is not None and not all(x.is_ready() for x in pending[1].values() if isinstance(x, jax.Array))
 
 
 class _Loop:
@@ -218,12 +223,15 @@ class _Loop:
       if reached:
         log.warning("No step was saved although %s reaches step %d: starting from zero.", METRICS, reached)
       log.info("%s", starting.report(sources))
+      self.pipeline.start()  # the first batches are made while everything else is made ready
       state = starting.begin(fresh_state(self.run), sources)
       sources.clear()  # they may hold whole files
       return 0, state
     with self.goodput.measuring("restore"):
       restored = self.checkpoints.restore(abstract_state(self.run).saved())
     self.pipeline.set_state(restored.data_state, exact=not accept_config_change)
+    if restored.step < self.total:
+      self.pipeline.start()
     self.last_metrics = restored.metrics
     log.info("Going on from step %d of %d.", restored.step, self.total)
     return restored.step, restored.state
@@ -277,8 +285,9 @@ class _Loop:
     times = SaveTimes(self.run.steps("checkpoint.every"), config.checkpoint.minutes, self.total)
     # "step" is what is not measured inside: the device works while the host keeps its books.
     with contextlib.closing(batches), self.progress, self._steps() as step_fn, self.goodput.measuring("step"):
+      self._make_ready(step_fn, abstract_batch(self.run, self.pipeline.upcoming(1)[0]))
       for step in range(self.step_number + 1, self.total + 1):
-        with self.progress.waiting():
+        with self.progress.waiting(functools.partial(_running, pending)):
           batch, data_state = next(batches)
         if step == 1 and config.log.pictures:
           with self.progress.pausing("pictures"):
@@ -331,7 +340,7 @@ class _Loop:
     if sizes not in self.programs:
       # A first collective waits only half a minute for processes that still compile: they meet here before it.
       self.programs.add(sizes)
-      processes.check_same(f"training step {len(self.programs)}", sizes)
+      processes.meet(f"the training step for {sizes}")
     for name, seconds in steps.news():
       several = self.run.views.resolutions
       log.info("Compiled the training step%s in %.1f s.", f" at {name}" if several else "", seconds)
