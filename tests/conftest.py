@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 
 import jax
@@ -10,7 +11,9 @@ import pytest
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
-
+# LLVM's optimisations off, here and in the processes that tests start: compiling is most of a test's time.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+jax.config.update("jax_disable_most_optimizations", True)
 
 _MUCH = 3 * 2**20  # KiB; what one test process may keep before compiled programs are given up
 

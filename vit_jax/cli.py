@@ -11,7 +11,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from vit_jax.commands import bench, data, inspect, planning, runs, weights
+from vit_jax.commands import bench, data, inspect, planning, profiling, runs, weights
 from vit_jax.commands.flags import Parser
 from vit_jax.commands.job import is_for_user
 from vit_jax.config.errors import UserError
@@ -72,7 +72,7 @@ def _split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 def _parser() -> argparse.ArgumentParser:
   parser = Parser(prog="vit-jax", description="Vision Transformers in JAX: DINOv3 self-supervised pretraining.")
   commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-  for group in (runs, weights, planning, inspect, bench, data):
+  for group in (runs, weights, planning, profiling, inspect, bench, data):
     group.add_to(commands)
   return parser
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vit_jax.evaluation.knn import knn
+from vit_jax.evaluation.knn import knn, nearest
 
 
 def plain_knn(train, train_labels, test, test_labels, ks, temperature=0.07):
@@ -122,3 +122,24 @@ def test_mismatches_are_named(change, message):
   )
   with pytest.raises(ValueError, match=message):
     knn(**(arguments | change))
+
+
+@pytest.mark.parametrize("train_chunk", [50, 400, 1000])
+def test_of_equally_near_rows_the_earlier_ones_are_neighbours(train_chunk):
+  rng = np.random.default_rng(18)
+  kinds = np.eye(8, dtype=np.float32) @ np.linalg.qr(rng.normal(size=(8, 8)))[0].astype(np.float32)
+  train, test = kinds[rng.integers(0, 8, 1000)], kinds  # every row many times
+  similarity = np.asarray(test @ train.T)
+  expected = np.argsort(-np.round(similarity, 4), axis=1, kind="stable")[:, :9]
+  found = nearest(train, np.arange(1000), test, 9, train_chunk=train_chunk)
+  np.testing.assert_array_equal(found[0][1], expected)
+
+
+def test_rows_that_fill_up_a_chunk_are_nobodys_neighbours():
+  rng = np.random.default_rng(19)
+  train, test = rng.normal(size=(1003, 6)).astype(np.float32), rng.normal(size=(20, 6)).astype(np.float32)
+  test[0] = train[-1]  # the row that is repeated where there are no more
+  unit = [array / np.linalg.norm(array, axis=1, keepdims=True) for array in (train, test)]
+  ((similarity, rows),) = nearest(train, np.arange(1003), test, 5, test_chunk=20)
+  np.testing.assert_array_equal(rows, np.argsort(-(unit[1] @ unit[0].T), axis=1)[:, :5])
+  np.testing.assert_allclose(similarity, -np.sort(-(unit[1] @ unit[0].T), axis=1)[:, :5], atol=1e-6)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from vit_jax.inspect.hlo import Program, bytes_of, collectives, memory_traffic
+from vit_jax.inspect.collectives import collectives
+from vit_jax.inspect.hlo import Program, bytes_of, memory_traffic
 
 # As a TPU compiler writes it: layouts with tiles and memory spaces, asynchronous pairs, an all-reduce within a fusion.
 TEXT = """\

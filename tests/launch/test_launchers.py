@@ -44,6 +44,24 @@ def test_every_flag_of_vit_jax_that_a_launcher_shows_exists(path):
     cli.parse(command.rstrip('"').split())
 
 
+ASK_FOR_DEVICES = "import jax; jax.devices()"
+ASK_FOR_TPUS = (
+  "from jax.experimental import topologies as t; t.get_topology_desc(platform='tpu', topology_name='v5p:2x2x1')"
+)
+
+
+@pytest.mark.parametrize("preset", ["gpu", "cpu", "tpu"])
+def test_every_option_of_a_preset_is_known_to_the_installed_compiler(preset):
+  """An unknown one ends the process: XLA reads those of all devices, libtpu its own."""
+  if preset == "tpu":
+    pytest.importorskip("libtpu")
+  code = ASK_FOR_TPUS if preset == "tpu" else ASK_FOR_DEVICES
+  alone = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "XLA_FLAGS": ""}
+  done = run(str(LAUNCH / "xla.sh"), preset, sys.executable, "-c", code, **alone, LIBTPU_INIT_ARGS="")
+  assert done.returncode == 0, done.stderr
+  assert "--xla_" in done.stderr or preset == "cpu"  # of which a CPU without wide vectors gets none
+
+
 def test_scripts_say_how_they_are_used_when_called_wrongly():
   for name in ("local.sh", "mpi.sh", "tpu_vm.sh"):
     done = run(str(LAUNCH / name))

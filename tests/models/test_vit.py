@@ -192,12 +192,11 @@ def test_stochastic_depth_keeps_an_exact_count_in_every_group():
 def test_stochastic_depth_skips_the_compute_of_dropped_rows():
   seen = []
 
-  def branch(x):
-    seen.append(x.shape[0])
-    return jnp.ones_like(x)
+  def branch(xs):
+    seen.append(xs[0].shape[0])
+    return (jnp.ones_like(xs[0]),)
 
-  x = jnp.zeros((8, 2, 4))
-  y = add_branch(x, branch, jnp.array([[0, 2], [1, 3]]))
+  (y,) = add_branch((jnp.zeros((8, 2, 4)),), branch, (jnp.array([[0, 2], [1, 3]]),))
   assert seen == [4]
   np.testing.assert_array_equal(y[:, 0, 0], [2, 0, 2, 0, 0, 2, 0, 2])
 

@@ -9,8 +9,10 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tests.parallel.collectives import Collective, collectives, moved_activations
+from tests.parallel.collectives import moved_activations
 from vit_jax import parallel
+from vit_jax.inspect.collectives import Moved, moved
+from vit_jax.inspect.hlo import Program
 from vit_jax.train.loop import mesh_context
 
 ROWS, WIDTH, PROTOTYPES = 64, 24, 320
@@ -33,13 +35,17 @@ def compiled(function, mesh, *shapes_and_specs):
 
 def offences(function, mesh, *shapes_and_specs):
   return moved_activations(
-    collectives(compiled(function, mesh, *shapes_and_specs), mesh),
+    moved(Program(compiled(function, mesh, *shapes_and_specs)), mesh),
     mesh,
     [KERNEL],
     batch_axes=parallel.BATCH_AXES,
     largest_sum=WIDTH,
     prototypes=[PROTOTYPES],
   )
+
+
+def module(lines: str) -> Program:
+  return Program("ENTRY %main (p: f32[]) -> f32[] {\n" + lines + "\n}")
 
 
 ROWS_SPREAD = ((ROWS, WIDTH), P(parallel.BATCH_AXES))
@@ -65,7 +71,7 @@ def test_groups_of_devices_are_read_as_axes_of_the_mesh(mesh, groups, axes):
   line = (
     f'  %x.1 = f32[24,320]{{1,0}} all-gather(%p), channel_id=1, {groups}, dimensions={{1}}, metadata={{op_name="a/b"}}'
   )
-  assert collectives(line, mesh) == [Collective("all-gather", "f32", (24, 320), axes, "a/b")]
+  assert moved(module(line), mesh) == [Moved("all-gather", "f32", (24, 320), axes, "a/b")]
 
 
 def test_results_of_combined_and_of_asynchronous_collectives_are_all_found(mesh):
@@ -73,7 +79,7 @@ def test_results_of_combined_and_of_asynchronous_collectives_are_all_found(mesh)
     %a = (f32[], bf16[3,4]{1,0}) all-reduce(%x, %y), replica_groups=[1,8]<=[8], to_apply=%sum
     %b = (f32[2,4]{1,0}, f32[8,4]{1,0}) all-gather-start(%x), replica_groups=[2,4]<=[8], dimensions={0}
   """
-  assert [(one.kind, one.shape) for one in collectives(text, mesh)] == [
+  assert [(one.kind, one.shape) for one in moved(module(text), mesh)] == [
     ("all-reduce", ()),
     ("all-reduce", (3, 4)),
     ("all-gather", (8, 4)),
@@ -122,6 +128,6 @@ def test_scores_and_their_gradient_move_only_the_prototypes_and_sums(mesh):
 
   gradients = jax.value_and_grad(loss, argnums=(0, 1))
   assert not offences(gradients, mesh, ROWS_SPREAD, KERNEL_SPREAD)
-  found = collectives(compiled(gradients, mesh, ROWS_SPREAD, KERNEL_SPREAD), mesh)
+  found = moved(Program(compiled(gradients, mesh, ROWS_SPREAD, KERNEL_SPREAD)), mesh)
   gathered = [(one.shape, one.axes) for one in found if one.kind == "all-gather"]
   assert gathered == [((WIDTH, PROTOTYPES // 2), ("fsdp",))]  # only over fsdp: no device needs all of them

@@ -8,9 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from tests.parallel.collectives import Collective, collectives, moved_activations
+from tests.parallel.collectives import moved_activations
 from tests.parallel.step import IMAGES, PROTOTYPES, Compiled, compiled, laid_out, losses
 from vit_jax import parallel
+from vit_jax.inspect.collectives import Moved, moved
+from vit_jax.inspect.hlo import Program
 
 MESHES = {
   "data": {"data": -1},
@@ -48,7 +50,7 @@ def test_ten_steps_have_one_devices_losses(name, num_devices, zero):
     np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-4)
 
 
-def offences(what: Compiled, found: list[Collective]) -> list[Collective]:
+def offences(what: Compiled, found: list[Moved]) -> list[Moved]:
   """Those of the collectives that a sound step does not have."""
   return moved_activations(
     found,
@@ -63,7 +65,7 @@ def offences(what: Compiled, found: list[Collective]) -> list[Collective]:
 @pytest.mark.parametrize(("name", "num_devices", "zero"), CASES)
 def test_no_activation_and_no_logit_is_gathered(name, num_devices, zero):
   what = on(name, num_devices, zero)
-  found = collectives(what.step.as_text(), what.mesh)
+  found = moved(Program(what.step.as_text()), what.mesh)
   assert found and not offences(what, found)
 
 
@@ -76,18 +78,20 @@ def test_every_activation_of_the_step_would_be_found():
   masked = what.batch["mask_indices"].size
   shapes = [(2 * images, width), (2 * images, tokens, width), (2 * images, tokens, c.model.mlp_hidden)]
   shapes += [(2 * images, c.dino.prototypes), (masked, c.ibot.prototypes), (masked, width), (masked, c.ibot.bottleneck)]
-  whole = [Collective("all-gather", "f32", shape, ("fsdp",), "") for shape in shapes]
+  whole = [Moved("all-gather", "f32", shape, ("fsdp",), "") for shape in shapes]
   assert offences(what, whole) == whole
   over_tensor = [(size // 8, *rest) for size, *rest in shapes]
-  parts = [Collective("all-to-all", "f32", shape, ("tensor",), "") for shape in over_tensor]
+  parts = [Moved("all-to-all", "f32", shape, ("tensor",), "") for shape in over_tensor]
   assert offences(what, parts) == parts
 
 
 def test_memory_per_device_does_not_grow_with_the_number_of_devices():
   """Where an activation is not constrained, every device computes it for all images."""
   two = compiled(2, **{"mesh.data": 1, "mesh.fsdp": 2, "batch_size": 2 * IMAGES})
-  temporary = [what.step.memory_analysis().temp_size_in_bytes for what in (two, on(*FAST[0]))]
-  assert temporary[1] < 1.2 * temporary[0]
+  memory = [what.step.memory_analysis() for what in (two, on(*FAST[0]))]
+  # XLA puts temporaries into the buffers of the results, too, which are the larger the fewer devices share the state.
+  few, many = (m.temp_size_in_bytes + m.output_size_in_bytes for m in memory)
+  assert many < few
 
 
 @pytest.mark.slow
@@ -108,11 +112,11 @@ def test_memory_per_device_does_not_grow_with_the_number_of_devices():
 def test_no_setting_of_the_method_gathers(overrides):
   axes = {f"mesh.{axis}": size for axis, size in MESHES["mixed"].items()}
   what = compiled(8, **axes | overrides)
-  assert not offences(what, collectives(what.step.as_text(), what.mesh))
+  assert not offences(what, moved(Program(what.step.as_text()), what.mesh))
 
 
 @pytest.mark.slow
 def test_neighbours_among_the_whole_batch_cost_its_class_tokens_and_no_more():
   what = compiled(8, **{"mesh.data": -1, "koleo.group_size": 8 * IMAGES})
-  moved = offences(what, collectives(what.step.as_text(), what.mesh))
-  assert moved and all(one.size <= 2 * what.config.batch_size * what.config.model.width for one in moved)
+  found = offences(what, moved(Program(what.step.as_text()), what.mesh))
+  assert found and all(one.size <= 2 * what.config.batch_size * what.config.model.width for one in found)

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from vit_jax.evaluation.errors import EvaluationError
 from vit_jax.models.inputs import prepare_images
+from vit_jax.parallel import processes
 
 # uint8 images [B, H, W, 3] -> {"cls": [B, D]} and, where the features have patches, {"patch_mean": [B, D]}; float32.
 FeatureFn = Callable[[UInt8[np.ndarray, "B H W C"]], Mapping[str, Array]]
@@ -70,18 +71,22 @@ def make_feature_fn(
   replicated = None if sharding is None else jax.sharding.NamedSharding(sharding.mesh, jax.P())
   # Once, not at every call; arrays that are on devices already keep their sharding.
   params = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf, replicated), params)
-  apply = functools.partial(_apply, model, tuple(map(float, mean)), tuple(map(float, std)), replicated, params)
+  arguments = model, tuple(map(float, mean)), tuple(map(float, std)), replicated, params
+  compiled: set[tuple[int, ...]] = set()
 
   def feature_fn(images: UInt8[np.ndarray, "B H W C"]) -> dict[str, Array]:
     _check_images(images)
     if sharding is None:
-      return apply(images)
+      return _apply(*arguments, images)
     num = len(images)
     padding = -num % sharding.num_devices
     images = np.pad(images, ((0, padding), (0, 0), (0, 0), (0, 0)))  # [B + padding, H, W, 3]
     # By callback: each process places the rows of its own devices, one process or many.
     placed = jax.make_array_from_callback(images.shape, sharding, lambda index: images[index])
-    return {name: features[:num] for name, features in apply(placed).items()}
+    if placed.shape not in compiled:
+      compiled.add(placed.shape)
+      processes.compile_together("features", _apply, *arguments, placed)
+    return {name: features[:num] for name, features in _apply(*arguments, placed).items()}
 
   return feature_fn
 

@@ -1,4 +1,4 @@
-"""What a compiled program moves, read from its HLO text: collectives, and traffic with the memory, per device and step.
+"""The HLO text of a compiled program, read: its instructions, how often they run, their traffic with the memory.
 
 XLA's own cost analysis counts the body of a loop once. Here everything inside a loop counts as often as the loop runs:
 the compiler writes the number of its iterations beside it.
@@ -6,7 +6,6 @@ the compiler writes the number of its iterations beside it.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from collections.abc import Iterator
@@ -37,27 +36,6 @@ class Instruction:
   rest: str
   root: bool
   literal: str
-
-
-@dataclass(frozen=True)
-class Collective:
-  """All collectives of one kind over groups of one make-up, in one step on one device.
-
-  Attributes:
-    kind: "all-gather", …
-    group: devices that take part together.
-    per_host: how many of them are on one host of `host` devices, see `collectives`.
-    count: executions.
-    payload: bytes, all executions together: of the gathered result, of the input of a reduction.
-    wire: bytes that this device sends in a ring over the group.
-  """
-
-  kind: str
-  group: int
-  per_host: int
-  count: int
-  payload: float
-  wire: float
 
 
 class Program:
@@ -125,53 +103,6 @@ class Program:
     return self.computations.get(found[1], []) if found else []
 
 
-def collectives(program: Program, *, devices: int, host: int) -> list[Collective]:
-  """The collectives of one step on one device, largest first.
-
-  Args:
-    devices: of the program.
-    host: devices of a host; its numbers are consecutive.
-  """
-  total: dict[tuple[str, int, int], Collective] = {}
-  for name, runs in program.times().items():
-    shapes = program.shapes(name)
-    for instruction in program.computations[name]:
-      for one in _collective(program, instruction, shapes, devices, host):
-        key = (one.kind, one.group, one.per_host)
-        before = total.get(key, Collective(*key, 0, 0.0, 0.0))
-        total[key] = dataclasses.replace(
-          before,
-          count=before.count + int(one.count * runs),
-          payload=before.payload + one.payload * runs,
-          wire=before.wire + one.wire * runs,
-        )
-  return sorted(total.values(), key=lambda c: -c.wire)
-
-
-def _collective(
-  program: Program, instruction: Instruction, shapes: dict[str, str], devices: int, host: int
-) -> Iterator[Collective]:
-  kind = instruction.opcode.removesuffix("-start")
-  if kind == "fusion":  # a TPU compiler hides collectives in fusions, an all-reduce with a slice among them
-    inner = program.fused(instruction)
-    names = {i.name: i.shape for i in inner}
-    for found in inner:
-      scattered = found.opcode == "all-reduce" and "all-reduce-scatter" in instruction.name + instruction.rest
-      renamed = dataclasses.replace(found, opcode="reduce-scatter") if scattered else found
-      yield from _collective(program, renamed, names, devices, host) if found.opcode != "fusion" else ()
-    return
-  if kind not in COLLECTIVES:
-    return
-  group, per_host = _groups(instruction.rest, devices, host)
-  into = sum(bytes_of(shapes.get(name, "")) for name in instruction.operands)
-  # The result of a -start holds its operands, too; what is gathered is the operands of the whole group.
-  payload = float(into * group if kind == "all-gather" else into)
-  share = (group - 1) / group
-  wire = {"all-reduce": 2 * payload * share, "collective-permute": payload}.get(kind, payload * share)
-  if group > 1:
-    yield Collective(kind, group, per_host, 1, payload, wire)
-
-
 def memory_traffic(program: Program, *, fast: bool) -> float:
   """Bytes that one step reads from and writes to the device's memory: operands and results of everything that runs.
 
@@ -231,6 +162,11 @@ def _read(name: str, inner: list[Instruction], sizes: dict[str, int]) -> int:
   return total
 
 
+def arrays_of(shape: str) -> list[tuple[str, tuple[int, ...]]]:
+  """(type, shape) of the arrays of a result's type."""
+  return [(kind, tuple(int(size) for size in sizes.split(",") if size)) for kind, sizes, _ in _SHAPE.findall(shape)]
+
+
 def bytes_of(shape: str, *, fast: bool = False) -> int:
   """Bytes of a type, the parts of a tuple added; with `fast` those in memory space 1 are left out."""
   total = 0
@@ -243,35 +179,6 @@ def bytes_of(shape: str, *, fast: bool = False) -> int:
       bits = int(found[0]) if found else 0
     total += math.prod(int(size) for size in sizes.split(",") if size) * bits // 8
   return total
-
-
-def _groups(rest: str, devices: int, host: int) -> tuple[int, int]:
-  """(devices of a group, how many of them share a host) of a collective."""
-  if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
-    members = _iota(*found.groups())
-  elif found := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
-    members = [int(number) for number in found[1].split(",")]
-  elif found := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", rest):
-    members = [int(found[1]), int(found[2])]
-  else:
-    members = list(range(devices))
-  shared = [member // host for member in members]
-  return len(members), max(shared.count(number) for number in set(shared))
-
-
-def _iota(groups: str, size: str, dims: str, order: str | None) -> list[int]:
-  """The first group of a compressed list of groups: the numbers 0 … in a box, transposed, cut into rows."""
-  shape = [int(n) for n in dims.split(",")]
-  order = [int(n) for n in order.split(",")] if order else list(range(len(shape)))
-  strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
-  members = []
-  for index in range(int(size)):
-    number = 0
-    for axis in reversed(order):
-      index, digit = divmod(index, shape[axis])
-      number += digit * strides[axis]
-    members.append(number)
-  return members
 
 
 def _instruction(name: str, text: str, *, root: bool) -> Instruction:

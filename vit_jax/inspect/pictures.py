@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vit_jax.inspect.pca import foreground_mask, principal_colours
 from vit_jax.models import ConvNeXt, VisionTransformer
 from vit_jax.models.inputs import prepare_images
+from vit_jax.parallel import processes
 
 Picture = UInt8[np.ndarray, "height width 3"]
 
@@ -156,7 +157,9 @@ def feature_sheet(
   """
   images = np.asarray(images)
   grid = images.shape[1] // model.stride, images.shape[2] // model.stride
-  patches = _patches(model, tuple(mean), tuple(std), mesh, params, images)
+  arguments = model, tuple(mean), tuple(std), mesh, params, images
+  processes.compile_together("patches", _patches, *arguments)
+  patches = _patches(*arguments)
   return pca_sheet(visible(images), np.asarray(patches, np.float32), grid, foreground=foreground)
 
 

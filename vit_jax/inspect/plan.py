@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from vit_jax.inspect.chips import Chip, Topology
-from vit_jax.inspect.hlo import Collective
+from vit_jax.inspect.collectives import Collective
 from vit_jax.inspect.tables import align, flops
 
 _GIB = 2**30
@@ -66,7 +66,7 @@ class Plan:
     model_flops: of one image, by formula (`inspect.cost`), without recomputation.
     step_flops: what a device really executes, with recomputation.
     traffic: bytes of its memory read and written; None where the step does not fit and was not compiled to the end.
-    collectives: see `hlo.collectives`; None as `traffic`.
+    collectives: see `inspect.collectives`; None as `traffic`.
     compute, hbm, network: seconds; None as `traffic`.
     lower_seconds, compile_seconds, host_bytes: what planning took.
   """

@@ -207,11 +207,12 @@ def make_learner(config: Any, *, distilling: bool = False) -> Callable[[State, B
 
     finite = jnp.isfinite(loss) & jnp.all(jnp.isfinite(jnp.stack(list(norms.values()))))
     nonfinite = jnp.where(finite, 0, state.counters["nonfinite"] + 1)
-    student, teacher, opt_state = jax.tree.map(
-      lambda new, old: jnp.where(finite, new, old),
-      (student, teacher, opt_state),
-      (state.student, state.teacher, state.opt_state),
-    )
+    with jax.named_scope("optimizer"):
+      student, teacher, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old),
+        (student, teacher, opt_state),
+        (state.student, state.teacher, state.opt_state),
+      )
     state = state.replace(
       step=state.step + 1,
       student=student,
@@ -270,6 +271,7 @@ def scores(net: Modules, params: Params, head: str, tokens: Float[Array, "R D"])
     return getattr(net, head).apply({"params": params[head]}, tokens)
 
 
+@jax.named_scope("draws")
 def draw(net: Modules, student: Params, batch: Batch, key: jax.Array) -> list[Draws]:
   """The random choices of the student's pass over the global and the local crops of a batch."""
   drop_path_key, rope_key = jax.random.split(key)

@@ -62,6 +62,7 @@ def fresh_centers(config: Any) -> Centers | None:
   return {head: jnp.zeros(config[head].prototypes) for head in heads} or None
 
 
+@jax.named_scope("targets")
 def assign(
   outputs: TeacherOutputs, temperature: jax.Array, centers: Centers | None = None, *, chunk: int | None = None
 ) -> Targets:

@@ -12,6 +12,8 @@ from vit_jax.models.layers import INIT_STD, Linear, make_norm
 from vit_jax.ops import rope
 from vit_jax.ops.attention import attention
 
+Tables = tuple[Float[Array, "N d"], Float[Array, "N d"]]
+
 
 class MaskedKeyBias(Linear):
   """The fused q/k/v map whose key bias has no effect and gets no gradient (it keeps its place in the parameters)."""
@@ -24,6 +26,7 @@ class MaskedKeyBias(Linear):
 class SelfAttention(nn.Module):
   """q, k, v from one linear map, rotary positions on the patch tokens of q and k, softmax attention, output map.
 
+  For several token arrays at once, each with its own positions (or none).
   With `qk_norm`, queries and keys are normalised per head first (Dehghani et al. 2023), by a norm of the kind given.
   With `recompute`, the backward pass computes the attention weights once more instead of keeping them.
   """
@@ -41,20 +44,26 @@ class SelfAttention(nn.Module):
   param_dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, "B T D"], tables: tuple[Float[Array, "N d"], Float[Array, "N d"]] | None
-  ) -> Float[Array, "B T D"]:
-    width = x.shape[-1]
-    types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+  def __call__(self, xs: tuple[Float[Array, "B T D"], ...], tables: tuple[Tables | None, ...]) -> tuple[Array, ...]:
+    width = xs[0].shape[-1]
+    types = {"init_std": self.init_std, "dtype": self.dtype, "param_dtype": self.param_dtype}
+    shape, axes = (3, self.num_heads, width // self.num_heads), (None, None, "heads", None)
     qkv_map = MaskedKeyBias if self.mask_k_bias else Linear
-    shape = (3, self.num_heads, width // self.num_heads)
-    qkv = qkv_map(shape, use_bias=self.qkv_bias, name="qkv", init_std=self.init_std, **types)(x)  # [B, T, 3, H, d]
-    q, k, v = (nn.with_logical_constraint(qkv[:, :, i], ("batch", None, "heads", None)) for i in range(3))
+    qkv_map = qkv_map(shape, use_bias=self.qkv_bias, name="qkv", kernel_axes=axes, **types)
+    norms = None
     if self.qk_norm:
-      norm = {"eps": self.norm_eps, **types}
-      q, k = (make_norm(self.norm_kind, name=name, **norm)(y) for name, y in (("q_norm", q), ("k_norm", k)))
-    if tables is not None:
-      q, k = rope.rotate(q, *tables), rope.rotate(k, *tables)
-    y = attention(q, k, v, recompute=self.recompute)  # [B, T, H, d]
-    project = Linear((width,), contract=2, use_bias=self.proj_bias, name="proj", init_std=self.init_std, **types)
-    return project(y)
+      norm = {"eps": self.norm_eps, "dtype": self.dtype, "param_dtype": self.param_dtype}
+      norms = [make_norm(self.norm_kind, name=name, **norm) for name in ("q_norm", "k_norm")]
+
+    def attend(qkv: Float[Array, "B T 3 H d"], tables: Tables | None) -> Float[Array, "B T H d"]:
+      logical = ("batch", None, "heads", None)
+      q, k, v = (nn.with_logical_constraint(qkv[:, :, i], logical) for i in range(3))
+      if norms is not None:
+        q, k = (norm(y) for norm, y in zip(norms, (q, k), strict=True))
+      if tables is not None:
+        q, k = rope.rotate(q, *tables), rope.rotate(k, *tables)
+      return attention(q, k, v, spec=nn.logical_to_mesh_axes(logical), recompute=self.recompute)
+
+    ys = tuple(attend(qkv, own) for qkv, own in zip(qkv_map(xs), tables, strict=True))
+    axes = ("heads", None, None)
+    return Linear((width,), contract=2, use_bias=self.proj_bias, name="proj", kernel_axes=axes, **types)(ys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -10,12 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vit_jax.models.attention import SelfAttention
+from vit_jax.models.attention import SelfAttention, Tables
 from vit_jax.models.layers import LayerScale, make_norm
 from vit_jax.models.mlp import MLPS
 from vit_jax.models.remat import block_inputs
-
-Tables = tuple[Float[Array, "N d"], Float[Array, "N d"]]
 
 
 @flax.struct.dataclass
@@ -86,29 +85,44 @@ class Block(nn.Module):
 
   def __call__(self, xs: tuple[Float[Array, "B T D"], ...], inputs: tuple[BlockInputs, ...]) -> tuple[Array, ...]:
     scale1, scale2 = (self.ls1, self.ls2) if self.layer_scale is not None else (lambda y: y, lambda y: y)
-    out = []
-    for x, entry in zip(block_inputs(xs), inputs, strict=True):
-      kept = (None, None) if entry.kept is None else entry.kept
-      tables = entry.tables
-      x = add_branch(x, lambda y, tables=tables: scale1(self.attn(self.norm1(y), tables)), kept[0])
-      x = add_branch(x, lambda y: scale2(self.mlp(self.norm2(y))), kept[1])
-      out.append(nn.with_logical_constraint(x, ("batch", None, "width")))
-    return tuple(out)
+    kept1, kept2 = zip(*((None, None) if entry.kept is None else entry.kept for entry in inputs), strict=True)
+    tables = tuple(entry.tables for entry in inputs)
+    xs = add_branch(block_inputs(xs), lambda ys: _each(scale1, self.attn(_each(self.norm1, ys), tables)), kept1)
+    xs = add_branch(xs, lambda ys: _each(scale2, self.mlp(_each(self.norm2, ys))), kept2)
+    return _each(lambda x: nn.with_logical_constraint(x, ("batch", None, "width")), xs)
 
 
-def add_branch(x: Float[Array, "B T D"], branch: Any, kept: Int[Array, "groups m"] | None) -> Float[Array, "B T D"]:
-  """x + branch(x); with `kept`, the branch runs on these rows of each group only and is scaled by rows / m.
+def _each(function: Callable[[Array], Array], xs: tuple[Array, ...]) -> tuple[Array, ...]:
+  return tuple(function(x) for x in xs)
+
+
+def add_branch(
+  xs: tuple[Float[Array, "B T D"], ...],
+  branch: Callable[[tuple[Array, ...]], tuple[Array, ...]],
+  kept: tuple[Int[Array, "groups m"] | None, ...],
+) -> tuple[Float[Array, "B T D"], ...]:
+  """x + branch(x) for every x; where `kept`, the branch runs on these rows of each group only, scaled by rows / m.
 
   Stochastic depth by batch subset (DINOv2 section 4): the other rows skip the compute.
   """
-  if kept is None:
-    return x + branch(x)
-  groups, m = kept.shape
-  grouped = x.reshape(groups, -1, *x.shape[1:])  # [groups, rows, T, D]
-  rows = grouped.shape[1]
+  taken = tuple(x if rows is None else _take(x, rows) for x, rows in zip(xs, kept, strict=True))
+  added = zip(xs, branch(taken), kept, strict=True)
+  return tuple(x + y if rows is None else _put(x, y, rows) for x, y, rows in added)
+
+
+def _take(x: Float[Array, "B T D"], kept: Int[Array, "groups m"]) -> Float[Array, "groups*m T D"]:
+  grouped = x.reshape(kept.shape[0], -1, *x.shape[1:])  # [groups, rows, T, D]
   chosen = jnp.take_along_axis(grouped, kept[:, :, None, None], axis=1)  # [groups, m, T, D]
   chosen = nn.with_logical_constraint(chosen, ("batch", None, None, "width"))
-  residual = branch(chosen.reshape(groups * m, *x.shape[1:])) * (rows / m)
-  residual = residual.reshape(chosen.shape).astype(x.dtype)
+  return chosen.reshape(kept.size, *x.shape[1:])
+
+
+def _put(
+  x: Float[Array, "B T D"], branch: Float[Array, "groups*m T D"], kept: Int[Array, "groups m"]
+) -> Float[Array, "B T D"]:
+  groups, m = kept.shape
+  grouped = x.reshape(groups, -1, *x.shape[1:])  # [groups, rows, T, D]
+  residual = branch * (grouped.shape[1] / m)
+  residual = residual.reshape(groups, m, *x.shape[1:]).astype(x.dtype)
   # Group by group: indexed over all groups at once, the addition would move tokens between devices.
   return jax.vmap(lambda rows, which, more: rows.at[which].add(more))(grouped, kept, residual).reshape(x.shape)

@@ -84,17 +84,15 @@ class ConvNeXtBlock(nn.Module):
     self, xs: tuple[Float[Array, "B H W D"], ...], kept: tuple[Int[Array, "2 groups m"] | None, ...]
   ) -> tuple[tuple[Array, ...], None]:
     mlp = GeluMlp(4 * xs[0].shape[-1], dtype=self.dtype, param_dtype=self.param_dtype, name="mlp")
-    out = []
-    for x, rows in zip(block_inputs(xs), kept, strict=True):
-      batch, height, width, dim = x.shape
 
-      def branch(y: Float[Array, "b N D"], shape: tuple[int, ...] = (height, width, dim)) -> Float[Array, "b N D"]:
-        mixed = self.dwconv(y.reshape(-1, *shape)).reshape(y.shape)
-        return self.ls(mlp(self.norm(mixed)))
+    def branch(ys: tuple[Float[Array, "b N D"], ...]) -> tuple[Float[Array, "b N D"], ...]:
+      maps = (y.reshape(-1, *x.shape[1:]) for x, y in zip(xs, ys, strict=True))
+      mixed = (self.dwconv(m).reshape(y.shape) for m, y in zip(maps, ys, strict=True))
+      return tuple(self.ls(y) for y in mlp(tuple(self.norm(y) for y in mixed)))
 
-      tokens = add_branch(x.reshape(batch, height * width, dim), branch, None if rows is None else rows[0])
-      out.append(tokens.reshape(x.shape))
-    return tuple(out), None
+    tokens = tuple(x.reshape(x.shape[0], -1, x.shape[-1]) for x in block_inputs(xs))
+    tokens = add_branch(tokens, branch, tuple(None if rows is None else rows[0] for rows in kept))
+    return tuple(y.reshape(x.shape) for x, y in zip(xs, tokens, strict=True)), None
 
 
 class Stage(nn.Module):

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vit_jax.models.products import products
+from vit_jax.models.remat import linear_outputs
 from vit_jax.ops.normalize import upcast
 
 INIT_STD = 0.02  # of the published models' initial weights
@@ -52,7 +54,8 @@ class Linear(nn.Module):
     features: shape of the output axes; an N-d kernel lets `heads` be an axis of its own, which sharding needs.
     contract: number of trailing input axes that are summed over.
     init_std: standard deviation of the initial kernel.
-    kernel_axes: logical axes of the kernel in the product, where they are not for the compiler to choose.
+    kernel_axes: logical axes of the kernel in the product, where they are not for the compiler to choose. Inputs that
+      are a tuple need them.
     dtype: compute type of the product; the kernel is kept in `param_dtype`.
   """
 
@@ -65,18 +68,24 @@ class Linear(nn.Module):
   param_dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
-    inputs = x.shape[-self.contract :]
+  def __call__(self, x: Array | tuple[Array, ...]) -> Array | tuple[Array, ...]:
+    """y for x; for a tuple of them a tuple of theirs, for which a spread kernel is gathered once (`products`)."""
+    inputs = (x if isinstance(x, Array) else x[0]).shape[-self.contract :]
     kernel = self.param("kernel", nn.initializers.normal(self.init_std), (*inputs, *self.features), self.param_dtype)
-    axes = (tuple(range(x.ndim - self.contract, x.ndim)), tuple(range(self.contract)))
-    kernel = kernel.astype(self.dtype)
-    if self.kernel_axes is not None:
-      kernel = nn.with_logical_constraint(kernel, self.kernel_axes)
-    y = jax.lax.dot_general(x.astype(self.dtype), kernel, (axes, ((), ())))
-    if self.use_bias:
-      bias = self.param("bias", nn.initializers.zeros, self.features, self.param_dtype)
-      y = y + spread(self.adjust_bias(bias), y.shape, y.dtype)
-    return y
+    if isinstance(x, tuple):
+      dtype = jnp.dtype(self.dtype)
+      xs = tuple(one.astype(dtype) for one in x)
+      ys = linear_outputs(products(xs, kernel, self.contract, self.kernel_axes, dtype))
+    else:
+      axes = (tuple(range(x.ndim - self.contract, x.ndim)), tuple(range(self.contract)))
+      kernel = kernel.astype(self.dtype)
+      if self.kernel_axes is not None:
+        kernel = nn.with_logical_constraint(kernel, self.kernel_axes)
+      ys = jax.lax.dot_general(x.astype(self.dtype), kernel, (axes, ((), ())))
+    if not self.use_bias:
+      return ys
+    bias = self.adjust_bias(self.param("bias", nn.initializers.zeros, self.features, self.param_dtype))
+    return jax.tree.map(lambda y: y + spread(bias, y.shape, y.dtype), ys)
 
   def adjust_bias(self, bias: Array) -> Array:
     """The bias that is added; a hook for layers that mask a part of it."""

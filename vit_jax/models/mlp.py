@@ -1,4 +1,4 @@
-"""The feed-forward branch of a block: MLP with GELU, exact or approximated, or SwiGLU."""
+"""The feed-forward branch of a block, of several token arrays: MLP with GELU, exact or approximated, or SwiGLU."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from jaxtyping import Array, Float
 from vit_jax.models.layers import INIT_STD, Linear
 from vit_jax.ops.activations import gelu
 
+Tokens = tuple[Float[Array, "B T D"], ...]
+
 
 class GeluMlp(nn.Module):
   """fc2(gelu(fc1(x))) with the exact (erf) GELU."""
@@ -26,11 +28,11 @@ class GeluMlp(nn.Module):
   param_dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+  def __call__(self, xs: Tokens) -> Tokens:
     types = dict(use_bias=self.use_bias, init_std=self.init_std, dtype=self.dtype, param_dtype=self.param_dtype)
-    y = Linear((self.hidden,), name="fc1", **types)(x)  # [B, T, F]
-    y = nn.with_logical_constraint(y, ("batch", None, "mlp"))
-    return Linear((x.shape[-1],), name="fc2", **types)(self.activation(y))
+    ys = Linear((self.hidden,), name="fc1", kernel_axes=(None, "mlp"), **types)(xs)  # [B, T, F]
+    ys = tuple(self.activation(nn.with_logical_constraint(y, ("batch", None, "mlp"))) for y in ys)
+    return Linear((xs[0].shape[-1],), name="fc2", kernel_axes=("mlp", None), **types)(ys)
 
 
 class GeluTanhMlp(GeluMlp):
@@ -49,12 +51,12 @@ class SwiGlu(nn.Module):
   param_dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+  def __call__(self, xs: Tokens) -> Tokens:
     types = dict(use_bias=self.use_bias, init_std=self.init_std, dtype=self.dtype, param_dtype=self.param_dtype)
-    gate = Linear((self.hidden,), name="gate", **types)(x)  # [B, T, F]
-    up = Linear((self.hidden,), name="up", **types)(x)  # [B, T, F]
-    y = nn.with_logical_constraint(jax.nn.silu(gate) * up, ("batch", None, "mlp"))
-    return Linear((x.shape[-1],), name="down", **types)(y)
+    gates, ups = (Linear((self.hidden,), name=name, kernel_axes=(None, "mlp"), **types)(xs) for name in ("gate", "up"))
+    ys = (jax.nn.silu(gate) * up for gate, up in zip(gates, ups, strict=True))  # [B, T, F]
+    ys = tuple(nn.with_logical_constraint(y, ("batch", None, "mlp")) for y in ys)
+    return Linear((xs[0].shape[-1],), name="down", kernel_axes=("mlp", None), **types)(ys)
 
 
 MLPS = {"gelu": GeluMlp, "gelu_tanh": GeluTanhMlp, "swiglu": SwiGlu}

@@ -38,7 +38,8 @@ class AttentionPool(nn.Module):
     y = attention(query, key_value[:, :, 0], key_value[:, :, 1])  # [B, 1, H, d]
     y = Linear((width,), contract=2, name="proj", **types)(y)  # [B, 1, D]
     norm = make_norm(self.norm_kind, eps=self.norm_eps, name="norm", **types)
-    return (y + MLPS[self.mlp_kind](self.mlp_hidden, name="mlp", **types)(norm(y)))[:, 0]
+    (more,) = MLPS[self.mlp_kind](self.mlp_hidden, name="mlp", **types)((norm(y),))
+    return (y + more)[:, 0]
 
 
 def average(patches: Float[Array, "B N D"]) -> Float[Array, "B D"]:

@@ -9,6 +9,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 _BLOCK_INPUT = "block_input"
+_PRODUCT = "product"  # of a linear map: JAX sees no matrix product in a function with a gradient rule of its own
 # "none": nothing. "dots": all but matrix products. "attention": the attention weights of every head, the only arrays
 # that grow with the square of the tokens (see ops/attention.py). "blocks": everything, from the inputs of a block on.
 # "offload": as "blocks", and these inputs wait in the memory of the host.
@@ -30,7 +31,9 @@ def recomputed(block: type[nn.Module], name: str) -> type[nn.Module]:
     return block
   policies = jax.checkpoint_policies
   policy = {
-    "dots": policies.checkpoint_dots_with_no_batch_dims,
+    "dots": policies.save_from_both_policies(
+      policies.checkpoint_dots_with_no_batch_dims, policies.save_only_these_names(_PRODUCT)
+    ),
     "blocks": policies.nothing_saveable,
     "offload": policies.save_and_offload_only_these_names(
       names_which_can_be_saved=[],
@@ -46,3 +49,8 @@ def recomputed(block: type[nn.Module], name: str) -> type[nn.Module]:
 def block_inputs(xs: Any) -> Any:
   """The inputs of a block, marked as what "offload" keeps."""
   return jax.tree.map(lambda x: checkpoint_name(x, _BLOCK_INPUT), xs)
+
+
+def linear_outputs(ys: Any) -> Any:
+  """The products of a linear map, marked as what "dots" keeps."""
+  return jax.tree.map(lambda y: checkpoint_name(y, _PRODUCT), ys)

@@ -54,6 +54,7 @@ class Lifeline:
     self._asked: set[str] = set()
     self._agreements: defaultdict[str, _Agreed] = defaultdict(_Agreed)
     self._same: defaultdict[str, threading.Event] = defaultdict(threading.Event)
+    self._meetings = 0
     threading.Thread(target=self._listen, daemon=True, name="lifeline").start()
 
   @property
@@ -75,6 +76,11 @@ class Lifeline:
     """Returns when every process has said the same; otherwise the job fails, naming who said what."""
     self._send(same=what, value=value)
     self._same[what].wait()
+
+  def meet(self, what: str) -> None:
+    """Returns when every process is here, all for the same; otherwise the job fails."""
+    self._meetings += 1
+    self.check_same(f"meeting {self._meetings}", what)
 
   def agreed(self, what: str) -> bool:
     """Whether there was ever a step agreed on for this."""

@@ -353,6 +353,27 @@ def check_same(what: str, value: str) -> None:
     _current.check_same(what, value)
 
 
+def meet(what: str) -> None:
+  """Returns when all processes are here, which all reach at the same place of the program: `what`, for people."""
+  if _current is not None:
+    _current.meet(what)
+
+
+def compile_together(what: str, jitted: Any, *args: Any) -> None:
+  """Compiles a `jax.jit` function for these arguments on all processes before any of them runs it.
+
+  A collective waits only half a minute for a process that still compiles. With one process nothing is done.
+
+  Args:
+    what: the function, for people.
+    jitted: the function.
+    *args: its arguments, or their shapes.
+  """
+  if _current is not None:
+    jitted.lower(*args).compile()  # the call that follows finds it
+    _current.meet(what)
+
+
 def end(text: str, code: int) -> NoReturn:
   """Ends all processes of the job with this exit code, at once, saying why."""
   if _current is not None:

@@ -123,7 +123,7 @@ def abstract_state(run: setup.Run) -> State:
   Raises:
     MeshError: if the mesh leaves parameters whole that it should spread.
   """
-  shapes = jax.eval_shape(functools.partial(run.method.init, run.config), jax.random.key(run.config.seed))
+  shapes = jax.eval_shape(run.init, jax.random.key(run.config.seed))
   parallel.check_spread(shapes, run.mesh)
   shardings = parallel.state_shardings(shapes, run.mesh, zero=run.config.mesh.zero)
   return jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings)
@@ -157,7 +157,7 @@ def jitted_step(run: setup.Run, state: State) -> Any:
 def fresh_state(run: setup.Run) -> State:
   """A new state, every array born on its devices; without the frozen teacher, which a file holds."""
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run).saved())
-  init = jax.jit(lambda key: run.method.init(run.config, key).saved(), out_shardings=shardings)
+  init = jax.jit(lambda key: run.init(key).saved(), out_shardings=shardings)
   return init(jax.random.key(run.config.seed))
 
 
@@ -339,7 +339,7 @@ class _Loop:
     if sizes not in self.programs:
       # A first collective waits only half a minute for processes that still compile: they meet here before it.
       self.programs.add(sizes)
-      processes.check_same(f"training step {len(self.programs)}", sizes)
+      processes.meet(f"the training step for {sizes}")
     for name, seconds in steps.news():
       several = self.run.views.resolutions
       log.info("Compiled the training step%s in %.1f s.", f" at {name}" if several else "", seconds)

@@ -34,6 +34,7 @@ from vit_jax.data.views import Views
 from vit_jax.inspect import cost, hlo
 from vit_jax.inspect import plan as plans
 from vit_jax.inspect.chips import Topology, target_config, topology
+from vit_jax.inspect.collectives import collectives
 from vit_jax.inspect.errors import PlanError
 from vit_jax.inspect.plan import Memory, Plan
 from vit_jax.methods import gram
@@ -77,7 +78,8 @@ def plan(config: ConfigDict, where: Topology, *, simulate: bool = False) -> Plan
     ConfigError: if the config does not fit the hardware.
   """
   compiler = compiler_for(where, simulate=simulate)
-  environment = os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
+  # libtpu locks the TPUs of a host for its process; one that only compiles needs none, and must not wait for another.
+  environment = os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
   if compiler == "gpu":
     environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_GPU_FLAGS}".strip()
   with tempfile.TemporaryDirectory(prefix="vit_jax_plan_") as folder:
@@ -144,15 +146,15 @@ def _timed(found: Plan, compiled: Any, where: Topology, executed: float) -> Plan
   """The plan with what its program says it moves."""
   chip = where.chip
   program = hlo.Program(compiled.as_text())
-  collectives = tuple(hlo.collectives(program, devices=found.devices, host=chip.per_host))
+  moved = tuple(collectives(program, devices=found.devices, host=chip.per_host))
   traffic = hlo.memory_traffic(program, fast=chip.gpu is None)
   return dataclasses.replace(
     found,
     traffic=traffic,
-    collectives=collectives,
+    collectives=moved,
     compute=max(executed, found.model_flops * found.settings["batch_size"] / found.devices) / chip.flops,
     hbm=traffic / chip.bandwidth,
-    network=plans.network_seconds(where, collectives),
+    network=plans.network_seconds(where, moved),
   )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +21,7 @@ from vit_jax.data.decode import BadImage, OtherChannels, decode
 from vit_jax.data.masks import masked_patches
 from vit_jax.data.sources import Source, open_source, split_specs
 from vit_jax.data.views import Views, image_channels
-from vit_jax.methods import gram
+from vit_jax.methods import State, gram
 from vit_jax.methods.settings import RGB_ONLY
 from vit_jax.parallel import lifeline, processes
 
@@ -52,6 +54,11 @@ class Run:
   source: Source | None
   evaluation_sources: tuple[str, str | None] | None
   mesh: Mesh
+
+  @functools.cached_property
+  def init(self) -> Callable[[jax.Array], State]:
+    """A fresh state from a key; traced once, however often its shapes are asked for."""
+    return jax.jit(functools.partial(self.method.init, self.config))
 
   def steps(self, key: str) -> int:
     """A duration of the resolved config in steps."""
