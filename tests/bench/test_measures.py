@@ -62,8 +62,8 @@ def test_features_have_a_row_beside_each_library_and_say_which_is_missing(monkey
   monkeypatch.setattr(inference, "find_peer", find_peer)
   monkeypatch.setattr(inference, "create_model", lambda name, **types: small(**types))
   rows = list(inference.measure(0.0, inference.Case(image_size=32, batch_size=2)))
-  assert [row.peer for row in rows] == ["fake", None]
-  assert rows[0].ratio > 0 and rows[1].note == "no timm"
+  assert [row.peer for row in rows] == ["fake", "fake", None]
+  assert rows[0].ratio > 0 and rows[1].ratio > 0 and rows[2].note == "no timm"
 
 
 def small(**types):

@@ -1,13 +1,13 @@
 """What the preview says of a crop is what was drawn for it."""
 
 import numpy as np
-from PIL import Image
 
 from tests.data.test_pipeline import VIEWS, Numbered
 from vit_jax.data.augment import Crop, apply_crops
 from vit_jax.data.captions import colour_caption, crop_caption
 from vit_jax.data.decode import decode
 from vit_jax.data.groups import LossGroups, batch_shapes
+from vit_jax.data.resampling import planes
 from vit_jax.inspect.captioned import captioned_sheet
 
 
@@ -32,7 +32,7 @@ def test_what_is_said_to_be_drawn_makes_the_crops_of_the_training_stream():
       image = decode(source[int(group["label"][i])]["image"])
       assert image.shape[:2] == size
       made = {key: np.empty(*shapes[key])[0] for key in ("global_crops", "local_crops")}
-      apply_crops(Image.fromarray(image), crops, VIEWS, made["global_crops"], made["local_crops"])
+      apply_crops(planes(image), crops, VIEWS, made["global_crops"], made["local_crops"])
       for key, array in made.items():
         np.testing.assert_array_equal(array, group[key][i])
 

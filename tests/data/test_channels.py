@@ -6,14 +6,14 @@ import io
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
-from vit_jax.data import augment, bands, device, operations
+from vit_jax.data import augment, device, operations
 from vit_jax.data.canvas import fit_into
 from vit_jax.data.converting import _encoded
 from vit_jax.data.decode import OtherChannels, decode
 from vit_jax.data.evaluation_batches import evaluation_batches
 from vit_jax.data.groups import LossGroups, batch_shapes
+from vit_jax.data.resampling import crop_and_resize, planes
 from vit_jax.data.scanning import scan
 from vit_jax.data.sources import open_source
 from vit_jax.data.views import Views
@@ -81,10 +81,10 @@ def test_16_bit_colour_png_is_scaled_from_all_its_bits():
 
 
 def test_channels_are_resized_each_as_by_itself():
-  image = bands.picture(LEVELS)
-  crop = np.asarray(operations.crop_and_resize(image, 2, 3, 15, 20, 11))
-  alone = [operations.crop_and_resize(Image.fromarray(LEVELS[:, :, i]), 2, 3, 15, 20, 11) for i in range(13)]
-  np.testing.assert_array_equal(crop, np.stack([np.asarray(one) for one in alone], axis=-1))
+  crop = crop_and_resize(planes(LEVELS), 2, 3, 15, 20, 11)
+  alone = [crop_and_resize(planes(LEVELS[:, :, i : i + 1]), 2, 3, 15, 20, 11) for i in range(13)]
+  np.testing.assert_array_equal(crop, np.concatenate(alone, axis=-1))
+  np.testing.assert_array_equal(operations.flip(crop, True), crop[:, ::-1])
   canvas = np.empty((16, 16, 13), np.uint8)
   assert fit_into(canvas, LEVELS) == (11, 16)
   one = np.empty((16, 16, 1), np.uint8)

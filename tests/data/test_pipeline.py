@@ -46,6 +46,18 @@ class Numbered:
     return f"picture-{index}"
 
 
+class Witnessed(Numbered):
+  """Leaves a file when it is read."""
+
+  def __init__(self, file):
+    super().__init__(20)
+    self.file = file
+
+  def __getitem__(self, index):
+    self.file.touch()
+    return super().__getitem__(index)
+
+
 def batches(count, *, source=None, state=None, batch_size=8, views=VIEWS, **options):
   options = {"seed": 3, "workers": 0, **options}
   with make_pipeline(source or Numbered(20), views, batch_size=batch_size, **options) as pipeline:
@@ -102,6 +114,21 @@ def test_the_same_image_gets_other_crops_in_the_next_epoch(reference):
     for label, crop in zip(batch["label"], batch["global_crops"], strict=True):
       crops[int(label)].append(crop)
   assert all(not np.array_equal(seen[0], seen[1]) for seen in crops.values() if len(seen) > 1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_can_be_begun_before_they_are_asked_for(reference, workers, tmp_path):
+  with make_pipeline(Witnessed(tmp_path / "seen"), VIEWS, batch_size=8, seed=3, workers=workers) as pipeline:
+    state = pipeline.get_state()
+    pipeline.start()
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "seen").exists():
+      assert time.monotonic() < deadline
+      time.sleep(0.01)
+    assert pipeline.get_state() == state
+    assert_same([next(pipeline), next(pipeline)], reference[:2])
+  with pytest.raises(ValueError, match="closed"):
+    pipeline.start()
 
 
 def test_another_seed_is_another_stream(reference):

@@ -43,7 +43,27 @@ def test_cudnn_is_asked_only_for_what_it_can_do(monkeypatch):
   assert "3 axes" in why_not_cudnn((201, 6, 64), jnp.bfloat16)
   asked = []
   monkeypatch.setattr(ops.jax, "default_backend", lambda: "gpu")
+  monkeypatch.setattr(ops, "why_no_cudnn", lambda: None)
   monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, k, v, implementation: asked.append(implementation))
   attention(*inputs(jnp.bfloat16)[:3])
   attention(*inputs(jnp.float32)[:3])
   assert asked == ["cudnn"]
+
+
+class Gpu:
+  """A device as JAX describes a GPU."""
+
+  def __init__(self, compute_capability):
+    self.compute_capability = compute_capability
+
+
+@pytest.mark.parametrize(("capability", "why"), [("7.5", "has 7.5"), ("gfx90a", "has gfx90a"), ("9.0", "cuDNN")])
+def test_a_gpu_without_cudnns_attention_gets_the_plain_one(monkeypatch, capability, why):
+  """Of the last, the library is missing: here it is."""
+  ops.why_no_cudnn.cache_clear()
+  monkeypatch.setattr(ops.jax, "default_backend", lambda: "gpu")
+  monkeypatch.setattr(ops.jax, "local_devices", lambda: [Gpu(capability)])
+  assert why in ops.why_no_cudnn()
+  qkv = inputs(jnp.bfloat16)[:3]
+  np.testing.assert_array_equal(np.float32(attention(*qkv)), np.float32(plain_attention(*qkv)))
+  ops.why_no_cudnn.cache_clear()

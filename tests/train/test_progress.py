@@ -37,6 +37,17 @@ def test_speed_waiting_and_time_left():
   assert progress.line() == "step 20/100 (20%)  loss 9.8765  lr 1.00e-03  160 images/s  data wait 25%  ETA 32 s"
 
 
+def test_waiting_while_the_devices_are_busy_costs_nothing():
+  clock = Clock()
+  progress = Progress(10, batch_size=64, every=2, clock=clock, stream=io.StringIO())
+  for step, busy in ((1, False), (2, True)):
+    with progress.waiting(lambda busy=busy: busy):
+      clock.now += 1.0
+    clock.now += 4.0
+    progress.step(step)
+  assert progress.timing["data_wait_share"] == pytest.approx(0.1)
+
+
 def test_the_size_of_the_crops_is_shown_where_it_varies():
   progress = Progress(10, batch_size=8, every=10, clock=Clock(), stream=io.StringIO())
   progress.step(1, {"loss": 2.0, "global_size": 512.0, "local_size": 112.0, "gram_size": 768.0})

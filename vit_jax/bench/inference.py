@@ -1,7 +1,8 @@
 """`vit-jax bench inference`: frozen features of a ViT-B/16, beside transformers and timm (`torch_inference.py`).
 
 The same architecture on all sides (DINOv3 ViT-B/16: 4 registers, rotary positions, layer scale), random weights, whole
-features of images that are on the device already. PyTorch is compiled on a GPU; on a CPU eager is not slower.
+features of images that are on the device already. PyTorch is compiled; on a CPU, where that hardly helps, transformers
+is measured eager, too.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from vit_jax.bench.harness import Row, alternate, repeat
 from vit_jax.bench.peer import PEER_PYTHON, MissingLibrary, find_peer
 from vit_jax.models.zoo import create_model
 
-LIBRARIES = ("transformers", "timm")
+PEERS = (("transformers", True), ("timm", True))  # library, whether it is compiled
+CPU_PEERS = (("transformers", False), *PEERS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,14 +34,14 @@ class Case:
 
 
 def measure(seconds: float, case: Case | None = None) -> Iterator[Row]:
-  """A row beside each library; where one is missing, its row says so."""
+  """A row beside each peer; where one is missing, its row says so."""
   on_cpu = jax.default_backend() == "cpu"
   case = case or (Case() if on_cpu else Case(batch_size=256, dtype="bfloat16"))
   ours = Ours(case)
   name = f"{case.model}, {case.image_size} px, batch {case.batch_size}, {case.dtype}"
-  for library in LIBRARIES:
+  for library, compiled in CPU_PEERS if on_cpu else PEERS:
     try:
-      theirs = find_peer("torch_inference.py", ours.settings() | {"library": library})
+      theirs = find_peer("torch_inference.py", ours.settings() | {"library": library, "compile": compiled})
     except MissingLibrary as error:
       theirs, why = None, str(error)
     else:

@@ -35,6 +35,8 @@ def peer_python() -> str | None:
 def find_peer(script: str, settings: dict[str, Any]) -> Peer | None:
   """The running peer of a script of this folder, on the same kind of device; None where there is no PyTorch.
 
+  It is compiled on a GPU, unless the settings say otherwise ("compile").
+
   Raises:
     MissingLibrary: if the script says that its Python lacks what it needs besides PyTorch.
   """
@@ -43,7 +45,8 @@ def find_peer(script: str, settings: dict[str, Any]) -> Peer | None:
     return None
   on_gpu = jax.default_backend() == "gpu"
   threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-  return Peer(python, script, settings | {"device": "cuda" if on_gpu else "cpu", "threads": threads, "compile": on_gpu})
+  surroundings = {"device": "cuda" if on_gpu else "cpu", "threads": threads, "compile": on_gpu}
+  return Peer(python, script, surroundings | settings)
 
 
 class Peer:

@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from vit_jax.data import operations
-from vit_jax.data.bands import Picture, picture
 from vit_jax.data.operations import Pixels
+from vit_jax.data.resampling import Planes, crop_and_resize, planes, resize
 from vit_jax.data.views import Views
 
 TRIES = 10  # proposals for a crop box before the centre crop
@@ -155,13 +155,13 @@ def _between(uniform: float, low: float, high: float) -> float:
   return low + uniform * (high - low)
 
 
-def apply_crop(image: Picture, crop: Crop, size: int) -> UInt8[np.ndarray, "size size C"]:
+def apply_crop(image: Planes, crop: Crop, size: int) -> UInt8[np.ndarray, "size size C"]:
   """Cuts `crop` out of an image, resized to size x size, and distorts it as drawn."""
-  return _flipped(_distorted(np.asarray(_cut(image, crop, size)), crop), crop)
+  return operations.flip(_distorted(_cut(image, crop, size), crop), crop.flip)
 
 
 def apply_crops(
-  image: Picture,
+  image: Planes,
   crops: Sequence[Crop],
   views: Views,
   global_crops: UInt8[np.ndarray, "2 G G C"],
@@ -178,22 +178,23 @@ def apply_crops(
   plain = []  # the two global crops, neither distorted nor flipped
   for i, crop in enumerate(crops[:2]):
     base = _cut(image, crop, views.base_size)
-    plain.append(np.asarray(operations.resize(base, views.global_size)))
+    plain.append(resize(base, views.global_size))
     shared = gram_crops is not None and views.gram_distortions
     if shared:
-      base = picture(_distorted(np.asarray(base), crop))
-      pixels = np.asarray(operations.resize(base, views.global_size))
+      base = _distorted(base, crop)
+      pixels = resize(base, views.global_size)
     else:
       pixels = _distorted(plain[i], crop)
-    global_crops[i] = _flipped(pixels, crop)
+    # The flip comes last, where it is cheapest: nothing before it knows left from right.
+    global_crops[i] = operations.flip(pixels, crop.flip)
     if gram_crops is not None:
-      gram_crops[i] = _flipped(np.asarray(operations.resize(base, views.gram_size)), crop)
+      gram_crops[i] = operations.flip(resize(base, views.gram_size), crop.flip)
   for i, crop in enumerate(crops[2:]):
     if crop.window is None:
       local_crops[i] = apply_crop(image, crop, views.local_size)
     else:
       top, left = crop.window
-      whole = _flipped(_distorted(plain[2 * i // len(local_crops)], crop), crop)
+      whole = operations.flip(_distorted(plain[2 * i // len(local_crops)], crop), crop.flip)
       local_crops[i] = whole[top : top + views.local_size, left : left + views.local_size]
 
 
@@ -209,11 +210,11 @@ def multi_crop(
   crops = draw_crops(rng, image.shape[0], image.shape[1], views)
   if views.share_color_jitter:
     image = _coloured(image, *draw_colours(rng, views))
-  apply_crops(picture(image), crops, views, global_crops, local_crops, gram_crops)
+  apply_crops(planes(image), crops, views, global_crops, local_crops, gram_crops)
 
 
-def _cut(image: Picture, crop: Crop, size: int) -> Picture:
-  return operations.crop_and_resize(image, crop.top, crop.left, crop.height, crop.width, size)
+def _cut(image: Planes, crop: Crop, size: int) -> Pixels:
+  return crop_and_resize(image, crop.top, crop.left, crop.height, crop.width, size)
 
 
 def _coloured(pixels: Pixels, jitter: tuple[tuple[int, float], ...], grayscale: bool) -> Pixels:
@@ -227,8 +228,3 @@ def _distorted(pixels: Pixels, crop: Crop) -> Pixels:
   if crop.sigma is not None:
     pixels = operations.gaussian_blur(pixels, crop.sigma)
   return operations.solarize(pixels) if crop.solarize else pixels
-
-
-def _flipped(pixels: np.ndarray, crop: Crop) -> np.ndarray:
-  """The flip comes last, where it is only another way to read: nothing before it knows left from right."""
-  return pixels[:, ::-1] if crop.flip else pixels

@@ -1,7 +1,7 @@
 """The deterministic operations of the multi-crop augmentation on the host (reference [6.3]).
 
-Each is a pure function and gives what the reference's transforms give on 8-bit images, within one level. Pillow
-resizes, antialiased as OpenCV cannot; the rest is OpenCV's on arrays, which takes a third of Pillow's time.
+Each is a pure function and gives what the reference's transforms give on 8-bit images, within one level. They are made
+of OpenCV's on arrays, which take a third of Pillow's time. Cutting out and resizing is `resampling.py`'s.
 """
 
 from __future__ import annotations
@@ -13,27 +13,15 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from vit_jax.data.bands import Picture
-
 cv2.setNumThreads(0)  # the pipeline's workers share the cores already
 
 _TAPS = 9
 _NO_TAP = 1e-4  # a weight that cannot change an 8-bit value
 _CUT = -0.499  # makes rounding to the nearest level a cutting off, but for the error of float32
 _DIFFERENCES = np.array([[511, -510, -1, 511 * 255 + 255]], np.float32)  # 511 (red - green + 255) + green - blue + 255
-_LUMA = np.array([[19595, 38470, 7471]]) / 65536.0  # ITU-R 601 as Pillow has it
+_LUMA = np.array([[19595, 38470, 7471, 32768]], np.float32) / 65536.0  # ITU-R 601 as Pillow has it, and a half
 
 Pixels = UInt8[np.ndarray, "H W C"]  # hue, saturation and grayscale: RGB
-
-
-def crop_and_resize(image: Picture, top: int, left: int, height: int, width: int, size: int) -> Picture:
-  """Cuts a box out and resizes it to size x size: bicubic, antialiased, and blind to what lies outside the box."""
-  return image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BICUBIC)
-
-
-def resize(image: Picture, size: int) -> Picture:
-  """Resizes to size x size as `crop_and_resize` does."""
-  return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def adjust_brightness(pixels: Pixels, factor: float) -> Pixels:
@@ -66,11 +54,11 @@ def adjust_hue(pixels: Pixels, shift: float) -> Pixels:
 def _hsv(pixels: Pixels) -> Pixels:
   """Hue, saturation and value exactly as Pillow has them: of its 256 hues the next one is up to 6 levels away."""
   hues, saturations = _hsv_tables()
-  differences = cv2.transform(pixels.astype(np.float32), _DIFFERENCES).astype(np.int32)  # [H, W]  exact below 2^24
+  differences = cv2.transform(pixels.astype(np.float32), _DIFFERENCES).astype(np.intp)  # [H, W]  exact below 2^24
   red, green, blue = cv2.split(pixels)
   value, lowest = cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
-  extremes = (value.astype(np.int32) << 8) | lowest
-  return cv2.merge([hues[differences], saturations[extremes], value])
+  extremes = cv2.merge([lowest, value]).view("<u2")[:, :, 0]  # [H, W]  256 value + lowest
+  return cv2.merge([hues.take(differences), saturations.take(extremes), value])
 
 
 @functools.cache
@@ -106,7 +94,7 @@ def grayscale(pixels: Pixels) -> Pixels:
 
 def _luma(pixels: Pixels) -> UInt8[np.ndarray, "H W"]:
   if pixels.shape[2] == 3:
-    return cv2.transform(pixels, _LUMA)
+    return cv2.transform(pixels.astype(np.float32), _LUMA).astype(np.uint8)  # exact: sums below 2^24 parts, cut off
   return np.floor(pixels.mean(axis=2, dtype=np.float32) + np.float32(0.5)).astype(np.uint8)
 
 
@@ -118,6 +106,11 @@ def gaussian_blur(pixels: Pixels, sigma: float) -> Pixels:
   if len(taps) == 1:
     return pixels
   return cv2.sepFilter2D(pixels, -1, taps, taps, borderType=cv2.BORDER_REFLECT_101).reshape(pixels.shape)
+
+
+def flip(pixels: Pixels, mirrored: bool) -> Pixels:
+  """The image in a mirror, if it is to be."""
+  return cv2.flip(pixels, 1).reshape(pixels.shape) if mirrored else pixels
 
 
 def solarize(pixels: Pixels) -> Pixels:

@@ -187,10 +187,7 @@ class Pipeline:
     return self
 
   def __next__(self) -> dict[str, np.ndarray]:
-    if self._closed:
-      raise ValueError("the pipeline is closed.")
-    if self._iterator is None:
-      self._iterator = self._start()
+    self.start()
     try:
       with _reporting_stalls(self._timeout, self._next_batch):
         groups = [next(self._iterator) for _ in self._local_groups]
@@ -205,6 +202,14 @@ class Pipeline:
       return groups[0]
     # Also a copy out of the memory shared with the workers, which is scarce (64 MB in many containers).
     return {key: np.concatenate([group[key] for group in groups]) for key in groups[0]}
+
+  def start(self):
+    """Begins with the next batches, as `next` would: to be called before what takes long and needs no batch."""
+    if self._closed:
+      raise ValueError("the pipeline is closed.")
+    if self._iterator is None:
+      self._iterator = self._make_iterator()
+      self._iterator.start_prefetch()
 
   def upcoming(self, batches: int) -> list[Views]:
     """The views that the next so many batches need, each once, in the order in which they come first."""
@@ -248,7 +253,7 @@ class Pipeline:
   def __exit__(self, *unused: object):
     self.close()
 
-  def _start(self) -> grain.DatasetIterator:
+  def _make_iterator(self) -> grain.DatasetIterator:
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()  # Grain asks absl's flags; a script may have none
     make = _LocalGroups(self._groups, self._groups_per_batch, self._local_groups, self._next_batch)

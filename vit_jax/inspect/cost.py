@@ -169,7 +169,8 @@ def dino_step(
 def executed(jaxpr: Any) -> int:
   """Operations of all matrix products and convolutions of a jaxpr, whatever is recomputed counted again.
 
-  A scan counts as often as it runs, of a conditional the dearest branch.
+  A scan counts as often as it runs, a Pallas kernel as often as its grid has points, what every device does for itself
+  (shard_map) as often as there are devices, of a conditional the dearest branch.
   """
   total = 0
   for equation in jaxpr.eqns:
@@ -185,7 +186,13 @@ def executed(jaxpr: Any) -> int:
     elif name == "cond":
       total += max(executed(branch.jaxpr) for branch in params["branches"])
     else:
-      times = params.get("length", 1) if name == "scan" else 1
+      times = 1
+      if name == "scan":
+        times = params["length"]
+      elif name == "pallas_call":
+        times = math.prod(params["grid_mapping"].grid)
+      elif name == "shard_map":
+        times = params["mesh"].size
       total += times * sum(executed(inner) for inner in _inside(params))
   return total
 

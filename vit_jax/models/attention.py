@@ -56,12 +56,13 @@ class SelfAttention(nn.Module):
       norms = [make_norm(self.norm_kind, name=name, **norm) for name in ("q_norm", "k_norm")]
 
     def attend(qkv: Float[Array, "B T 3 H d"], tables: Tables | None) -> Float[Array, "B T H d"]:
-      q, k, v = (nn.with_logical_constraint(qkv[:, :, i], ("batch", None, "heads", None)) for i in range(3))
+      logical = ("batch", None, "heads", None)
+      q, k, v = (nn.with_logical_constraint(qkv[:, :, i], logical) for i in range(3))
       if norms is not None:
         q, k = (norm(y) for norm, y in zip(norms, (q, k), strict=True))
       if tables is not None:
         q, k = rope.rotate(q, *tables), rope.rotate(k, *tables)
-      return attention(q, k, v, recompute=self.recompute)
+      return attention(q, k, v, spec=nn.logical_to_mesh_axes(logical), recompute=self.recompute)
 
     ys = tuple(attend(qkv, own) for qkv, own in zip(qkv_map(xs), tables, strict=True))
     axes = ("heads", None, None)

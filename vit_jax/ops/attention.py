@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from vit_jax.ops.splash import WHOLE, splash_attention, why_not_splash
 
 _WIDEST_HEAD = 128  # of cuDNN's flash attention on every GPU it runs on
 _HALF = (jnp.bfloat16, jnp.float16)
@@ -17,18 +21,23 @@ def attention(
   key: Float[Array, "B T H d"],
   value: Float[Array, "B T H d"],
   *,
+  spec: jax.P = WHOLE,
   recompute: bool = False,
 ) -> Float[Array, "B T H d"]:
   """softmax(q k^T / sqrt(d)) v without mask or dropout; the softmax in float32 (float64 for float64 inputs).
 
-  On GPU this is cuDNN's flash attention where that can be (`why_not_cudnn`); elsewhere two products for XLA.
+  On GPU this is cuDNN's flash attention where that can be (`why_not_cudnn`), on TPU the splash kernel where that moves
+  less (`why_not_splash`); elsewhere two products for XLA.
 
   Args:
+    spec: how the mesh around this, if there is one, divides the axes of the arguments.
     recompute: the backward pass computes the weights [B, H, T, T] once more instead of keeping them; flash attention
       always does.
   """
-  if jax.default_backend() == "gpu" and why_not_cudnn(query.shape, query.dtype) is None:
+  if jax.default_backend() == "gpu" and why_not_cudnn(query.shape, query.dtype) is None and why_no_cudnn() is None:
     return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+  if why_not_splash(query.shape, query.dtype, spec) is None:
+    return splash_attention(query, key, value, spec)
   plain = jax.checkpoint(plain_attention, prevent_cse=False) if recompute else plain_attention
   return plain(query, key, value)
 
@@ -41,6 +50,20 @@ def why_not_cudnn(shape: tuple[int, ...], dtype: Any) -> str | None:
     return f"it computes in 16 bits, and model.dtype is {jnp.dtype(dtype).name}"
   if shape[-1] % 8 or shape[-1] > _WIDEST_HEAD:
     return f"it takes heads whose width is a multiple of 8 up to {_WIDEST_HEAD}, and these are {shape[-1]} wide"
+  return None
+
+
+@functools.cache
+def why_no_cudnn() -> str | None:
+  """Why there is no flash attention of cuDNN on this process's GPUs, whatever the shape; None: there is."""
+  capability = str(getattr(jax.local_devices()[0], "compute_capability", "unknown"))
+  if not re.fullmatch(r"\d+\.\d+", capability) or float(capability) < 8.0:
+    return f"it is for NVIDIA's GPUs from compute capability 8.0 on, and this one has {capability}"
+  sample = jax.ShapeDtypeStruct((1, 128, 1, 64), jnp.bfloat16)
+  try:  # JAX says at once what it misses: the library, or a version of it
+    jax.eval_shape(functools.partial(jax.nn.dot_product_attention, implementation="cudnn"), *[sample] * 3)
+  except (RuntimeError, NotImplementedError, ValueError) as error:
+    return str(error)
   return None
 
 

@@ -10,7 +10,10 @@ hue and saturation mean nothing for them and leave them as they are.
 
 from __future__ import annotations
 
+import functools
+
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vit_jax.ops.images import luma
@@ -18,6 +21,10 @@ from vit_jax.ops.images import luma
 BRIGHTNESS, CONTRAST, SATURATION, HUE, NOTHING = range(5)  # the adjustments by number
 
 Levels = Float[Array, "... C H W"]
+
+# Hues of 8 bits that Pillow never reaches from below: 255 times its float32 for them ends just short of the number.
+_HUES = (*range(1, 32), *range(88, 105, 4), *range(129, 150, 2), *range(153, 174, 4), 176, *range(177, 210, 4), 184)
+_SHORT = [np.uint32(sum(1 << (hue - 32 * i) for hue in _HUES if hue // 32 == i)) for i in range(8)]  # bits, by hue
 
 
 def adjust(
@@ -65,17 +72,14 @@ def turn_hue(image: Float[Array, "... 3 H W"], turns: Float[Array, " ..."]) -> F
   red, green, blue = (image[..., i : i + 1, :, :] for i in range(3))  # [..., 1, H, W]
   value, lowest = jnp.maximum(jnp.maximum(red, green), blue), jnp.minimum(jnp.minimum(red, green), blue)
   chroma = value - lowest
-  some = jnp.maximum(chroma, 1.0)
-  lack_red, lack_green, lack_blue = (value - red) / some, (value - green) / some, (value - blue) / some
-  sector = jnp.where(
-    red == value,
-    lack_blue - lack_green,
-    jnp.where(green == value, _sum(2.0, lack_red, lack_blue), _sum(4.0, lack_green, lack_red)),
+  sixths = jnp.where(
+    red == value, green - blue, jnp.where(green == value, 2.0 * chroma + blue - red, 4.0 * chroma + red - green)
   )
-  position = sector / 6.0  # of the circle, from -1/6
-  hue = _floor255(jnp.where(position < 0.0, position + 1.0, position))
-  saturation = _floor255(chroma / jnp.maximum(value, 1.0))
-  turned = jnp.mod(jnp.where(chroma > 0.0, hue, 0.0) + jnp.trunc(turns * 255.0), 256.0)
+  sixths = jnp.where(sixths < 0.0, sixths + 6.0 * chroma, sixths)  # of the circle, times the chroma
+  hue, rest = _divided(85.0 * sixths, jnp.maximum(2.0 * chroma, 1.0))
+  hue = jnp.where((rest == 0.0) & _falls_short(hue), hue - 1.0, hue)
+  saturation, _ = _divided(255.0 * chroma, jnp.maximum(value, 1.0))
+  turned = jnp.mod(hue + jnp.trunc(turns * 255.0), 256.0)
   place = turned * (6.0 / 255.0)  # of six sectors
   lacks = jnp.concatenate(  # how much of the chroma each channel lacks to the value
     [
@@ -88,16 +92,19 @@ def turn_hue(image: Float[Array, "... 3 H W"], turns: Float[Array, " ..."]) -> F
   return jnp.floor(value + 0.5 - jnp.clip(lacks, 0.0, 1.0) * (saturation * value / 255.0))
 
 
-def _sum(whole: float, plus: Array, minus: Array) -> Array:
-  """whole + plus - minus, rounded once where one of them is 0 or 1: where hues of 8 bits jump, it shows."""
-  return jnp.where(minus == 1.0, (whole - minus) + plus, (whole + plus) - minus)
+def _divided(x: Array, by: Array) -> tuple[Array, Array]:
+  """(floor(x / by), what is left), exactly, of whole numbers below 2^24: however the device rounds its divisions."""
+  quotient = jnp.floor(x / by)
+  rest = x - quotient * by
+  quotient += jnp.where(rest >= by, 1.0, jnp.where(rest < 0.0, -1.0, 0.0))
+  return quotient, x - quotient * by
 
 
-def _floor255(x: Array) -> Array:
-  """floor(255 x), exactly: a product that rounding lifts to a whole number is taken back."""
-  near = jnp.round(255.0 * x)
-  above = (256.0 * x - near) - x < 0.0  # 255 x < near, by differences that are exact
-  return jnp.where(above, near - 1.0, near)
+def _falls_short(hue: Array) -> Bool[Array, " ..."]:
+  """Whether Pillow, to which this hue comes out as a whole number but for float32, cuts it off to the one below."""
+  place = hue.astype(jnp.uint32)
+  word = functools.reduce(lambda rest, i: jnp.where(place < 32 * (i + 1), _SHORT[i], rest), range(6, -1, -1), _SHORT[7])
+  return (word >> (place & 31)) & 1 == 1
 
 
 def _luma(image: Levels) -> Float[Array, "... 1 H W"]:

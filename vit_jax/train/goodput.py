@@ -26,7 +26,7 @@ PARTS = {
   "init": "opening the data, making the state",
   "compile": "compiling the training step",
   "restore": "reading a checkpoint",
-  "data_wait": "waiting for a batch",
+  "data_wait": "waiting for a batch, the devices idle",
   "step": "training",
   "evaluation": "scores and pictures",
   "checkpoint": "saving",
@@ -68,6 +68,11 @@ class Goodput:
     finally:
       self._switch()
       self._open.pop()
+
+  def spent(self, part: str, seconds: float) -> None:
+    """Says afterwards that the last so many seconds, of the part that is being measured, belong to `part`."""
+    self._seconds[part] += seconds
+    self._seconds[self._open[-1]] -= seconds
 
   def begun(self, step: int) -> None:
     """The loop begins, after so many steps."""

@@ -166,6 +166,11 @@ def bad_records_file() -> str:
   return f"bad_records_{jax.process_index()}.jsonl" if jax.process_index() else "bad_records.jsonl"
 
 
+def _running(pending: tuple[int, dict[str, jax.Array]] | None) -> bool:
+  """Whether the devices are still at the step whose metrics these will be."""
+  return pending is not None and not all(x.is_ready() for x in pending[1].values() if isinstance(x, jax.Array))
+
+
 class _Loop:
   """One process's part of a run: the state and everything that is written."""
 
@@ -217,12 +222,15 @@ class _Loop:
       if reached:
         log.warning("No step was saved although %s reaches step %d: starting from zero.", METRICS, reached)
       log.info("%s", starting.report(sources))
+      self.pipeline.start()  # the first batches are made while everything else is made ready
       state = starting.begin(fresh_state(self.run), sources)
       sources.clear()  # they may hold whole files
       return 0, state
     with self.goodput.measuring("restore"):
       restored = self.checkpoints.restore(abstract_state(self.run).saved())
     self.pipeline.set_state(restored.data_state, exact=not accept_config_change)
+    if restored.step < self.total:
+      self.pipeline.start()
     self.last_metrics = restored.metrics
     log.info("Going on from step %d of %d.", restored.step, self.total)
     return restored.step, restored.state
@@ -276,8 +284,9 @@ class _Loop:
     times = SaveTimes(self.run.steps("checkpoint.every"), config.checkpoint.minutes, self.total)
     # "step" is what is not measured inside: the device works while the host keeps its books.
     with contextlib.closing(batches), self.progress, self._steps() as step_fn, self.goodput.measuring("step"):
+      self._make_ready(step_fn, abstract_batch(self.run, self.pipeline.upcoming(1)[0]))
       for step in range(self.step_number + 1, self.total + 1):
-        with self.progress.waiting():
+        with self.progress.waiting(functools.partial(_running, pending)):
           batch, data_state = next(batches)
         if step == 1 and config.log.pictures:
           with self.progress.pausing("pictures"):

@@ -78,9 +78,8 @@ def plan(config: ConfigDict, where: Topology, *, simulate: bool = False) -> Plan
     ConfigError: if the config does not fit the hardware.
   """
   compiler = compiler_for(where, simulate=simulate)
-  # libtpu lets one process of a machine in, for the sake of its TPU: there is none, and plans may be made side by side.
-  without_tpu = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-  environment = os.environ | {"JAX_PLATFORMS": "cpu"} | without_tpu
+  # libtpu locks the TPUs of a host for its process; one that only compiles needs none, and must not wait for another.
+  environment = os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
   if compiler == "gpu":
     environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_GPU_FLAGS}".strip()
   with tempfile.TemporaryDirectory(prefix="vit_jax_plan_") as folder:

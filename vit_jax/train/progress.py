@@ -67,14 +67,17 @@ class Progress:
     self._live = _LiveLine(stream) if (stream.isatty() if live is None else live) else None
 
   @contextmanager
-  def waiting(self) -> Iterator[None]:
-    """Time inside counts as waiting for data."""
+  def waiting(self, busy: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Time inside counts as waiting for data, unless the devices are still `busy` when it ends: then none was lost."""
     start = self._clock()
     try:
-      with self._counted("data_wait"):
-        yield
+      yield
     finally:
-      self._waited += self._clock() - start
+      if not busy():
+        waited = self._clock() - start
+        self._waited += waited
+        if self._goodput is not None:
+          self._goodput.spent("data_wait", waited)
 
   @contextmanager
   def pausing(self, what: str = "") -> Iterator[None]:
