@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,7 @@ class Pipeline:
     self.bad = bad
     self._next_batch = 0
     self._iterator: grain.DatasetIterator | None = None
+    self._begun: Future | None = None  # the first group of an iterator that was begun before it was asked for
     self._threads: set[threading.Thread] = set()  # of this process, that have worked for this pipeline
     self._closed = False
 
@@ -187,10 +189,10 @@ class Pipeline:
     return self
 
   def __next__(self) -> dict[str, np.ndarray]:
-    self.start()
+    self._open()
     try:
       with _reporting_stalls(self._timeout, self._next_batch):
-        groups = [next(self._iterator) for _ in self._local_groups]
+        groups = [self._next_group() for _ in self._local_groups]
     except BaseException:
       self._stop()  # a later next() begins this batch again
       raise
@@ -205,11 +207,28 @@ class Pipeline:
 
   def start(self):
     """Begins with the next batches, as `next` would: to be called before what takes long and needs no batch."""
+    if self._open():
+      # Threads begin at once; processes as soon as somebody waits for what they make.
+      self._iterator.start_prefetch()
+      if self.workers:
+        self._begun = Future()
+        threading.Thread(target=_fulfil, args=(self._begun, self._iterator), daemon=True, name="begin-batches").start()
+
+  def _open(self) -> bool:
+    """Whether the iterator had to be made."""
     if self._closed:
       raise ValueError("the pipeline is closed.")
-    if self._iterator is None:
-      self._iterator = self._make_iterator()
-      self._iterator.start_prefetch()
+    if self._iterator is not None:
+      return False
+    self._iterator = self._make_iterator()
+    return True
+
+  def _next_group(self) -> dict[str, np.ndarray | str]:
+    if self._begun is None:
+      return next(self._iterator)
+    group = self._begun.result()
+    self._begun = None
+    return group
 
   def upcoming(self, batches: int) -> list[Views]:
     """The views that the next so many batches need, each once, in the order in which they come first."""
@@ -275,12 +294,22 @@ class Pipeline:
   def _stop(self):
     if self._iterator is None:
       return
+    if self._begun is not None:
+      wait([self._begun], self._timeout)  # Grain does not expect to be closed while somebody waits
+      self._begun = None
     self._iterator.close()
     self._iterator = None
     while self._threads:  # Grain tells its threads to end but does not wait
       self._threads.pop().join()
     if self.workers:
       _end_deleter()
+
+
+def _fulfil(begun: Future, iterator: grain.DatasetIterator):
+  try:
+    begun.set_result(next(iterator))
+  except BaseException as error:
+    begun.set_exception(error)
 
 
 @contextlib.contextmanager
