@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from vit_jax.bench import attention, inference, knn, peer, startup
+from vit_jax.cli import main
 
 NOWHERE = {"model.name": "dinov3_vits16", "crops.global_size": "112", "crops.local_size": "48", "batch_size": "x"}
 
@@ -84,3 +85,9 @@ def test_a_peer_that_lacks_a_library_says_which(tmp_path, monkeypatch):
 def test_a_run_that_makes_no_step_fails_with_what_it_said(tmp_path):
   with pytest.raises(startup.StartFailed, match="batch_size"):
     startup.start(tmp_path, "broken", NOWHERE)
+
+
+def test_a_peer_that_must_be_there_is_asked_for_before_anything_is_measured(monkeypatch, capsys):
+  monkeypatch.setattr(peer, "peer_python", lambda: None)
+  assert main(["bench", "step", "--against=torch"]) == 2
+  assert "there is no PyTorch in this environment" in capsys.readouterr().err

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vit_jax.ops.platform import platform
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def linear(x: Float[Array, "... K"], kernel: Float[Array, "K N"], contract: int = 1) -> Float[Array, "... N"]:
@@ -18,12 +20,6 @@ def linear(x: Float[Array, "... K"], kernel: Float[Array, "K N"], contract: int 
   (`models/remat.py`).
   """
   return product(x, kernel, contract)
-
-
-def platform() -> str:
-  """What the program in hand is for: the platform of its mesh, which may be of described devices, or this machine's."""
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  return jax.default_backend() if device is None else device.platform
 
 
 def product(x: Float[Array, "... K"], kernel: Float[Array, "K N"], contract: int) -> Float[Array, "... N"]:

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vit_jax.ops.platform import platform
+
 LEAST_TOKENS = 512
 WHOLE = jax.P()  # nothing is divided
 _BLOCKS = (512, 384, 256)  # tokens of a block of the kernel, multiples of 128
@@ -91,12 +93,6 @@ def _on_one_device(query: Array, key: Array, value: Array, *, interpret: bool) -
   query = query * jnp.asarray(width**-0.5, query.dtype)  # the kernel does not scale
   y = jax.vmap(lambda q, k, v: kernel(q, k, v, segment_ids=segments))(*map(prepare, (query, key, value)))
   return jnp.swapaxes(y[:, :, :tokens], 1, 2)  # [B, T, H, d]
-
-
-def platform() -> str:
-  """The kind of device that a program is for: of the mesh around this, which need not be here, or the default."""
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  return jax.default_backend() if device is None else device.platform
 
 
 def _devices(names: str | tuple[str, ...] | None) -> int:
