@@ -74,7 +74,7 @@ def small(**types):
 
 
 def test_a_peer_that_lacks_a_library_says_which(tmp_path, monkeypatch):
-  script = tmp_path / "lacking.py"
+  script = tmp_path / "torch_peer.py"
   script.write_text('print(\'{"missing": "no such library"}\')\n')
   monkeypatch.setattr(peer, "__file__", str(tmp_path / "peer.py"))  # scripts lie beside it
   monkeypatch.setattr(peer, "peer_python", lambda: sys.executable)

@@ -47,12 +47,12 @@ class Records:
     return f"record {index}"
 
 
-def deliver(folder: str, last: int) -> None:
+def deliver(folder: str, last: int, workers: int) -> None:
   """A process of the run: logs each batch (its number, then its labels) and its memory in KiB, saves its state."""
   logging.getLogger("vit_jax").setLevel(logging.ERROR)
   options = {"timeout": 60.0, "bad_records": f"{folder}/bad_records.jsonl", "max_bad_fraction": 0.03}
   with (
-    make_pipeline(Records(), VIEWS, batch_size=BATCH, seed=SEED, workers=0, **options) as pipeline,
+    make_pipeline(Records(), VIEWS, batch_size=BATCH, seed=SEED, workers=workers, **options) as pipeline,
     open(f"{folder}/labels.bin", "ab") as labels,
     open(f"{folder}/memory.txt", "a") as memory,
   ):
@@ -69,11 +69,11 @@ def deliver(folder: str, last: int) -> None:
       memory.flush()
 
 
-def run(folder: Path, last: int) -> multiprocessing.Process:
+def run(folder: Path, last: int, workers: int) -> multiprocessing.Process:
   """Starts a process of the run, forked from one that has only imported the package: fifty starts cost no minutes."""
   context = multiprocessing.get_context("forkserver")
   context.set_forkserver_preload(["tests.data.test_soak"])
-  process = context.Process(target=deliver, args=(str(folder), last))
+  process = context.Process(target=deliver, args=(str(folder), last, workers))
   process.start()
   return process
 
@@ -87,11 +87,12 @@ def logged(folder):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads the memory of a process from /proc")
-def test_every_record_comes_once_an_epoch_across_kills_and_faults_in_flat_memory(tmp_path):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_record_comes_once_an_epoch_across_kills_and_faults_in_flat_memory(tmp_path, workers):
   rng, bad = np.random.default_rng(1), Records().bad
   begun, kills = time.monotonic(), 0
   for target in np.sort(rng.choice(np.arange(1, EPOCH), KILLS, replace=False)):
-    process = run(tmp_path, EPOCH)
+    process = run(tmp_path, EPOCH, workers)
     while process.is_alive() and (not len(log := logged(tmp_path)) or log[:, 0].max() < target):
       time.sleep(0.01)
     process.kill()
@@ -100,7 +101,7 @@ def test_every_record_comes_once_an_epoch_across_kills_and_faults_in_flat_memory
     torn = tmp_path / "labels.bin"  # a batch that was cut off as it was written is made again
     os.truncate(torn, torn.stat().st_size // (4 * (BATCH + 1)) * (4 * (BATCH + 1)))
   for last in (EPOCH, 2 * EPOCH):
-    process = run(tmp_path, last)
+    process = run(tmp_path, last, workers)
     process.join()
     assert process.exitcode == 0
   seconds = time.monotonic() - begun
@@ -124,7 +125,8 @@ def test_every_record_comes_once_an_epoch_across_kills_and_faults_in_flat_memory
   whole = memory[memory[:, 0] == memory[-1, 0]][:, 2] / 1024  # MiB, of the epoch that ran through
   early, late = np.median(whole[EPOCH // 10 : EPOCH // 5]), np.median(whole[-EPOCH // 10 :])
   print(
-    f"\n{len(log) * BATCH:,} records delivered in {seconds:.0f} s, {kills} kills, {len(log) - 2 * EPOCH} batches made "
-    f"again; memory: peak {memory[:, 2].max() / 1024:.0f} MiB, from {early:.1f} to {late:.1f} MiB over an epoch"
+    f"\n{workers} workers: {len(log) * BATCH:,} records delivered in {seconds:.0f} s, {kills} kills, "
+    f"{len(log) - 2 * EPOCH} batches made again; memory: peak {memory[:, 2].max() / 1024:.0f} MiB, from {early:.1f} to "
+    f"{late:.1f} MiB over an epoch"
   )
   assert late - early < 0.05 * early

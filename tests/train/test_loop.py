@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,6 +14,7 @@ import pytest
 from PIL import Image
 
 import vit_jax
+from tests.train.jobs import ROOT, environment
 from vit_jax import config as configs
 from vit_jax import parallel
 from vit_jax.checkpoints import restore_params, steps
@@ -25,8 +24,6 @@ from vit_jax.train import goodput, setup
 from vit_jax.train.evaluations import Evaluations
 from vit_jax.train.loop import train
 from vit_jax.train.writers import read_lines
-
-ROOT = Path(__file__).parents[2]
 
 
 def tiny(**overrides):
@@ -53,15 +50,6 @@ def command(workdir, *overrides):
     "--config.model.drop_path=0.3", "--config.log.pictures=False",
     "--config.crops.resolutions=((32,16,0,0.6),(48,24,0,0.4))", *overrides,
   ]  # fmt: skip
-
-
-def environment(tmp_path):
-  return os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "PYTHONPATH": str(ROOT),
-    "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-  }
 
 
 def run(tmp_path, workdir, *overrides):

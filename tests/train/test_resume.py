@@ -18,12 +18,11 @@ import numpy as np
 import pytest
 
 import vit_jax
+from tests.train.jobs import ROOT, environment
 from vit_jax import config as configs
 from vit_jax.checkpoints import Checkpoints, read_meta, restore_params, steps
 from vit_jax.train import loop, setup
 from vit_jax.train.writers import read_lines
-
-ROOT = Path(__file__).parents[2]
 
 
 def tiny(**overrides):
@@ -128,16 +127,6 @@ def test_a_lost_folder_of_checkpoints_is_said(spread):
 def command(workdir, processes):
   start = [sys.executable, "-m", "vit_jax"] if processes == 1 else ["launch/local.sh", str(processes)]
   return [*start, "train", "--config=configs/tiny.py", f"--workdir={workdir}", *LONG]
-
-
-def environment(tmp_path):
-  return os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "PYTHONPATH": str(ROOT),
-    "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "PYTHON": sys.executable,
-  }
 
 
 LONG = ("--config.log.pictures=False", "--config.log.tensorboard=False", "--config.loss_group_size=4",

@@ -1,9 +1,9 @@
 """The other side of a benchmark that needs PyTorch: a process of its own, asked for one repetition after the other.
 
 In one process the threads of two frameworks would get in each other's way; and PyTorch may live in an environment of
-its own. A peer is a script that reads one JSON line of settings from standard input and says {"name": ...} when it is
-ready, or {"missing": why} if it cannot be; then, for every line with a number, does so many repetitions and answers
-{"seconds": [...], "peak_bytes": ...}.
+its own. A peer is a script that `torch_peer.py` runs. It reads one JSON line of settings from standard input and says
+{"name": ...} when it is ready, or {"missing": why} if it cannot be; then, for every line with a number, it does so many
+repetitions and answers {"seconds": [...], "peak_bytes": ...}.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Peer:
   def __init__(self, python: str, script: str, settings: dict[str, Any]):
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    command = [python, str(Path(__file__).with_name(script))]
+    command = [python, str(Path(__file__).with_name("torch_peer.py")), script]
     self._process = subprocess.Popen(command, env=environment, **pipes)
     self._peak: int | None = None
     answer = self._ask(json.dumps(settings))

@@ -1,20 +1,11 @@
-"""Single operations in PyTorch, the peers of `vit-jax bench attention` and `bench knn`; it speaks with `peer.py`.
-
-It imports nothing of vit_jax, so that it also runs in an environment of its own that has PyTorch.
-"""
+"""Single operations in PyTorch, the peers of `vit-jax bench attention` and `bench knn`; `torch_peer.py` runs it."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-import time
 from collections.abc import Callable
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads would starve their neighbours
-
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
+import torch
+import torch.nn.functional as F
 
 _CHUNK = 1024  # queries compared at a time
 
@@ -49,23 +40,12 @@ def knn(s: dict) -> Callable[[], None]:
   return neighbours
 
 
-def main() -> None:
-  s = json.loads(sys.stdin.readline())
-  torch.set_num_threads(s["threads"])
-  torch.set_float32_matmul_precision("highest")
-  work = {"attention": attention, "knn": knn}[s["what"]](s)
-  print(json.dumps({"name": f"PyTorch {torch.__version__}"}), flush=True)
-  for line in sys.stdin:
-    seconds = []
-    for _ in range(int(line)):
-      start = time.perf_counter()
-      for _ in range(s["calls"]):
-        work()
-      if s["device"] == "cuda":
-        torch.cuda.synchronize()
-      seconds.append(time.perf_counter() - start)
-    print(json.dumps({"seconds": seconds, "peak_bytes": None}), flush=True)
+def start(s: dict) -> tuple[str, Callable[[], None]]:
+  """For `torch_peer.py`."""
+  once = {"attention": attention, "knn": knn}[s["what"]](s)
 
+  def calls() -> None:
+    for _ in range(s["calls"]):
+      once()
 
-if __name__ == "__main__":
-  main()
+  return f"PyTorch {torch.__version__}", calls

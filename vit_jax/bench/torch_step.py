@@ -4,24 +4,17 @@ Idiomatic PyTorch: scaled_dot_product_attention, fused AdamW, one foreach EMA, o
 depth that skips the compute of the rows it drops, torch.compile if asked for. The work is that of one step of
 `vit_jax.methods.dinov3`: teacher on two global crops, student on masked global and on local crops, two heads,
 Sinkhorn-Knopp, DINO, iBOT and KoLeo losses, clipping per sub-module, AdamW, EMA. Images, masks and weights are random.
-It speaks with `peer.py`.
-
-It imports nothing of vit_jax, so that it also runs in an environment of its own that has PyTorch.
+`torch_peer.py` runs it.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import sys
-import time
+from collections.abc import Callable
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads would starve their neighbours
-
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 def rope_table(side: int, head_dim: int, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -226,32 +219,7 @@ class Step:
       torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - 0.994)
     return loss.detach()
 
-  def wait(self) -> None:
-    if self.device.type == "cuda":
-      torch.cuda.synchronize()
 
-
-def peak_memory(device: torch.device) -> int | None:
-  """Bytes that tensors took at most; None on a CPU."""
-  return torch.cuda.max_memory_allocated() if device.type == "cuda" else None
-
-
-def main() -> None:
-  settings = json.loads(sys.stdin.readline())
-  torch.set_num_threads(settings["threads"])
-  torch.set_float32_matmul_precision("high" if settings["dtype"] == "bfloat16" else "highest")
-  step = Step(settings)
-  name = f"PyTorch {torch.__version__}{', compiled' * settings['compile']}"
-  print(json.dumps({"name": name}), flush=True)
-  for line in sys.stdin:
-    seconds = []
-    for _ in range(int(line)):
-      start = time.perf_counter()
-      step.run()
-      step.wait()
-      seconds.append(time.perf_counter() - start)
-    print(json.dumps({"seconds": seconds, "peak_bytes": peak_memory(step.device)}), flush=True)
-
-
-if __name__ == "__main__":
-  main()
+def start(settings: dict) -> tuple[str, Callable[[], object]]:
+  """For `torch_peer.py`."""
+  return f"PyTorch {torch.__version__}{', compiled' * settings['compile']}", Step(settings).run

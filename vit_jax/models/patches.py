@@ -8,7 +8,6 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.models.layers import fan_in_uniform, spread
-from vit_jax.ops.linear import linear
 
 
 class PatchEmbed(nn.Module):
@@ -38,7 +37,7 @@ class PatchEmbed(nn.Module):
     patches = images[:, : h * p, : w * p].reshape(batch, h, p, w, p, channels)
     patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, h * w, p * p * channels)  # [B, N, p*p*C]
     kernel = nn.with_logical_constraint(kernel.reshape(-1, self.width).astype(self.dtype), (None, "width"))
-    embedded = linear(patches.astype(self.dtype), kernel)  # [B, N, D]
+    embedded = patches.astype(self.dtype) @ kernel  # [B, N, D]
     if not self.use_bias:
       return embedded
     bias = self.param("bias", self.bias_init or default, (self.width,), self.param_dtype)
