@@ -43,7 +43,7 @@ def add_to(commands: Commands) -> None:
 
 def _list_sources(args: argparse.Namespace) -> None:
   """Prints the kinds of sources and the embedded sets."""
-  from vit_jax.config.validation import EMBEDDED, SOURCES
+  from vit_jax.config.values import EMBEDDED, SOURCES
 
   print("data.source is one of:")
   for form, meaning in SOURCES.values():

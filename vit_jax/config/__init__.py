@@ -14,7 +14,8 @@ from vit_jax.config.loading import check_argument, load
 from vit_jax.config.resolving import resolve
 from vit_jax.config.saving import config_hash, difference, from_dict, read, save, to_dict
 from vit_jax.config.schema import default, loss_group_size
-from vit_jax.config.validation import choices, validate
+from vit_jax.config.validation import validate
+from vit_jax.config.values import choices
 
 __all__ = [
   "ConfigError",

@@ -28,7 +28,6 @@ from vit_jax.checkpoints import Checkpoints, latest
 from vit_jax.config import UserError
 from vit_jax.data.device import augmented, one_device
 from vit_jax.data.groups import SIZES, batch_shapes
-from vit_jax.data.pipeline import make_pipeline
 from vit_jax.data.views import Views
 from vit_jax.inspect import pictures, tables
 from vit_jax.methods import State
@@ -188,17 +187,7 @@ class _Loop:
     self.run, self.workdir, self.checkpoints, self.goodput = run, workdir, checkpoints, goodput
     self.total = run.steps("duration")
     self.local = parallel.LocalBatch(parallel.batch_sharding(run.mesh))
-    self.pipeline = make_pipeline(
-      run.source,
-      run.views,
-      batch_size=run.config.batch_size,
-      seed=run.config.seed,
-      workers=run.config.data.workers,
-      local_groups=self.local.parts(run.config.batch_size // run.config.loss_group_size),
-      bad_records=workdir / bad_records_file(),
-      max_bad_fraction=run.config.data.max_bad_fraction,
-      timeout=run.config.data.timeout or None,
-    )
+    self.pipeline = setup.open_pipeline(run, self.local, bad_records=workdir / bad_records_file())
     self.last_metrics: dict[str, float] = {}  # the last value of each
     self.programs: set[str] = set()  # batches for which a step has run, by their sizes
     self.step_number, self.state = self._start(sources, accept_config_change)

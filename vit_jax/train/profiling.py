@@ -13,7 +13,6 @@ import jax
 from ml_collections import ConfigDict
 
 from vit_jax import parallel
-from vit_jax.data.pipeline import make_pipeline
 from vit_jax.inspect.hlo import Program
 from vit_jax.inspect.profile import Profile, seconds_by_part
 from vit_jax.methods import State
@@ -42,8 +41,8 @@ def profile(config: ConfigDict, workdir: str, *, steps: int) -> tuple[Profile, P
   """
   folder = Path(workdir).expanduser().absolute() / FOLDER / time.strftime("%Y-%m-%d_%H-%M-%S")
   run = setup.prepare(config)
-  with _pipeline(run) as pipeline:
-    local = parallel.LocalBatch(parallel.batch_sharding(run.mesh))
+  local = parallel.LocalBatch(parallel.batch_sharding(run.mesh))
+  with setup.open_pipeline(run, local) as pipeline:
     batches = prefetch(pipeline, local, size=config.data.prefetch)
     with contextlib.closing(batches):
       stepper = _Steps(run, batches)
@@ -55,21 +54,6 @@ def profile(config: ConfigDict, workdir: str, *, steps: int) -> tuple[Profile, P
         traced, _ = stepper.make(steps)
   parts = seconds_by_part(folder, stepper.programs(), steps)
   return Profile(parts, step=seconds, traced=traced, waiting=waiting), folder
-
-
-def _pipeline(run: setup.Run) -> Any:
-  config = run.config
-  rows = parallel.LocalBatch(parallel.batch_sharding(run.mesh)).parts(config.batch_size // config.loss_group_size)
-  return make_pipeline(
-    run.source,
-    run.views,
-    batch_size=config.batch_size,
-    seed=config.seed,
-    workers=config.data.workers,
-    local_groups=rows,
-    max_bad_fraction=config.data.max_bad_fraction,
-    timeout=config.data.timeout or None,
-  )
 
 
 class _Steps:

@@ -19,6 +19,7 @@ from vit_jax import config as configs
 from vit_jax.config import ConfigError
 from vit_jax.data.decode import BadImage, OtherChannels, decode
 from vit_jax.data.masks import masked_patches
+from vit_jax.data.pipeline import Pipeline, make_pipeline
 from vit_jax.data.sources import Source, open_source, split_specs
 from vit_jax.data.views import Views, image_channels
 from vit_jax.methods import State, gram
@@ -97,6 +98,28 @@ def prepare(config: ConfigDict) -> Run:
       raise
     raise ConfigError(str(error)) from error
   return Run(resolved, method, views, source, sources, mesh)
+
+
+def open_pipeline(run: Run, local: parallel.LocalBatch, *, bad_records: Path | None = None) -> Pipeline:
+  """The batches of a run, from its first; not started yet.
+
+  Args:
+    run: with a source.
+    local: which rows of a batch this process reads.
+    bad_records: where unreadable images are listed; None: nowhere.
+  """
+  config, data = run.config, run.config.data
+  return make_pipeline(
+    run.source,
+    run.views,
+    batch_size=config.batch_size,
+    seed=config.seed,
+    workers=data.workers,
+    local_groups=local.parts(config.batch_size // config.loss_group_size),
+    bad_records=bad_records,
+    max_bad_fraction=data.max_bad_fraction,
+    timeout=data.timeout or None,
+  )
 
 
 def with_canvas(config: ConfigDict, views: Views, platform: str) -> Views:
