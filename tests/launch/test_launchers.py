@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -60,6 +61,45 @@ def test_every_option_of_a_preset_is_known_to_the_installed_compiler(preset):
   done = run(str(LAUNCH / "xla.sh"), preset, sys.executable, "-c", code, **alone, LIBTPU_INIT_ARGS="")
   assert done.returncode == 0, done.stderr
   assert "--xla_" in done.stderr or preset == "cpu"  # of which a CPU without wide vectors gets none
+
+
+REUSE = """
+import ctypes, resource, threading
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+size = 64 << 20
+def use():
+  block = libc.malloc(ctypes.c_size_t(size))
+  ctypes.memset(block, 1, size)
+  libc.free(block)
+def in_thread():
+  thread = threading.Thread(target=use)
+  thread.start()
+  thread.join()
+in_thread()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+  in_thread()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="settings of glibc")
+def test_on_a_cpu_freed_memory_is_used_again():
+  """A step's temporaries, which XLA's threads ask for: 4 x 64 MiB are 65,536 pages, if each has to be mapped anew."""
+  settled = {name: "" for name in os.environ if name.startswith("MALLOC_")}
+  faults = int(run(str(LAUNCH / "xla.sh"), "cpu", sys.executable, "-c", REUSE, **settled).stdout)
+  assert faults < 1000
+  assert int(run(sys.executable, "-c", REUSE, **settled).stdout) > 10_000  # this is about something
+
+
+def test_what_is_set_wins_over_a_preset():
+  done = run(
+    str(LAUNCH / "xla.sh"), "cpu", "env", MALLOC_TOP_PAD_="4096", XLA_FLAGS="--xla_cpu_prefer_vector_width=128"
+  )
+  assert "MALLOC_TOP_PAD_=4096" in done.stdout.splitlines() and "MALLOC_ARENA_MAX=1" in done.stdout.splitlines()
+  (flags,) = (line for line in done.stdout.splitlines() if line.startswith("XLA_FLAGS="))
+  assert flags.endswith("--xla_cpu_prefer_vector_width=128")
 
 
 def test_scripts_say_how_they_are_used_when_called_wrongly():
