@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from vit_jax.bench import attention, inference, knn, peer, startup
+from vit_jax import methods
+from vit_jax.bench import attention, inference, knn, peer, startup, step
 from vit_jax.cli import main
 
 NOWHERE = {"model.name": "dinov3_vits16", "crops.global_size": "112", "crops.local_size": "48", "batch_size": "x"}
@@ -52,6 +53,32 @@ def test_neighbours_are_compared_on_equal_work(asked):
   (row,) = knn.measure(0.0, knn.Case(keys=40, queries=10, width=4, k=3))
   assert row.ratio > 0 and row.ours.work == row.theirs.work == 10
   assert asked[0][1]["keys"] == 40 and asked[0][1]["what"] == "knn"
+
+
+def test_a_step_has_a_row_beside_pytorch_eager_and_one_beside_it_compiled(monkeypatch):
+  case, settings = step.CASES["cpu"][0], []
+
+  class FakeStep:
+    net = methods.get("dinov3").modules(case.config())
+
+    def __init__(self, case):
+      pass
+
+    def step(self):
+      pass
+
+    def note(self, timing):
+      return ""
+
+  monkeypatch.setattr(step, "Ours", FakeStep)
+  monkeypatch.setattr(step, "peer_python", lambda: "python")
+  monkeypatch.setattr(step, "find_peer", lambda script, s: FakePeer(settings, script, s))
+  rows = list(step.compare(case, 0.0))
+  assert [s["compile"] for _, s in settings] == [False, True] and all(row.ratio > 0 for row in rows)
+  assert settings[0][1]["mlp_hidden"] == 4 * settings[0][1]["width"] == 1536
+  monkeypatch.setattr(step, "peer_python", lambda: None)
+  (row,) = step.compare(case, 0.0)
+  assert row.ratio is None and "no PyTorch" in row.note
 
 
 def test_features_have_a_row_beside_each_library_and_say_which_is_missing(monkeypatch):

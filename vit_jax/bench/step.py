@@ -2,7 +2,7 @@
 
 Both are given images, masks and weights of the same sizes and do the same work: teacher on two global crops, student on
 masked global and on local crops, two heads, Sinkhorn-Knopp, all losses, clipping, AdamW, EMA. PyTorch runs in a process
-of its own, and the two take turns.
+of its own, and the two take turns. Its losses with all that leads to them are one graph for `torch.compile`.
 
 MFU (of devices whose bfloat16 peak is known) = model FLOPs of a step / (seconds x peak FLOP/s), with the FLOPs that
 `vit_jax.inspect.cost` counts: matrix products of student (forward and twice that backward), teacher and heads; rows
@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from vit_jax import config as configs
 from vit_jax import methods, parallel
 from vit_jax.bench.harness import Row, Timing, alternate, repeat
-from vit_jax.bench.peer import PEER_PYTHON, Peer, find_peer
+from vit_jax.bench.peer import PEER_PYTHON, Peer, find_peer, peer_python
 from vit_jax.data.masks import masked_patches
 from vit_jax.data.pipeline import make_pipeline
 from vit_jax.data.sources import open_source
@@ -90,15 +90,20 @@ CASES = {
 
 
 def measure(seconds: float) -> Iterator[Row]:
-  """A row for each case; the peer's columns stay empty where there is no PyTorch."""
+  """The rows of each case for this kind of device."""
   for case in CASES.get(jax.default_backend(), CASES["gpu"]):
-    ours = Ours(case)
-    theirs = peer(ours.net, case)
-    if theirs is None:
-      timing = repeat(ours.step, seconds=seconds)
-      yield Row(case.name, "step, wall", timing, note=f"{ours.note(timing)}; no PyTorch: set {PEER_PYTHON}")
-      continue
-    with theirs:
+    yield from compare(case, seconds)
+
+
+def compare(case: Case, seconds: float) -> Iterator[Row]:
+  """A row beside PyTorch compiled, on a CPU one beside PyTorch eager, too; the only row where there is no PyTorch."""
+  ours = Ours(case)
+  if peer_python() is None:
+    timing = repeat(ours.step, seconds=seconds)
+    yield Row(case.name, "step, wall", timing, note=f"{ours.note(timing)}; no PyTorch: set {PEER_PYTHON}")
+    return
+  for compiled in (False, True) if jax.default_backend() == "cpu" else (True,):
+    with peer(ours.net, case, compiled=compiled) as theirs:
       timing, other = alternate(ours.step, theirs.step, seconds=seconds, least=5)
       yield Row(case.name, "step, wall", timing, theirs.name, other, note=f"{ours.note(timing)}{theirs.memory()}")
 
@@ -150,8 +155,8 @@ class Ours:
     return f"{images:.3g} images/s, {speed / 1e9:,.0f} GFLOP/s{used}, {held / 2**30:.2f} GiB"
 
 
-def peer(net: Any, case: Case) -> Peer | None:
-  """PyTorch's side of a case; None where there is no PyTorch."""
+def peer(net: Any, case: Case, *, compiled: bool) -> Peer:
+  """PyTorch's side of a case, by `torch.compile` or eager."""
   backbone, head = net.backbone, net.dino_head
   return find_peer(
     "torch_step.py",
@@ -161,5 +166,6 @@ def peer(net: Any, case: Case) -> Peer | None:
       **{name: getattr(head, name) for name in ("hidden", "bottleneck", "prototypes")},
       **{name: getattr(case, name) for name in ("drop_path", "batch_size", "dtype")},
       **{name: getattr(case, name) for name in ("global_size", "local_size", "local_number")},
+      "compile": compiled,
     },
   )

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+log = logging.getLogger(__name__)
 
 AXES = ("replica", "data", "fsdp", "tensor")
 BATCH_AXES = ("replica", "data", "fsdp")
@@ -35,10 +41,43 @@ def mesh_shape(sizes: Mapping[str, int], num_devices: int) -> tuple[int, ...]:
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """A mesh over `devices` (all by default) with the axes replica, data, fsdp and tensor."""
+  """A mesh over `devices` (all by default) with the axes replica, data, fsdp and tensor.
+
+  Raises:
+    MeshError: if the sizes do not multiply to the number of devices.
+  """
   devices = list(jax.devices() if devices is None else devices)
   shape = mesh_shape(sizes, len(devices))
-  return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+  return Mesh(placed(shape, devices, slice_index), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def slice_index(device: Any) -> int:
+  """Which of the groups that have a fast network of their own a device is in: a slice of TPUs, a host's GPUs."""
+  return getattr(device, "slice_index", None) or 0
+
+
+def placed(shape: tuple[int, ...], devices: Sequence[Any], slice_of: Callable[[Any], int]) -> np.ndarray:
+  """The devices in the shape of a mesh: its last axes within the slices, and as their networks connect them.
+
+  `jax.make_mesh` refuses devices of several slices, which is what JAX calls several hosts with GPUs.
+  """
+  slices: dict[int, list[Any]] = {}
+  for device in devices:
+    slices.setdefault(slice_of(device), []).append(device)
+  if len({len(members) for members in slices.values()}) > 1:  # nothing to gain then
+    return np.array(sorted(devices, key=lambda device: (slice_of(device), device.id))).reshape(shape)
+  outer, left = [], len(slices)
+  for size in shape:
+    outer.append(math.gcd(size, left))
+    left //= outer[-1]
+  if outer[-1] > 1:
+    log.warning("mesh.tensor=%d: reaches over hosts, or slices, whose connection is slow.", shape[-1])
+  inner = tuple(size // part for size, part in zip(shape, outer, strict=True))
+  # Splitting one dimension of a TPU's torus over two axes is better than an error, and is done only where it must be.
+  parts = [create_device_mesh(inner, slices[index], allow_split_physical_axes=True) for index in sorted(slices)]
+  whole = np.stack(parts).reshape(*outer, *inner)
+  order = [axis for pair in zip(range(len(shape)), range(len(shape), 2 * len(shape)), strict=True) for axis in pair]
+  return whole.transpose(order).reshape(shape)
 
 
 def abstract_mesh(sizes: Mapping[str, int], num_devices: int) -> AbstractMesh:
