@@ -99,7 +99,7 @@ def test_memory_per_device_does_not_grow_with_the_number_of_devices():
   "overrides",
   [
     {"crops.gram_size": 48, "micro_batches": 2, "gram.per_image": False, "gram.tokens": "masked", "gram.stats": True},
-    {"koleo.topk": 2, "gram.source": "ema", "model.remat": "blocks", "model.mlp": "swiglu"},
+    {"koleo.topk": 2, "koleo.group_size": 4, "gram.source": "ema", "model.remat": "blocks", "model.mlp": "swiglu"},
     {
       "model.dtype": "bfloat16",
       "model.remat": "dots",
