@@ -201,7 +201,10 @@ def _open_run(path: pathlib.Path, overrides: dict[str, Any], sharding: Placement
   address = checkpoints.find(path)
   saved = config.from_dict(checkpoints.read_meta(address.workdir, step=address.step)["config"])
   try:
-    model = methods.backbone(config_at(saved, address)).clone(**overrides)
+    model = methods.backbone(config_at(saved, address))
+    if getattr(model, "quantization", None):  # for the speed of training; features are wanted in full
+      overrides = {"quantization": None} | overrides
+    model = model.clone(**overrides)
   except ValueError as error:
     raise UnknownModel(f"{path}: {error}.") from error
   tree = checkpoints.restore_params(address.workdir, (*address.place, "backbone"), address.step, sharding)

@@ -7,12 +7,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from tests.methods.test_accumulation import abstract_batch, config_of, fresh_state
 from tests.methods.test_dinov3 import batches
 from vit_jax import parallel
 from vit_jax.methods import dinov3
+from vit_jax.ops.quantized import QUANTIZATIONS
 
 # All that may have a bfloat16 operand. Products accumulate in float32 and round once; the others move values, or round
 # each value once. So nothing is summed, and no logarithm, exponential, root or quotient is taken, in bfloat16.
@@ -126,9 +128,19 @@ def test_the_bfloat16_run_tracks_the_float32_run_for_twenty_steps():
     assert half["koleo"] == pytest.approx(full["koleo"], abs=0.02), step
 
 
-def losses_of(dtype):
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", QUANTIZATIONS)
+def test_products_of_8_bits_track_the_bfloat16_run(kind):
+  """The loss within 2 % of itself, as in bfloat16 instead of float32."""
+  narrow, half = losses_of("bfloat16", kind), losses_of("bfloat16")
+  ratios = np.array([a["loss"] / b["loss"] for a, b in zip(narrow, half, strict=True)])
+  assert 0 < np.abs(ratios - 1).max() < 0.02
+
+
+@functools.cache
+def losses_of(dtype, quantization=None):
   """Metrics of twenty steps that move: a learning rate from the first on, three batches in turn."""
-  config = config_of(1, 16, **{"model.dtype": dtype, "gram.source": "ema"})
+  config = config_of(1, 16, **{"model.dtype": dtype, "model.quantization": quantization, "gram.source": "ema"})
   step = jax.jit(dinov3.make_step(config))
   state, found = fresh_state(), []
   for index in range(20):

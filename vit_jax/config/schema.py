@@ -78,6 +78,9 @@ def default() -> ConfigDict:
   c.model.rope.dtype = placeholder(str)  # "float32" | "bfloat16" (the reference trains with bfloat16 tables)
   c.model.drop_path = 0.0  # share of the samples of a loss group that skip a residual branch (student only)
   c.model.dtype = "float32"  # compute: "float32" | "bfloat16"; parameters, optimizer and losses stay float32
+  # 8 bits in which the linear maps of the blocks of a ViT are computed, of student and teachers: "fp8" (as in the 7B
+  # runs that were published; fast on GPUs from compute capability 8.9 on) | "int8" (on TPUs from v5e on); None: none.
+  c.model.quantization = placeholder(str)
   # What the backward pass recomputes instead of keeping it: "none" | "dots" (all but matrix products) | "attention"
   # (its weights; flash attention never keeps them) | "blocks" (everything but the inputs of the blocks) | "offload"
   # (the same, and these inputs wait in the host's memory).

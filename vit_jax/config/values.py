@@ -38,6 +38,7 @@ _CHOICES = {
   "model.rope.normalize": ("separate", "min", "max"),
   "model.rope.dtype": ("float32", "bfloat16"),
   "model.dtype": ("float32", "bfloat16"),
+  "model.quantization": ("fp8", "int8"),
   "model.remat": ("none", "dots", "attention", "blocks", "offload"),
   "gram.tokens": ("all", "masked", "unmasked"),
   "gram.remove_negative": ("both", "teacher", "teacher_only"),

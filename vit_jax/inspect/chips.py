@@ -166,8 +166,10 @@ def target_config(chip: Chip) -> str:
       memory_bandwidth: {int(chip.bandwidth)} l2_cache_size: {gpu.l2} clock_rate_ghz: {gpu.clock}
       device_memory_size: {chip.hbm} registers_per_core_limit: {2**16} registers_per_block_limit: {2**16}
       cuda_compute_capability {{ major: {gpu.capability[0]} minor: {gpu.capability[1]} }}
+      driver_version: "12.9.0" runtime_version: "12.9.0" compile_time_toolkit_version: "12.9.0" dnn_version: "9.10.0"
     }}
     platform_name: "CUDA"
     dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+    runtime_version {{ major: 12 minor: 9 patch: 0 }}
     device_description_str: "{gpu.name}"
   """

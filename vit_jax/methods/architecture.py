@@ -11,7 +11,7 @@ from vit_jax.models import MODELS, create_model
 
 # Attributes without a part in what the parameters mean; that of the last one shows in their shapes.
 _FREE = ("parent", "name", "init_std", "drop_path", "dtype", "param_dtype", "remat", "unroll", "masking")
-_FREE += ("separate_local_cls_norm",)
+_FREE += ("quantization", "separate_local_cls_norm")
 _ROPE = ("base", "min_period", "max_period", "normalize")  # attributes of the rotary positions that have one
 _TABLE = ("prefix", "antialias", "offset")  # the same of learned positions
 

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.data.views import Views, image_channels
 from vit_jax.models import ConvNeXt, PositionTable, Rope, VisionTransformer, create_model
+from vit_jax.ops.quantized import why_slow
 from vit_jax.optim.schedules import Schedule
 
 RGB_ONLY = ("saturation", "hue", "grayscale")  # keys of `augment` without a meaning for other images
@@ -42,6 +43,12 @@ def build_backbone(config: Any) -> VisionTransformer | ConvNeXt:
   except ValueError as error:
     raise ValueError(f"model.{error}") from error
   return model
+
+
+def slow_quantization(config: Any) -> str | None:
+  """Why `model.quantization` gains nothing on this process's devices; None: it is off, or they have such products."""
+  kind = config.model.quantization
+  return why_slow(kind) if kind else None
 
 
 def _given(section: Any, without: Collection[str] = ()) -> dict[str, Any]:

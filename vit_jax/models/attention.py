@@ -29,6 +29,7 @@ class SelfAttention(nn.Module):
   For several token arrays at once, each with its own positions (or none).
   With `qk_norm`, queries and keys are normalised per head first (Dehghani et al. 2023), by a norm of the kind given.
   With `recompute`, the backward pass computes the attention weights once more instead of keeping them.
+  With `quantization`, both maps are of 8 bits (`products`); attention itself is not.
   """
 
   num_heads: int
@@ -40,13 +41,14 @@ class SelfAttention(nn.Module):
   norm_eps: float = 1e-6
   init_std: float = INIT_STD
   recompute: bool = False
+  quantization: str | None = None
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, xs: tuple[Float[Array, "B T D"], ...], tables: tuple[Tables | None, ...]) -> tuple[Array, ...]:
     width = xs[0].shape[-1]
-    types = {"init_std": self.init_std, "dtype": self.dtype, "param_dtype": self.param_dtype}
+    types = {name: getattr(self, name) for name in ("init_std", "quantization", "dtype", "param_dtype")}
     shape, axes = (3, self.num_heads, width // self.num_heads), (None, None, "heads", None)
     qkv_map = MaskedKeyBias if self.mask_k_bias else Linear
     qkv_map = qkv_map(shape, use_bias=self.qkv_bias, name="qkv", kernel_axes=axes, **types)

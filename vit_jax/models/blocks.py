@@ -59,6 +59,7 @@ class Block(nn.Module):
   dtype: Any
   param_dtype: Any
   recompute_attention: bool = False
+  quantization: str | None = None
 
   def setup(self) -> None:
     types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -75,10 +76,12 @@ class Block(nn.Module):
       norm_eps=self.norm_eps,
       init_std=self.init_std,
       recompute=self.recompute_attention,
+      quantization=self.quantization,
       **types,
     )
     self.norm2 = make_norm(self.norm_kind, eps=self.norm_eps, **types)
-    self.mlp = MLPS[self.mlp_kind](self.mlp_hidden, use_bias=self.mlp_bias, init_std=self.init_std, **types)
+    maps = {"use_bias": self.mlp_bias, "init_std": self.init_std, "quantization": self.quantization}
+    self.mlp = MLPS[self.mlp_kind](self.mlp_hidden, **maps, **types)
     if self.layer_scale is not None:
       self.ls1 = LayerScale(self.layer_scale, param_dtype=self.param_dtype)
       self.ls2 = LayerScale(self.layer_scale, param_dtype=self.param_dtype)

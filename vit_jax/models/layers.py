@@ -57,6 +57,7 @@ class Linear(nn.Module):
     init_std: standard deviation of the initial kernel.
     kernel_axes: logical axes of the kernel in the product, where they are not for the compiler to choose. Inputs that
       are a tuple need them.
+    quantization: None, or the 8 bits in which the products of a tuple of inputs are computed, see `products`.
     dtype: compute type of the product; the kernel is kept in `param_dtype`.
   """
 
@@ -65,6 +66,7 @@ class Linear(nn.Module):
   use_bias: bool = True
   init_std: float = INIT_STD
   kernel_axes: tuple[str | None, ...] | None = None
+  quantization: str | None = None
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 
@@ -76,7 +78,7 @@ class Linear(nn.Module):
     if isinstance(x, tuple):
       dtype = jnp.dtype(self.dtype)
       xs = tuple(one.astype(dtype) for one in x)
-      ys = linear_outputs(products(xs, kernel, self.contract, self.kernel_axes, dtype))
+      ys = linear_outputs(products(xs, kernel, self.contract, self.kernel_axes, dtype, self.quantization))
     else:
       kernel = kernel.astype(self.dtype)
       if self.kernel_axes is not None:

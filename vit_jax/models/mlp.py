@@ -24,12 +24,14 @@ class GeluMlp(nn.Module):
   hidden: int
   use_bias: bool = True
   init_std: float = INIT_STD
+  quantization: str | None = None
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, xs: Tokens) -> Tokens:
-    types = dict(use_bias=self.use_bias, init_std=self.init_std, dtype=self.dtype, param_dtype=self.param_dtype)
+    names = ("use_bias", "init_std", "quantization", "dtype", "param_dtype")
+    types = {name: getattr(self, name) for name in names}
     ys = Linear((self.hidden,), name="fc1", kernel_axes=(None, "mlp"), **types)(xs)  # [B, T, F]
     ys = tuple(self.activation(nn.with_logical_constraint(y, ("batch", None, "mlp"))) for y in ys)
     return Linear((xs[0].shape[-1],), name="fc2", kernel_axes=("mlp", None), **types)(ys)
@@ -47,12 +49,14 @@ class SwiGlu(nn.Module):
   hidden: int
   use_bias: bool = True
   init_std: float = INIT_STD
+  quantization: str | None = None
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, xs: Tokens) -> Tokens:
-    types = dict(use_bias=self.use_bias, init_std=self.init_std, dtype=self.dtype, param_dtype=self.param_dtype)
+    names = ("use_bias", "init_std", "quantization", "dtype", "param_dtype")
+    types = {name: getattr(self, name) for name in names}
     gates, ups = (Linear((self.hidden,), name=name, kernel_axes=(None, "mlp"), **types)(xs) for name in ("gate", "up"))
     ys = (jax.nn.silu(gate) * up for gate, up in zip(gates, ups, strict=True))  # [B, T, F]
     ys = tuple(nn.with_logical_constraint(y, ("batch", None, "mlp")) for y in ys)

@@ -14,11 +14,17 @@ from jaxtyping import Array
 
 from vit_jax.ops.linear import kernel_gradient, product
 from vit_jax.ops.normalize import upcast
+from vit_jax.ops.quantized import quantize, quantized_product, quantized_transpose
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def products(
-  xs: tuple[Array, ...], kernel: Array, contract: int, axes: tuple[str | None, ...], dtype: Any
+  xs: tuple[Array, ...],
+  kernel: Array,
+  contract: int,
+  axes: tuple[str | None, ...],
+  dtype: Any,
+  quantization: str | None = None,
 ) -> tuple[Array, ...]:
   """x W for every x, over the last `contract` axes of x.
 
@@ -32,24 +38,37 @@ def products(
     kernel: [*inputs, *outputs].
     axes: logical axes of the kernel in the products: those along which it is not gathered have a name.
     dtype: of the products.
+    quantization: None, or in which 8 bits the products and those of the gradients of x are computed, and the weight
+      travels: see `ops/quantized.py`.
   """
-  whole = _gathered(kernel, axes, dtype)
-  return tuple(product(x, whole, contract) for x in xs)
+  if quantization is None:
+    whole = _gathered(kernel.astype(dtype), axes)
+    return tuple(product(x, whole, contract) for x in xs)
+  values, scale = _quantized(kernel, axes, dtype, quantization, tuple(range(contract)))
+  return tuple(quantized_product(x, values, scale, quantization, contract) for x in xs)
 
 
-def _forward(xs: Any, kernel: Array, contract: int, axes: Any, dtype: Any) -> tuple[Any, Any]:
-  return products(xs, kernel, contract, axes, dtype), (xs, kernel)
+def _forward(xs: Any, kernel: Array, contract: int, axes: Any, dtype: Any, quantization: str | None) -> tuple[Any, Any]:
+  return products(xs, kernel, contract, axes, dtype, quantization), (xs, kernel)
 
 
-def _backward(contract: int, axes: Any, dtype: Any, kept: Any, gradients: Any) -> tuple[Any, Array]:
+def _backward(
+  contract: int, axes: Any, dtype: Any, quantization: str | None, kept: Any, gradients: Any
+) -> tuple[Any, Array]:
   xs, kernel = kept
-  whole = _gathered(kernel, axes, dtype)
+  if quantization is None:
+    whole = _gathered(kernel.astype(dtype), axes)
+    pull = lambda x, gradient: jax.linear_transpose(lambda y: product(y, whole, contract), x)(gradient)[0]  # noqa: E731
+  else:
+    whole = jax.ShapeDtypeStruct(kernel.shape, dtype)
+    values, scale = _quantized(kernel, axes, dtype, quantization, tuple(range(kernel.ndim)))
+    pull = lambda x, gradient: quantized_transpose(gradient, values, scale, quantization, contract)  # noqa: E731
   shards = _batch_shards()
   if any(x.shape[0] % shards for x in xs):
     shards = 1
   back, parts = [], []
   for x, gradient in zip(xs, gradients, strict=True):
-    back += jax.linear_transpose(lambda y: product(y, whole, contract), x)(gradient)
+    back.append(pull(x, gradient))
     parts.append(upcast(_by_shard(lambda *rows: kernel_gradient(*rows, whole, contract), shards, x, gradient)))
   total = functools.reduce(jnp.add, reversed(parts))  # [shards, *inputs, *outputs]
   if shards > 1:
@@ -60,8 +79,19 @@ def _backward(contract: int, axes: Any, dtype: Any, kept: Any, gradients: Any) -
 products.defvjp(_forward, _backward)
 
 
-def _gathered(kernel: Array, axes: tuple[str | None, ...], dtype: Any) -> Array:
-  return nn.with_logical_constraint(kernel.astype(dtype), axes)
+def _gathered(kernel: Array, axes: tuple[str | None, ...]) -> Array:
+  return nn.with_logical_constraint(kernel, axes)
+
+
+def _quantized(
+  kernel: Array, axes: tuple[str | None, ...], dtype: Any, quantization: str, shared: tuple[int, ...]
+) -> tuple[Array, Array]:
+  """The gathered weight in 8 bits, and its scales, each for all of the axes `shared`."""
+  values, scale = quantize(kernel.astype(dtype), quantization, shared)
+  # Left to itself, XLA gathers wider types and narrows them then; and some backends send no 8-bit floating point.
+  plain = jax.lax.optimization_barrier(jax.lax.bitcast_convert_type(values, jnp.uint8))
+  kept = tuple(None if axis in shared else name for axis, name in enumerate(axes))
+  return jax.lax.bitcast_convert_type(_gathered(plain, axes), values.dtype), _gathered(scale, kept)
 
 
 def _by_shard(function: Callable[..., Array], shards: int, *arrays: Array) -> Array:

@@ -20,6 +20,7 @@ from vit_jax.models.pooling import POOLS, AttentionPool, average
 from vit_jax.models.position_table import PositionTable, place, sincos_positions
 from vit_jax.models.positions import Rope, draw_rope, rope_tables
 from vit_jax.models.remat import check_remat, recomputed
+from vit_jax.ops.quantized import QUANTIZATIONS
 
 
 class VisionTransformer(Backbone):
@@ -58,6 +59,8 @@ class VisionTransformer(Backbone):
     drop_path: share of the samples of a loss group that skip a residual branch in training.
     dtype: compute type of matrix products and tokens; norms and softmax are float32 at least.
     param_dtype: type of the parameters.
+    quantization: 8 bits in which the linear maps of the blocks are computed, "fp8" or "int8" (`ops/quantized.py`);
+      None: `dtype`.
     remat: what the backward pass recomputes: "none", "dots" (all but matrix products), "attention" (its weights),
       "blocks" (everything), "offload" (everything; the inputs of the blocks wait in the host's memory).
     unroll: blocks per iteration of the scan.
@@ -93,6 +96,7 @@ class VisionTransformer(Backbone):
   drop_path: float = 0.0
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
+  quantization: str | None = None
   remat: str = "none"
   unroll: int = 1
 
@@ -137,6 +141,7 @@ class VisionTransformer(Backbone):
   def check(self) -> None:
     """Raises a ValueError, opening with `attribute=value`, if the attributes do not fit together."""
     check_remat(self.remat)
+    self._check_quantization()
     if self.width % self.num_heads:
       raise ValueError(f"num_heads={self.num_heads}: must divide width={self.width}.")
     if self.rope is not None and (self.width // self.num_heads) % 4:
@@ -152,6 +157,15 @@ class VisionTransformer(Backbone):
       raise ValueError("pool='distilled': needs a distillation token: num_registers=1.")
     if self.pool_norm and (self.separate_cls_norm or self.separate_local_cls_norm):
       raise ValueError("pool_norm=True: does not go with separate_cls_norm or separate_local_cls_norm.")
+
+  def _check_quantization(self) -> None:
+    if self.quantization is None:
+      return
+    if self.quantization not in QUANTIZATIONS:
+      raise ValueError(f"quantization={self.quantization!r}: must be one of {', '.join(QUANTIZATIONS)}, or None.")
+    for name, size in (("width", self.width), ("mlp_hidden", self.mlp_hidden or 4 * self.width)):
+      if size % 16:
+        raise ValueError(f"quantization={self.quantization!r}: needs a multiple of 16 as {name}, which is {size}.")
 
   def _stacked_blocks(self, types: dict[str, Any]) -> nn.Module:
     scanned = nn.scan(
@@ -177,6 +191,7 @@ class VisionTransformer(Backbone):
       norm_eps=self.norm_eps,
       init_std=self.init_std,
       recompute_attention=self.remat == "attention",
+      quantization=self.quantization,
       **types,
     )
 

@@ -23,7 +23,7 @@ from vit_jax.data.pipeline import Pipeline, make_pipeline
 from vit_jax.data.sources import Source, open_source, split_specs
 from vit_jax.data.views import Views, image_channels
 from vit_jax.methods import State, gram
-from vit_jax.methods.settings import RGB_ONLY
+from vit_jax.methods.settings import RGB_ONLY, slow_quantization
 from vit_jax.parallel import lifeline, processes
 
 log = logging.getLogger(__name__)
@@ -90,6 +90,7 @@ def prepare(config: ConfigDict) -> Run:
       parallel.check_batch(mesh, **sizes, micro_batches=alone.micro_batches)
       _check_koleo(alone)
       _check_channels(alone, source)
+      _report_quantization(alone)
     _check_masks(resolved, views)
     _check_evaluation_size(resolved, views)
     sources = _evaluation_sources(resolved, source)
@@ -161,6 +162,11 @@ def _check_koleo(config: ConfigDict) -> None:
       f"koleo.group_size={group}: must be larger than koleo.topk={topk}; raise batch_size or loss_group_size, or set "
       "koleo.loss_weight=0"
     )
+
+
+def _report_quantization(config: ConfigDict) -> None:
+  if why := slow_quantization(config):
+    log.warning("model.quantization=%s: %s: it is emulated, and slower than none.", config.model.quantization, why)
 
 
 def _check_channels(config: ConfigDict, source: Source) -> None:
