@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from vit_jax.models.products import products
 from vit_jax.models.remat import linear_outputs
 from vit_jax.ops.linear import linear
-from vit_jax.ops.normalize import upcast
+from vit_jax.ops.normalize import layer_norm, upcast
 
 INIT_STD = 0.02  # of the published models' initial weights
 # The reference cuts its truncated normal at an absolute 2, a hundred standard deviations: a plain normal.
@@ -105,11 +105,7 @@ class LayerNorm(nn.Module):
   def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
     scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.param_dtype)
     bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], self.param_dtype)
-    y = upcast(x)
-    mean = jnp.mean(y, axis=-1, keepdims=True)  # [..., 1]
-    centred = y - mean
-    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)  # [..., 1]
-    return (centred * jax.lax.rsqrt(variance + self.eps) * scale + bias).astype(self.dtype)
+    return layer_norm(x, scale, bias, self.eps, jnp.dtype(self.dtype))
 
 
 class RMSNorm(nn.Module):
@@ -122,9 +118,7 @@ class RMSNorm(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
     scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.param_dtype)
-    y = upcast(x)
-    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-    return (y * scale).astype(self.dtype)
+    return layer_norm(x, scale, None, self.eps, jnp.dtype(self.dtype))
 
 
 NORMS = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
