@@ -165,4 +165,5 @@ def test_a_grey_model_without_class_token_trains_is_scored_and_exported(tmp_path
   assert cli.main(["train", *TINY, "--workdir=other", "--config.model.in_channels=4", *(
     f"--config.augment.{key}=(0.5,0.5,0.5,0.5)" for key in ("mean", "std")
   )]) == 2  # fmt: skip
-  assert "model.in_channels=4: data.source=embedded:textures" in capsys.readouterr().err
+  said = capsys.readouterr().err
+  assert "model.in_channels=4: embedded:textures" in said and "data.source=embedded:textures" in said

@@ -118,6 +118,7 @@ IMPOSSIBLE = {  # for every key whose values can be impossible by themselves: su
   "data.prefetch": [0],
   "data.max_bad_fraction": [1.1],
   "data.timeout": [-1.0],
+  "model.quantization": ["fp4"],
   "evaluation.every": ["often"],
   "evaluation.tasks": [("knn", "linaer")],
   "evaluation.train_source": ["imagenet"],
