@@ -32,6 +32,10 @@ FORMULAS = """\
   step        between max(compute, memory, network), everything overlapping, and max(compute, memory) + network
   MFU         model FLOPs per image x images/s / (devices x peak FLOP/s)
 No program reaches the peaks of a data sheet: take these times as bounds from below."""
+PLAIN_ATTENTION = """\
+Attention is planned as two products with the weights between them in memory: cuDNN's kernel, which bfloat16 runs take on
+such a GPU, cannot be compiled without one. It keeps and moves less.
+"""
 
 
 @dataclass(frozen=True)
@@ -237,7 +241,8 @@ def _times(plan: Plan, chip: Chip) -> str:
     ("  images/s", *(f"{'to ' if i else ''}{rate:.0f}" for i, rate in enumerate(plan.images_per_second))),
     ("  MFU", *(f"{'to ' if i else ''}{share:.1%}" for i, share in enumerate(plan.mfu))),
   ]
-  return f"{align(rows, right=(1,))}\n\n{FORMULAS}\nFigures of {chip.name}: {chip.source}."
+  note = PLAIN_ATTENTION if chip.gpu else ""
+  return f"{align(rows, right=(1,))}\n\n{FORMULAS}\n{note}Figures of {chip.name}: {chip.source}."
 
 
 def _cards(chip: Chip) -> str:
