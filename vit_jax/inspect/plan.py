@@ -33,8 +33,8 @@ FORMULAS = """\
   MFU         model FLOPs per image x images/s / (devices x peak FLOP/s)
 No program reaches the peaks of a data sheet: take these times as bounds from below."""
 PLAIN_ATTENTION = """\
-Attention is planned as two products with the weights between them in memory: cuDNN's kernel, which bfloat16 runs take on
-such a GPU, cannot be compiled without one. It keeps and moves less.
+Attention is planned as two products with the weights between them in memory: cuDNN's kernel, which bfloat16 runs take
+on such a GPU, cannot be compiled without one. It keeps and moves less.
 """
 
 
