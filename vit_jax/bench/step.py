@@ -40,6 +40,7 @@ class Case:
     model: of the zoo.
     batch_size, global_size, local_size, local_number, prototypes, drop_path, dtype: as in a config.
     remat: what the backward pass recomputes.
+    unroll: blocks per iteration of the scan.
   """
 
   name: str
@@ -52,12 +53,14 @@ class Case:
   prototypes: int
   local_number: int = 8
   remat: str = "none"
+  unroll: int = 1
 
   def config(self) -> ConfigDict:
     """The resolved config of the run whose step this is."""
     c = configs.default()
     c.duration, c.batch_size, c.loss_group_size = "1000 steps", self.batch_size, self.batch_size
-    c.model.name, c.model.drop_path, c.model.dtype, c.model.remat = self.model, self.drop_path, self.dtype, self.remat
+    c.model.name, c.model.drop_path, c.model.dtype = self.model, self.drop_path, self.dtype
+    c.model.remat, c.model.unroll = self.remat, self.unroll
     c.dino.prototypes = c.ibot.prototypes = self.prototypes
     c.crops.global_size, c.crops.local_size, c.crops.local_number = (
       self.global_size,
@@ -84,6 +87,7 @@ CASES = {
     dataclasses.replace(_SMALL, name="ViT-S/16, 2x224 + 8x96 px, batch 64", batch_size=64, global_size=224,
                         local_size=96, drop_path=0.1, dtype="bfloat16", prototypes=65536),
     _LARGE,
+    dataclasses.replace(_LARGE, name=_LARGE.name + ", no loop over the blocks", unroll=24),
     dataclasses.replace(_LARGE, name="ViT-L/16 recipe, batch 128, blocks recomputed", batch_size=128, remat="blocks"),
   ),
 }  # fmt: skip
