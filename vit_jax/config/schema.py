@@ -85,8 +85,8 @@ def default() -> ConfigDict:
   # (its weights; flash attention never keeps them) | "blocks" (everything but the inputs of the blocks) | "offload"
   # (the same, and these inputs wait in the host's memory).
   c.model.remat = "none"
-  # Blocks per iteration of the scan over depth. All of them: no loop, and nothing is copied into arrays of all layers for
-  # the backward pass; but compiling takes several times as long, and a CPU is slower so.
+  # Blocks per iteration of the scan over depth. All of them: no loop, and nothing is copied into arrays of all layers
+  # for the backward pass; but compiling takes several times as long, and a CPU is slower so.
   c.model.unroll = 1
 
   c.dino = ConfigDict()
