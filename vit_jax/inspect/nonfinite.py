@@ -150,7 +150,7 @@ def _apply(equation: Any, values: list[_Value], place: _Place, found: list[tuple
 def _scan(equation: Any, values: list[_Value], place: _Place, found: list[tuple[_Site, Any]]) -> list[_Value]:
   """A loop: the flags of its operations get an axis that counts its turns."""
   params, inner = equation.params, equation.params["jaxpr"]
-  first, second = params["num_consts"], params["num_consts"] + params["num_carry"]
+  first, second = _loop_arguments(equation, inner)
   consts, carry, scanned = values[:first], values[first:second], values[second:]
   place = place.turning(params["reverse"])
   sites: list[_Site] = []
@@ -169,6 +169,18 @@ def _scan(equation: Any, values: list[_Value], place: _Place, found: list[tuple[
   )
   found += zip(sites, flags, strict=True)
   return [*carry, *(_Value(v.array, jnp.any(v.nonfinite), jnp.any(v.fault)) for v in stacked)]
+
+
+def _loop_arguments(equation: Any, inner: Any) -> tuple[int, int]:
+  """Where the carry of a loop begins among its arguments, and where what it is scanned over does.
+
+  Told by the axes, as versions of JAX say it in different ways: what is stacked has one more outside than inside.
+  """
+  whole = lambda outside, inside: sum(  # noqa: E731
+    a.aval.ndim == shape.ndim for a, shape in zip(outside, inside, strict=True)
+  )
+  second, carry = whole(equation.invars, inner.in_avals), whole(equation.outvars, inner.out_avals)
+  return second - carry, second
 
 
 def _is_float(array: Any) -> bool:
