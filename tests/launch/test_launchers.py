@@ -67,6 +67,7 @@ REUSE = """
 import ctypes, resource, threading
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+libc.prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: pages of one size on every machine
 size = 64 << 20
 def use():
   block = libc.malloc(ctypes.c_size_t(size))

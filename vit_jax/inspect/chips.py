@@ -156,6 +156,7 @@ def known() -> str:
 def target_config(chip: Chip) -> str:
   """The description of a GPU that XLA's compiler takes in place of the GPU (a GpuTargetConfigProto as text)."""
   gpu = chip.gpu
+  # The versions of CUDA and cuDNN decide what XLA calls: without them, no 8-bit products.
   limit = 1024  # threads of a block, the same for every generation, as are the other plain numbers
   return f"""
     gpu_device_info {{

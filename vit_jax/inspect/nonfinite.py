@@ -176,11 +176,13 @@ def _loop_arguments(equation: Any, inner: Any) -> tuple[int, int]:
 
   Told by the axes, as versions of JAX say it in different ways: what is stacked has one more outside than inside.
   """
-  whole = lambda outside, inside: sum(  # noqa: E731
-    a.aval.ndim == shape.ndim for a, shape in zip(outside, inside, strict=True)
-  )
-  second, carry = whole(equation.invars, inner.in_avals), whole(equation.outvars, inner.out_avals)
-  return second - carry, second
+  second = _unstacked(equation.invars, inner.in_avals)
+  return second - _unstacked(equation.outvars, inner.out_avals), second
+
+
+def _unstacked(variables: Sequence[Any], inside: Sequence[Any]) -> int:
+  """How many of a loop's arguments, or results, have as many axes outside of it as inside."""
+  return sum(variable.aval.ndim == one.ndim for variable, one in zip(variables, inside, strict=True))
 
 
 def _is_float(array: Any) -> bool:

@@ -58,22 +58,23 @@ def _backward(
   xs, kernel = kept
   if quantization is None:
     whole = _gathered(kernel.astype(dtype), axes)
-    pull = lambda x, gradient: jax.linear_transpose(lambda y: product(y, whole, contract), x)(gradient)[0]  # noqa: E731
+    pairs = zip(xs, gradients, strict=True)
+    back = tuple(jax.linear_transpose(lambda y: product(y, whole, contract), x)(gradient)[0] for x, gradient in pairs)
   else:
-    whole = jax.ShapeDtypeStruct(kernel.shape, dtype)
     values, scale = _quantized(kernel, axes, dtype, quantization, tuple(range(kernel.ndim)))
-    pull = lambda x, gradient: quantized_transpose(gradient, values, scale, quantization, contract)  # noqa: E731
+    back = tuple(quantized_transpose(gradient, values, scale, quantization, contract) for gradient in gradients)
   shards = _batch_shards()
   if any(x.shape[0] % shards for x in xs):
     shards = 1
-  back, parts = [], []
-  for x, gradient in zip(xs, gradients, strict=True):
-    back.append(pull(x, gradient))
-    parts.append(upcast(_by_shard(lambda *rows: kernel_gradient(*rows, whole, contract), shards, x, gradient)))
+  like = jax.ShapeDtypeStruct(kernel.shape, dtype)
+  parts = [
+    upcast(_by_shard(lambda *rows: kernel_gradient(*rows, like, contract), shards, x, gradient))
+    for x, gradient in zip(xs, gradients, strict=True)
+  ]
   total = functools.reduce(jnp.add, reversed(parts))  # [shards, *inputs, *outputs]
   if shards > 1:
     total = nn.with_logical_constraint(total, ("batch", *axes))
-  return tuple(back), jnp.sum(total, axis=0).astype(kernel.dtype)
+  return back, jnp.sum(total, axis=0).astype(kernel.dtype)
 
 
 products.defvjp(_forward, _backward)
