@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax.ops.linear import linear
+from vit_jax.ops.linear import joined, linear
 
 SHAPES = {
   "wider": ((8,), (24,)),
@@ -30,13 +30,18 @@ def test_gradients_are_those_of_automatic_differentiation(leading, inputs, outpu
   def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.tensordot(x, kernel, len(inputs))
 
-  found, back = jax.vjp(lambda x, kernel: linear(x, kernel, len(inputs)), x, kernel)
+  def ours(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    y = linear(x.reshape(*leading, -1), joined(kernel, len(inputs)))
+    assert y.ndim == len(leading) + max(len(outputs) - 1, 1)
+    return y.reshape(*leading, *outputs)
+
+  found, back = jax.vjp(ours, x, kernel)
   wanted, plain_back = jax.vjp(plain, x, kernel)
 
   np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
-  for ours, theirs in zip(back(pull), plain_back(pull), strict=True):
-    assert ours.shape == theirs.shape
-    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+  for found, wanted in zip(back(pull), plain_back(pull), strict=True):
+    assert found.shape == wanted.shape
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_sixteen_bits_stay_sixteen_bits():

@@ -142,24 +142,33 @@ def _traffic(program: Program, instruction: Instruction, shapes: dict[str, str],
   for parameter in (i for i in inner if i.opcode == "parameter"):
     index = int(parameter.literal)
     if index < len(operands):
-      operands[index] = min(operands[index], _read(parameter.name, inner, sizes))
+      operands[index] = min(operands[index], _read(program, parameter.name, inner, fast))
   for update in (i for i in inner if i.opcode == "dynamic-update-slice"):
     if sizes[update.name] <= result:
       result -= max(0, sizes[update.name] - sizes.get(update.operands[1], 0))
   return result + sum(operands)
 
 
-def _read(name: str, inner: list[Instruction], sizes: dict[str, int]) -> int:
+def _read(program: Program, name: str, inner: list[Instruction], fast: bool) -> int:
   """Bytes that a fusion needs of one of its values: the slices where it is only sliced, nothing where it is updated."""
-  total = 0
+  sizes, total = {i.name: bytes_of(i.shape, fast=fast) for i in inner}, 0
   for user in (i for i in inner if name in i.operands):
     if user.opcode in ("bitcast", "reshape", "transpose", "copy", "get-tuple-element"):
-      total += _read(user.name, inner, sizes) if not user.root else sizes[name]
+      total += _read(program, user.name, inner, fast) if not user.root else sizes[name]
     elif user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == name:
       total += sizes[user.name]
+    elif user.opcode == "fusion":  # a TPU's products have the fusions of their operands inside
+      total += _read_by_fusion(program, name, user, fast)
     elif not (user.opcode == "dynamic-update-slice" and user.operands[0] == name):
       return sizes[name]
-  return total
+  return min(total, sizes[name])
+
+
+def _read_by_fusion(program: Program, name: str, fusion: Instruction, fast: bool) -> int:
+  inner = program.fused(fusion)
+  places = {str(i) for i, operand in enumerate(fusion.operands) if operand == name}
+  parameters = [i.name for i in inner if i.opcode == "parameter" and i.literal in places]
+  return sum(_read(program, parameter, inner, fast) for parameter in parameters)
 
 
 def arrays_of(shape: str) -> list[tuple[str, tuple[int, ...]]]:

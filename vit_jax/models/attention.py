@@ -9,10 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vit_jax.models.layers import INIT_STD, Linear, make_norm
-from vit_jax.ops import rope
-from vit_jax.ops.attention import attention
-
-Tables = tuple[Float[Array, "N d"], Float[Array, "N d"]]
+from vit_jax.ops.attention import self_attention
+from vit_jax.ops.fused_attention import Tables
 
 
 class MaskedKeyBias(Linear):
@@ -57,15 +55,15 @@ class SelfAttention(nn.Module):
       norm = {"eps": self.norm_eps, "dtype": self.dtype, "param_dtype": self.param_dtype}
       norms = [make_norm(self.norm_kind, name=name, **norm) for name in ("q_norm", "k_norm")]
 
-    def attend(qkv: Float[Array, "B T 3 H d"], tables: Tables | None) -> Float[Array, "B T H d"]:
-      logical = ("batch", None, "heads", None)
-      q, k, v = (nn.with_logical_constraint(qkv[:, :, i], logical) for i in range(3))
+    def attend(qkv: Float[Array, "B T 3 D"], tables: Tables | None) -> Float[Array, "B T D"]:
+      logical = ("batch", None, None, "heads", None)
+      qkv = nn.with_logical_constraint(qkv.reshape(*qkv.shape[:2], *shape), logical)  # [B, T, 3, H, d]
       if norms is not None:
-        q, k = (norm(y) for norm, y in zip(norms, (q, k), strict=True))
-      if tables is not None:
-        q, k = rope.rotate(q, *tables), rope.rotate(k, *tables)
-      return attention(q, k, v, spec=nn.logical_to_mesh_axes(logical), recompute=self.recompute)
+        q, k = (norm(qkv[:, :, i]) for i, norm in enumerate(norms))
+        qkv = jnp.stack([q, k, qkv[:, :, 2]], axis=2)
+      y = self_attention(qkv, tables, spec=nn.logical_to_mesh_axes(logical), recompute=self.recompute)
+      return y.reshape(*y.shape[:2], width)
 
     ys = tuple(attend(qkv, own) for qkv, own in zip(qkv_map(xs), tables, strict=True))
-    axes = ("heads", None, None)
-    return Linear((width,), contract=2, use_bias=self.proj_bias, name="proj", kernel_axes=axes, **types)(ys)
+    proj = {"inputs": shape[1:], "use_bias": self.proj_bias, "kernel_axes": ("heads", None, None)}
+    return Linear((width,), name="proj", **proj, **types)(ys)

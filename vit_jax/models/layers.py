@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.models.products import products
 from vit_jax.models.remat import linear_outputs
-from vit_jax.ops.linear import linear
+from vit_jax.ops.linear import joined, linear
 from vit_jax.ops.normalize import layer_norm, upcast
 
 INIT_STD = 0.02  # of the published models' initial weights
@@ -49,11 +49,11 @@ spread.defvjp(_spread, _gathered)
 
 
 class Linear(nn.Module):
-  """y = x W + b over the last `contract` axes of x, onto axes of shape `features`.
+  """y = x W + b over the last axis of x, onto axes of shape `features`, of which the last two are one in y.
 
   Attributes:
-    features: shape of the output axes; an N-d kernel lets `heads` be an axis of its own, which sharding needs.
-    contract: number of trailing input axes that are summed over.
+    features: the output axes of the kernel, which lets `heads` be an axis of its own, as sharding needs.
+    inputs: its input axes, which are one in x; None: one axis.
     init_std: standard deviation of the initial kernel.
     kernel_axes: logical axes of the kernel in the product, where they are not for the compiler to choose. Inputs that
       are a tuple need them.
@@ -62,7 +62,7 @@ class Linear(nn.Module):
   """
 
   features: tuple[int, ...]
-  contract: int = 1
+  inputs: tuple[int, ...] | None = None
   use_bias: bool = True
   init_std: float = INIT_STD
   kernel_axes: tuple[str | None, ...] | None = None
@@ -73,20 +73,21 @@ class Linear(nn.Module):
   @nn.compact
   def __call__(self, x: Array | tuple[Array, ...]) -> Array | tuple[Array, ...]:
     """y for x; for a tuple of them a tuple of theirs, for which a spread kernel is gathered once (`products`)."""
-    inputs = (x if isinstance(x, Array) else x[0]).shape[-self.contract :]
+    inputs = self.inputs or (x if isinstance(x, Array) else x[0]).shape[-1:]
     kernel = self.param("kernel", nn.initializers.normal(self.init_std), (*inputs, *self.features), self.param_dtype)
     if isinstance(x, tuple):
       dtype = jnp.dtype(self.dtype)
       xs = tuple(one.astype(dtype) for one in x)
-      ys = linear_outputs(products(xs, kernel, self.contract, self.kernel_axes, dtype, self.quantization))
+      ys = linear_outputs(products(xs, kernel, len(inputs), self.kernel_axes, dtype, self.quantization))
     else:
       kernel = kernel.astype(self.dtype)
       if self.kernel_axes is not None:
         kernel = nn.with_logical_constraint(kernel, self.kernel_axes)
-      ys = linear_outputs(linear(x.astype(self.dtype), kernel, self.contract))
+      ys = linear_outputs(linear(x.astype(self.dtype), joined(kernel, len(inputs))))
     if not self.use_bias:
       return ys
     bias = self.adjust_bias(self.param("bias", nn.initializers.zeros, self.features, self.param_dtype))
+    bias = joined(bias, 0)[0]
     return jax.tree.map(lambda y: y + spread(bias, y.shape, y.dtype), ys)
 
   def adjust_bias(self, bias: Array) -> Array:

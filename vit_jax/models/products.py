@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from vit_jax.ops.linear import kernel_gradient, product
+from vit_jax.ops.linear import joined, kernel_gradient, product
 from vit_jax.ops.normalize import upcast
 from vit_jax.ops.quantized import quantize, quantized_product, quantized_transpose
 
@@ -21,12 +21,12 @@ from vit_jax.ops.quantized import quantize, quantized_product, quantized_transpo
 def products(
   xs: tuple[Array, ...],
   kernel: Array,
-  contract: int,
+  inputs: int,
   axes: tuple[str | None, ...],
   dtype: Any,
   quantization: str | None = None,
 ) -> tuple[Array, ...]:
-  """x W for every x, over the last `contract` axes of x.
+  """x W for every x, with W as `joined`: its `inputs` leading axes are the last one of x.
 
   The weight is cast before it is gathered, and gathered once for all inputs: in the forward pass, and again in the
   backward pass, which keeps no more of it than the part that a device has. Its gradient, of the rows of one device in
@@ -34,44 +34,44 @@ def products(
   same precision (PyTorch FSDP's `param_dtype=bf16, reduce_dtype=fp32`).
 
   Args:
-    xs: [B, ..., *inputs], in `dtype`; their leading axis is the logical axis "batch".
-    kernel: [*inputs, *outputs].
+    xs: [B, ..., K], in `dtype`; their leading axis is the logical axis "batch".
+    kernel: W, with the axes that it is kept and spread with.
     axes: logical axes of the kernel in the products: those along which it is not gathered have a name.
     dtype: of the products.
     quantization: None, or in which 8 bits the products and those of the gradients of x are computed, and the weight
       travels: see `ops/quantized.py`.
   """
   if quantization is None:
-    whole = _gathered(kernel.astype(dtype), axes)
-    return tuple(product(x, whole, contract) for x in xs)
-  values, scale = _quantized(kernel, axes, dtype, quantization, tuple(range(contract)))
-  return tuple(quantized_product(x, values, scale, quantization, contract) for x in xs)
+    whole = _whole(kernel, inputs, axes, dtype)
+    return tuple(product(x, whole) for x in xs)
+  values, scale = _quantized(kernel, inputs, axes, dtype, quantization, tuple(range(inputs)))
+  return tuple(quantized_product(x, values, scale, quantization) for x in xs)
 
 
-def _forward(xs: Any, kernel: Array, contract: int, axes: Any, dtype: Any, quantization: str | None) -> tuple[Any, Any]:
-  return products(xs, kernel, contract, axes, dtype, quantization), (xs, kernel)
+def _forward(xs: Any, kernel: Array, inputs: int, axes: Any, dtype: Any, quantization: str | None) -> tuple[Any, Any]:
+  return products(xs, kernel, inputs, axes, dtype, quantization), (xs, kernel)
 
 
 def _backward(
-  contract: int, axes: Any, dtype: Any, quantization: str | None, kept: Any, gradients: Any
+  inputs: int, axes: Any, dtype: Any, quantization: str | None, kept: Any, gradients: Any
 ) -> tuple[Any, Array]:
   xs, kernel = kept
   if quantization is None:
-    whole = _gathered(kernel.astype(dtype), axes)
+    whole = _whole(kernel, inputs, axes, dtype)
     pairs = zip(xs, gradients, strict=True)
-    back = tuple(jax.linear_transpose(lambda y: product(y, whole, contract), x)(gradient)[0] for x, gradient in pairs)
+    back = tuple(jax.linear_transpose(lambda y: product(y, whole), x)(gradient)[0] for x, gradient in pairs)
   else:
-    values, scale = _quantized(kernel, axes, dtype, quantization, tuple(range(kernel.ndim)))
-    back = tuple(quantized_transpose(gradient, values, scale, quantization, contract) for gradient in gradients)
+    values, scale = _quantized(kernel, inputs, axes, dtype, quantization, tuple(range(kernel.ndim)))
+    back = tuple(quantized_transpose(gradient, values, scale, quantization) for gradient in gradients)
   shards = _batch_shards()
   if any(x.shape[0] % shards for x in xs):
     shards = 1
-  like = jax.ShapeDtypeStruct(kernel.shape, dtype)
+  like = jax.eval_shape(lambda kernel: joined(kernel.astype(dtype), inputs), kernel)
   parts = [
-    upcast(_by_shard(lambda *rows: kernel_gradient(*rows, like, contract), shards, x, gradient))
+    upcast(_by_shard(lambda *rows: kernel_gradient(*rows, like), shards, x, gradient))
     for x, gradient in zip(xs, gradients, strict=True)
   ]
-  total = functools.reduce(jnp.add, reversed(parts))  # [shards, *inputs, *outputs]
+  total = functools.reduce(jnp.add, reversed(parts)).reshape(shards, *kernel.shape)
   if shards > 1:
     total = nn.with_logical_constraint(total, ("batch", *axes))
   return back, jnp.sum(total, axis=0).astype(kernel.dtype)
@@ -80,19 +80,20 @@ def _backward(
 products.defvjp(_forward, _backward)
 
 
-def _gathered(kernel: Array, axes: tuple[str | None, ...]) -> Array:
-  return nn.with_logical_constraint(kernel, axes)
+def _whole(kernel: Array, inputs: int, axes: tuple[str | None, ...], dtype: Any) -> Array:
+  return joined(nn.with_logical_constraint(kernel.astype(dtype), axes), inputs)
 
 
 def _quantized(
-  kernel: Array, axes: tuple[str | None, ...], dtype: Any, quantization: str, shared: tuple[int, ...]
+  kernel: Array, inputs: int, axes: tuple[str | None, ...], dtype: Any, quantization: str, shared: tuple[int, ...]
 ) -> tuple[Array, Array]:
-  """The gathered weight in 8 bits, and its scales, each for all of the axes `shared`."""
+  """The gathered weight in 8 bits, and its scales, each for all of the axes `shared`; both `joined`."""
   values, scale = quantize(kernel.astype(dtype), quantization, shared)
   # Left to itself, XLA gathers wider types and narrows them then; and some backends send no 8-bit floating point.
   plain = jax.lax.optimization_barrier(jax.lax.bitcast_convert_type(values, jnp.uint8))
+  whole = jax.lax.bitcast_convert_type(nn.with_logical_constraint(plain, axes), values.dtype)
   kept = tuple(None if axis in shared else name for axis, name in enumerate(axes))
-  return jax.lax.bitcast_convert_type(_gathered(plain, axes), values.dtype), _gathered(scale, kept)
+  return joined(whole, inputs), joined(nn.with_logical_constraint(scale, kept), inputs)
 
 
 def _by_shard(function: Callable[..., Array], shards: int, *arrays: Array) -> Array:

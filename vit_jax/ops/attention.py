@@ -10,10 +10,30 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vit_jax.ops import rope
+from vit_jax.ops.fused_attention import Tables, fused_attention, why_not_fused
 from vit_jax.ops.splash import WHOLE, splash_attention, why_not_splash
 
 _WIDEST_HEAD = 128  # of cuDNN's flash attention on every GPU it runs on
 _HALF = (jnp.bfloat16, jnp.float16)
+
+
+def self_attention(
+  qkv: Float[Array, "B T 3 H d"], tables: Tables | None = None, *, spec: jax.P = WHOLE, recompute: bool = False
+) -> Float[Array, "B T H d"]:
+  """`attention` of queries and keys whose last N tokens are rotated first; on TPU one kernel if short enough.
+
+  Args:
+    tables: rotary (sin, cos) [N, d] of these tokens; None: no rotation.
+    spec: how the mesh around this, if there is one, divides the axes of `qkv`.
+    recompute: as for `attention`.
+  """
+  if why_not_fused(qkv.shape, qkv.dtype, spec) is None:
+    return fused_attention(qkv, tables, spec)
+  query, key, value = (qkv[:, :, i] for i in range(3))  # [B, T, H, d]
+  if tables is not None:
+    query, key = rope.rotate(query, *tables), rope.rotate(key, *tables)
+  return attention(query, key, value, spec=jax.P(*spec[:2], *spec[3:]), recompute=recompute)
 
 
 def attention(

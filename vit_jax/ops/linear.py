@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import jax
@@ -12,24 +11,34 @@ from jaxtyping import Array, Float
 from vit_jax.ops.platform import platform
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def linear(x: Float[Array, "... K"], kernel: Float[Array, "K N"], contract: int = 1) -> Float[Array, "... N"]:
-  """x W over the last `contract` axes of x and the first of W, in their type; K and N may be several axes.
+def joined(kernel: Array, inputs: int) -> Array:
+  """A kernel with its `inputs` leading axes as one, and the last two of the others as one: [K, ..., N].
+
+  Heads and their channels would be laid out, and padded, as two axes on a TPU.
+  """
+  outputs = kernel.shape[inputs:]
+  if len(outputs) > 1:
+    outputs = (*outputs[:-2], outputs[-2] * outputs[-1])
+  return kernel.reshape(math.prod(kernel.shape[:inputs]), *outputs)
+
+
+@jax.custom_vjp
+def linear(x: Float[Array, "... K"], kernel: Float[Array, "K N"]) -> Float[Array, "... N"]:
+  """x W, in their type; N may be several axes.
 
   A recomputation policy that looks for matrix products does not see this one: its result wants a name
   (`models/remat.py`).
   """
-  return product(x, kernel, contract)
+  return product(x, kernel)
 
 
-def product(x: Float[Array, "... K"], kernel: Float[Array, "K N"], contract: int) -> Float[Array, "... N"]:
+def product(x: Float[Array, "... K"], kernel: Float[Array, "K N"]) -> Float[Array, "... N"]:
   """As `linear`, for automatic differentiation."""
-  axes = (tuple(range(x.ndim - contract, x.ndim)), tuple(range(contract)))
-  return jax.lax.dot_general(x, kernel, (axes, ((), ())))
+  return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
 
 
 def kernel_gradient(
-  x: Float[Array, "... K"], gradient: Float[Array, "... N"], kernel: Float[Array, "K N"], contract: int
+  x: Float[Array, "... K"], gradient: Float[Array, "... N"], kernel: Float[Array, "K N"]
 ) -> Float[Array, "K N"]:
   """The gradient of W, given that of x W; of `kernel` only shape and type count.
 
@@ -39,24 +48,24 @@ def kernel_gradient(
   time.
   """
   if platform() != "cpu":
-    return jax.linear_transpose(lambda kernel: product(x, kernel, contract), kernel)(gradient)[0]
-  leading = tuple(range(x.ndim - contract))
+    return jax.linear_transpose(lambda kernel: product(x, kernel), kernel)(gradient)[0]
+  leading = tuple(range(x.ndim - 1))
   rows = ((leading, leading), ((), ()))
-  if math.prod(kernel.shape[:contract]) <= math.prod(kernel.shape[contract:]):
+  if kernel.shape[0] <= math.prod(kernel.shape[1:]):
     return jax.lax.dot_general(x, gradient, rows)
   # Without the barrier XLA would merge the transposition into the product, and be where it was.
   transposed = jax.lax.optimization_barrier(jax.lax.dot_general(gradient, x, rows))  # [N, K]
-  return jnp.moveaxis(transposed, tuple(range(-contract, 0)), tuple(range(contract)))
+  return jnp.moveaxis(transposed, -1, 0)
 
 
-def _keep(x: Array, kernel: Array, contract: int) -> tuple[Array, tuple[Array, Array]]:
-  return product(x, kernel, contract), (x, kernel)
+def _keep(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+  return product(x, kernel), (x, kernel)
 
 
-def _pull(contract: int, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+def _pull(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
   x, kernel = kept
-  (by_x,) = jax.linear_transpose(lambda y: product(y, kernel, contract), x)(gradient)
-  return by_x, kernel_gradient(x, gradient, kernel, contract)
+  (by_x,) = jax.linear_transpose(lambda y: product(y, kernel), x)(gradient)
+  return by_x, kernel_gradient(x, gradient, kernel)
 
 
 linear.defvjp(_keep, _pull)

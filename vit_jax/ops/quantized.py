@@ -8,7 +8,6 @@ that of the tokens is an 8-bit product, that of the weights is not.
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,54 +37,39 @@ def quantize(x: Array, kind: str, axes: tuple[int, ...]) -> tuple[Array, Array]:
   return (jnp.round(values) if kind == "int8" else values).astype(dtype), scale
 
 
-def quantized_product(
-  x: Float[Array, "... K"], values: Array, scale: Array, kind: str, contract: int
-) -> Float[Array, "... N"]:
-  """x W, with a scale for every row of x, over its last `contract` axes; in the type of x.
+def quantized_product(x: Float[Array, "... K"], values: Array, scale: Array, kind: str) -> Float[Array, "... N"]:
+  """x W, with a scale for every row of x; in the type of x.
 
   Args:
-    values: W [K, N] in 8 bits; K and N may be several axes.
+    values: W [K, N] in 8 bits.
     scale: its scales [1, N].
   """
-  axes = tuple(range(x.ndim - contract, x.ndim))
-  rows, row_scale = quantize(x, kind, axes)
-  return _scaled(rows, row_scale, axes, values, scale, tuple(range(contract)), kind, x.dtype)
+  return _scaled(x, values, jnp.squeeze(scale, 0), kind, 1)
 
 
 def quantized_transpose(
-  gradient: Float[Array, "... N"], values: Array, scale: Array, kind: str, contract: int
+  gradient: Float[Array, "... N"], values: Array, scale: Array, kind: str
 ) -> Float[Array, "... K"]:
   """g W^T, as `quantized_product`; the gradient of x, given that of x W.
 
   Args:
-    values: W [K, N] in 8 bits, and its scale, one for all: [1, 1].
-    contract: number of axes of K.
+    values: W [K, N] in 8 bits, and its scale, one for all: [1, ...].
   """
-  outputs = values.ndim - contract
-  axes = tuple(range(gradient.ndim - outputs, gradient.ndim))
-  rows, row_scale = quantize(gradient, kind, axes)
-  return _scaled(rows, row_scale, axes, values, scale, tuple(range(contract, values.ndim)), kind, gradient.dtype)
+  outputs = values.ndim - 1
+  return _scaled(gradient, jnp.moveaxis(values, 0, -1), scale.reshape(1), kind, outputs)
 
 
-def _scaled(
-  rows: Array,
-  row_scale: Array,
-  row_axes: tuple[int, ...],
-  values: Array,
-  scale: Array,
-  axes: tuple[int, ...],
-  kind: str,
-  dtype: Any,
-) -> Array:
-  """The product over `row_axes` of the rows and `axes` of the values, scaled back."""
+def _scaled(x: Array, values: Array, scale: Array, kind: str, contract: int) -> Array:
+  """The product over the last `contract` axes of x and the first of `values`, scaled back."""
+  axes = tuple(range(x.ndim - contract, x.ndim))
+  rows, row_scale = quantize(x, kind, axes)
   # On GPUs "highest" asks for exact accumulation, which 8-bit floating-point units have as an option.
   precision = jax.lax.Precision.HIGHEST if kind == "fp8" and platform() == "gpu" else None
-  y = jax.lax.dot_general(
-    rows, values, ((row_axes, axes), ((), ())), precision=precision, preferred_element_type=_KINDS[kind][2] or dtype
-  )
-  free = jnp.squeeze(scale, axes)  # [N] or [1, …]
-  row_scale = jnp.expand_dims(jnp.squeeze(row_scale, row_axes), tuple(range(-free.ndim, 0)))
-  return (upcast(y) * row_scale * free).astype(dtype)
+  accumulated = _KINDS[kind][2] or x.dtype
+  over = ((axes, tuple(range(contract))), ((), ()))
+  y = jax.lax.dot_general(rows, values, over, precision=precision, preferred_element_type=accumulated)
+  row_scale = jnp.expand_dims(jnp.squeeze(row_scale, axes), tuple(range(-scale.ndim, 0)))
+  return (upcast(y) * row_scale * scale).astype(x.dtype)
 
 
 def why_slow(kind: str) -> str | None:

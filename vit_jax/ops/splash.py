@@ -37,8 +37,8 @@ def why_not_splash(shape: tuple[int, ...], dtype: Any, spec: jax.P = WHOLE) -> s
   if shape[1] < LEAST_TOKENS:
     return f"XLA's own moves less below {LEAST_TOKENS} tokens, and these are {shape[1]}"
   for axis, (size, names) in enumerate(zip(shape, spec, strict=False)):
-    if size % _devices(names):
-      return f"axis {axis} of {size} does not divide over {_devices(names)} devices"
+    if size % devices_of(names):
+      return f"axis {axis} of {size} does not divide over {devices_of(names)} devices"
   return None
 
 
@@ -95,7 +95,7 @@ def _on_one_device(query: Array, key: Array, value: Array, *, interpret: bool) -
   return jnp.swapaxes(y[:, :, :tokens], 1, 2)  # [B, T, H, d]
 
 
-def _devices(names: str | tuple[str, ...] | None) -> int:
+def devices_of(names: str | tuple[str, ...] | None) -> int:
   """Over how many devices these axes of the mesh divide something."""
   mesh = jax.sharding.get_abstract_mesh()
   names = (names,) if isinstance(names, str) else names or ()
