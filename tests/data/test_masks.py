@@ -21,6 +21,21 @@ def test_counts_equal_the_reference():
 
 
 @pytest.mark.parametrize(
+  ("patches", "ratio", "quotas"),
+  [
+    (100, (0.1, 0.7), [70]),
+    (100, (0.4, 0.8), [50, 60, 70, 80]),
+    (36, (0.25, 0.75), [15, 21, 27]),
+    (100, (0.1, 0.5), [18, 26, 34, 42, 50]),
+  ],
+)
+def test_quotas_are_products_of_float32(patches, ratio, quotas):
+  """As PyTorch computes them; in float64 a share just below 0.7 of 100 patches would mask 69 of them."""
+  rows = 2 * len(quotas)
+  assert list(masks.mask_counts(rows, patches, 0.5, ratio)) == quotas + [0] * len(quotas)
+
+
+@pytest.mark.parametrize(
   ("side", "images", "total"),
   [(14, 64, 3771), (14, 8, 507), (16, 16, 1274), (16, 64, 4941), (32, 8, 2659), (48, 8, 5987)],
 )

@@ -127,6 +127,15 @@ def test_sinkhorn_survives_logits_that_overflow_an_exponential(x64):
   np.testing.assert_allclose(losses.sinkhorn_knopp(jnp.asarray(logits, jnp.float32), 1.0), exact, rtol=2e-4, atol=1e-9)
 
 
+def test_no_samples_have_no_loss_and_no_shares():
+  """A batch without masked patches is legal where iBOT has no weight."""
+  nothing = jnp.zeros((0, 8))
+  for probs in (losses.sinkhorn_knopp(nothing, 0.07), losses.softmax_center(nothing, jnp.zeros(8), 0.07)):
+    assert probs.shape == (0, 8) and probs.dtype == jnp.float32
+  value, gradient = jax.value_and_grad(lambda x: losses.ibot(x, nothing, jnp.zeros(0), num_crops=4))(nothing)
+  assert value == 0 and gradient.shape == (0, 8)
+
+
 def test_losses_are_float32_for_bfloat16_inputs():
   half = lambda *shape: jnp.asarray(wave(shape, 0.3), jnp.bfloat16)  # noqa: E731
   probs = losses.sinkhorn_knopp(half(8, 6), 0.07)

@@ -192,7 +192,7 @@ def test_the_teachers_images_are_resized_to_the_grid_of_the_student(teacher, pat
   batch = dinov3.normalized(config, batches(config, 1)[0])
   size = 32 // patch_size * 8  # the teacher has patches of 8 pixels
   resized = [
-    np.stack([np.asarray(Image.fromarray(np.asarray(crop[..., c]), "F").resize((size, size), Image.BICUBIC))
+    np.stack([np.asarray(Image.fromarray(np.asarray(crop[..., c]), "F").resize((size, size), Image.BILINEAR))
               for c in range(3)], -1)
     for crop in dinov3.flatten_crops(batch["global_crops"])
   ]  # fmt: skip

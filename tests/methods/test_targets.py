@@ -38,6 +38,28 @@ def test_softmax_centering_is_the_softmax_of_what_exceeds_the_center():
   assert losses.softmax_center(logits.astype(jnp.bfloat16), center, 0.5).dtype == jnp.float32
 
 
+def test_a_batch_without_masks_leaves_the_patches_center_where_it_is():
+  config, seen = config_of(1, 16, **SOFTMAX), outputs()
+  seen, batch = seen._replace(patches=seen.patches[:0]), {"mask_weights": BATCH["mask_weights"][:, :0]}
+  before = {head: jnp.full(K, 2.0) for head in ("dino", "ibot")}
+  after = moved_centers(config, before, seen, batch, jnp.array(False))
+  np.testing.assert_array_equal(after["ibot"], before["ibot"])
+  assert (after["dino"] != before["dino"]).all()
+
+
+@pytest.mark.parametrize("centering", ["sinkhorn_knopp", "softmax"])
+def test_a_step_without_masks_is_finite(centering):
+  """Nobody masks where iBOT has no weight."""
+  config = config_of(1, 16, **{"ibot.loss_weight": 0.0, "ibot.mask_probability": 0.0, "ibot.centering": centering})
+  mesh = parallel.make_mesh(dict(replica=1, data=1, fsdp=1, tensor=1), jax.devices()[:1])
+  rng = np.random.default_rng(0)
+  batch = {name: rng.integers(0, 2, x.shape).astype(x.dtype) for name, x in abstract_batch(config, mesh).items()}
+  assert batch["mask_indices"].shape[-1] == 0
+  state = fresh_state().replace(centers=fresh_centers(config))
+  _, metrics = jax.jit(dinov3.make_step(config))(state, batch)
+  assert np.isfinite(metrics["loss"]) and metrics["nonfinite"] == 0
+
+
 def test_each_head_is_centred_as_configured():
   both, seen = {"dino": jnp.arange(K) / 10, "ibot": jnp.arange(K) / 5}, outputs()
   only = assign(seen, 0.1, {"ibot": both["ibot"]})

@@ -59,6 +59,12 @@ def test_the_cosine_ends_before_the_run_when_it_is_shorter():
   assert np.all(schedule(np.arange(14, 100)) == 2.0)
 
 
+def test_a_cosine_of_one_step_is_at_its_peak():
+  schedule, steps = Schedule(0.0, 1.0, 5.0, warmup=2, cosine=1), np.arange(5)
+  for values in (schedule(steps), jax.vmap(schedule)(jnp.arange(5))):
+    np.testing.assert_array_equal(values, [0, 0.5, 1, 5, 5])
+
+
 def test_lr_scaling_has_the_reference_factors():
   np.testing.assert_allclose([scale_lr(b, "sqrt_1024") for b in (256, 1024, 4096)], [2, 4, 8])
   assert scale_lr(512, "linear_256") == 2

@@ -12,7 +12,8 @@ import pytest
 from tests.golden import Golden
 from tests.models.reference import reference_vit
 from vit_jax import weights
-from vit_jax.models import ConvNeXt, ProjectionHead, Rope, VisionTransformer
+from vit_jax.methods.architecture import differences
+from vit_jax.models import ConvNeXt, ProjectionHead, Rope, VisionTransformer, create_model
 from vit_jax.weights import WeightMismatch, WeightsError
 from vit_jax.weights.families import family_of_config
 from vit_jax.weights.hf_config import to_attributes, to_config
@@ -53,6 +54,16 @@ def test_reference_backbones_round_trip_and_are_recognised(name: str):
   for key, value in state_dict.items():
     assert again[key].shape == value.shape and again[key].flags.c_contiguous
     np.testing.assert_allclose(again[key], value, rtol=1e-6 if "periods" in key else 0, err_msg=key)
+
+
+def test_a_file_of_the_7b_model_cannot_say_that_it_masks_a_bias_it_has_not():
+  """Its maps of q, k and v have no bias, so that nothing in the file tells the published attribute."""
+  model = create_model("dinov3_vit7b16", width=64, depth=1, num_heads=2, mlp_hidden=96)
+  assert model.mask_k_bias and not model.qkv_bias
+  shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))["params"]
+  params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+  found = VisionTransformer(**infer_attributes(weights.to_state_dict(params, model)))
+  assert differences(found, model) == ([], [])
 
 
 @pytest.mark.parametrize(("name", "layers", "bias"), [("nl3", 3, True), ("nl1", 1, True), ("nl2_nobias", 2, False)])

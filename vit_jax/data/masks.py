@@ -28,7 +28,7 @@ def mask_counts(rows: int, patches: int, probability: float, ratio: tuple[float,
   masked = int(rows * probability)
   shares = _linspace_float32(*ratio, masked + 1)[1:]  # [masked]
   counts = np.zeros(rows, np.int64)
-  counts[:masked] = [int(patches * float(share)) for share in shares]
+  counts[:masked] = (np.float32(patches) * shares).astype(np.int64)  # rounded down
   return counts
 
 

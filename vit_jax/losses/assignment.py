@@ -82,6 +82,9 @@ def balanced(
     chunk: samples of a device that are taken at once; None: as many as have `chunks.CHUNK_SCORES` scores.
   """
   temperature = jnp.asarray(temperature, jnp.promote_types(logits.dtype, jnp.float32))
+  if not logits.shape[0]:  # nothing has a share of any prototype
+    nothing = jnp.zeros((), temperature.dtype)
+    return Assignment(logits, jnp.full(0, nothing), jnp.full(logits.shape[1], nothing), temperature)
   rows = _Rows(logits, temperature, chunk)
   prototype = -rows.column_logsumexp()  # [K]
   for _ in range(iterations - 1):

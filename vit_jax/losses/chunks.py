@@ -40,10 +40,12 @@ def chunk_size(local: int, scores: int, chunk: int | None, *, least: int = 1) ->
   """Units in a chunk, so that all chunks are about the same size.
 
   Args:
-    local: units of a device.
+    local: units of a device; of none there is a chunk of none.
     scores: of a unit.
     chunk: units asked for; None: as many as have `CHUNK_SCORES` scores on a device, but at `least` so many.
   """
+  if not local:
+    return 0
   size = scores // math.gcd(scores, devices_along("prototypes"))
   chunk = min(local, chunk or max(1, least, CHUNK_SCORES // size))
   return -(-local // -(-local // chunk))

@@ -22,6 +22,8 @@ def attributes(model: nn.Module) -> dict[str, Any]:
   values = {name: getattr(model, name) for name in names}
   if "mlp_hidden" in values:
     values["mlp_hidden"] = model.mlp_hidden or 4 * model.width
+  if "mask_k_bias" in values:
+    values["mask_k_bias"] = model.mask_k_bias and model.qkv_bias  # a bias that is not there has none to mask
   values["layer_scale"] = values["layer_scale"] is not None  # its value is only where training starts
   if "rope" in values:
     values |= _positions(model, values.pop("rope"), values.pop("position_table"))

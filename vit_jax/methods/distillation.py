@@ -128,11 +128,12 @@ def make_step(config: Any) -> Callable[[State, Batch], tuple[State, dict[str, ja
 
 
 def resized(crops: Float[Array, "B C H W 3"], size: int) -> Float[Array, "B C size size 3"]:
-  """The crops with `size` pixels a side: bicubic, antialiased, as photographs are resized."""
+  """The crops with `size` pixels a side: bilinear, antialiased (reference section 11.31)."""
   if crops.shape[2:4] == (size, size):
     return crops
   rows = dinov3.flatten_crops(crops)  # [B * C, H, W, 3]
-  return resize_map(rows, (size, size), antialias=True).reshape(*crops.shape[:2], size, size, crops.shape[-1])
+  rows = resize_map(rows, (size, size), method="bilinear", antialias=True)
+  return rows.reshape(*crops.shape[:2], size, size, crops.shape[-1])
 
 
 def teacher_size(size: int, stride: int, teacher_stride: int) -> int:

@@ -78,7 +78,7 @@ def ibot(
     The weighted loss, and unweighted as "ibot".
   """
   num = patches.shape[0]
-  tokens, weights = patches.reshape(num, 1, -1), weights.reshape(num, 1, 1) / num_crops
+  tokens, weights = patches[:, None], weights.reshape(num, 1, 1) / num_crops
   found = _losses(config, head, params, tokens, targets.reshape(num, 1), config.ibot.loss_weight * weights)
   return found.total, {"ibot": jnp.sum(weights * found.crossed)}
 
@@ -93,6 +93,7 @@ def _losses(
 ) -> CrossEntropies:
   """The cross-entropies of tokens through a head."""
   rows = tokens.reshape(-1, tokens.shape[-1])  # [U * S, D]
-  bottleneck = head.apply({"params": params}, rows, method="project").reshape(*tokens.shape[:2], -1)  # [U, S, d]
+  bottleneck = head.apply({"params": params}, rows, method="project")
+  bottleneck = bottleneck.reshape(*tokens.shape[:2], head.bottleneck)  # [U, S, d]
   chunk = config.losses.chunk and max(1, config.losses.chunk // tokens.shape[1])
   return cross_entropies(bottleneck, params["last_layer"]["kernel"], targets, weights, chunk=chunk)

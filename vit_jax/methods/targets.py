@@ -96,12 +96,11 @@ def moved_centers(
   if centers is None:
     return None
   share = batch["mask_weights"].reshape(-1, 1)  # [groups * M, 1]  1 / masked patches of the crop
-  means = {
-    "dino": lambda: jnp.mean(upcast(outputs.cls), axis=0),
-    "ibot": lambda: jnp.sum(share * upcast(outputs.patches), axis=0) / jnp.sum(share),
-  }
-  moved = {}
-  for head, center in centers.items():
+  means = {"dino": lambda: jnp.mean(upcast(outputs.cls), axis=0)}
+  if outputs.patches.shape[0]:  # without masks there is nothing to move towards
+    means["ibot"] = lambda: jnp.sum(share * upcast(outputs.patches), axis=0) / jnp.sum(share)
+  moved = dict(centers)
+  for head in centers.keys() & means.keys():
     momentum = config[head].center_momentum
-    moved[head] = jnp.where(keep, center, momentum * center + (1 - momentum) * means[head]())
+    moved[head] = jnp.where(keep, centers[head], momentum * centers[head] + (1 - momentum) * means[head]())
   return moved

@@ -49,7 +49,7 @@ class Schedule:
       return self.end + xp.zeros_like(step / 1)
     if self.version == 2:
       half = 0.5 * (1 + xp.cos(np.pi * step / max(self.cosine - 1, 1)))
-      last = self.cosine - 1
+      last = self.cosine
     elif self.truncate:
       points = int((1 + self.truncate) * self.cosine)
       wave = lambda i: 0.5 * (1 + xp.cos(np.pi * i / (points - 1)))  # noqa: E731
