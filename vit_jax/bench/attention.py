@@ -1,7 +1,8 @@
 """`vit-jax bench attention`: ours, forward and forward with backward, beside JAX's own and PyTorch's.
 
 Token counts are those of the recipes: a global crop of 112 px has 54, of 224 px 201, of 512 px 1029, with class token
-and four registers. Each repetition is several calls, so that asking PyTorch's process costs nothing.
+and four registers. Queries, keys and values are one array, as the linear map before leaves them. Each repetition is
+several calls, so that asking PyTorch's process costs nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 
 from vit_jax.bench.harness import Row, alternate
 from vit_jax.bench.peer import PEER_PYTHON, find_peer
-from vit_jax.ops.attention import attention
+from vit_jax.ops.attention import self_attention
 
 _TOKENS = 16 * 201  # of a repetition's call, about, whatever the length
 
@@ -33,9 +34,11 @@ class Case:
   calls: int = 4
 
   def arrays(self) -> list[jax.Array]:
-    """Queries, keys, values, and a gradient of the result."""
-    draw = np.random.default_rng(0).standard_normal((4, self.batch, self.tokens, self.heads, self.head_dim), np.float32)
-    return [jnp.asarray(x, self.dtype) for x in draw]
+    """Queries, keys and values [batch, tokens, 3, heads, head_dim], and a gradient of the result."""
+    rng = np.random.default_rng(0)
+    ends = (self.heads, self.head_dim)
+    shapes = ((self.batch, self.tokens, 3, *ends), (self.batch, self.tokens, *ends))
+    return [jnp.asarray(rng.standard_normal(shape, np.float32), self.dtype) for shape in shapes]
 
 
 def cases() -> tuple[Case, ...]:
@@ -56,7 +59,7 @@ def compare(case: Case, backward: bool, seconds: float) -> Iterator[Row]:
   """The rows of one shape; the one beside PyTorch is left out where there is no PyTorch."""
   name = f"{case.tokens} tokens, {case.batch} x {case.heads} heads of {case.head_dim}, {case.dtype}"
   name += ", with gradients" if backward else ""
-  ours = call(attention, case, backward)
+  ours = call(self_attention, case, backward)
   naive = call(_jax, case, backward)
   timing, other = alternate(ours, naive, seconds=seconds, units=case.calls, least=5)
   yield Row(name, "call, wall", timing, f"jax {jax.__version__}", other)
@@ -71,17 +74,17 @@ def compare(case: Case, backward: bool, seconds: float) -> Iterator[Row]:
 
 def call(function: Callable[..., Any], case: Case, backward: bool) -> Callable[[], None]:
   """A repetition of compiled calls."""
-  *qkv, gradient = case.arrays()
-  work = (lambda *qkv: jax.vjp(function, *qkv)[1](gradient)) if backward else function
-  compiled = jax.jit(work).lower(*qkv).compile()
+  qkv, gradient = case.arrays()
+  work = (lambda qkv: jax.vjp(function, qkv)[1](gradient)) if backward else function
+  compiled = jax.jit(work).lower(qkv).compile()
 
   def repetition() -> None:
     for _ in range(case.calls):
-      done = compiled(*qkv)
+      done = compiled(qkv)
     jax.block_until_ready(done)
 
   return repetition
 
 
-def _jax(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  return jax.nn.dot_product_attention(query, key, value, implementation="xla")
+def _jax(qkv: jax.Array) -> jax.Array:
+  return jax.nn.dot_product_attention(*(qkv[:, :, i] for i in range(3)), implementation="xla")
