@@ -158,10 +158,11 @@ def test_split_gives_every_micro_batch_a_share_of_every_device_and_merge_undoes_
 
 def test_draws_are_split_like_the_groups_they_are_for():
   kept = jnp.arange(3 * 2 * 8 * 5).reshape(3, 2, 8, 5)
-  rope = RopeDraws(shift=jnp.ones((3, 2)))
+  rope = RopeDraws(shift=jnp.arange(3 * 8 * 2).reshape(3, 8, 2))
   (split,) = MicroBatches(num=4, groups=8).split_draws([Draws(kept=kept, rope=rope)])
-  assert split.kept.shape == (4, 3, 2, 2, 5) and split.rope.shift.shape == (4, 3, 2)
+  assert split.kept.shape == (4, 3, 2, 2, 5) and split.rope.shift.shape == (4, 3, 2, 2)
   np.testing.assert_array_equal(split.kept[1], kept[:, :, 1::4])
+  np.testing.assert_array_equal(split.rope.shift[1], rope.shift[:, 1::4])
 
 
 def test_coupled_terms_get_the_gradient_of_the_whole_batch():

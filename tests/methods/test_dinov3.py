@@ -20,7 +20,7 @@ from vit_jax.train.loop import mesh_context
 def tiny(**overrides):
   c = configs.load("configs/tiny.py")
   c.batch_size, c.loss_group_size, c.koleo.group_size = 16, 2, 16
-  c.model.depth, c.model.drop_path, c.model.layer_scale = 4, 0.25, 0.5
+  c.model.depth, c.model.drop_path, c.model.layer_scale, c.model.rope.rescale = 4, 0.25, 0.5, 2.0
   c.optim.eps = 1e-3  # Adam's first steps are otherwise the signs of gradients that are only rounding
   c.duration = "20 steps"
   c.update_from_flattened_dict(overrides)

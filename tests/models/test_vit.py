@@ -91,7 +91,7 @@ def test_intermediate_layers_equal_the_reference(name, norm):
 def reference_draws(golden, entry):
   """The recorded draws of one list entry: 0 global, 1 local."""
   kept = golden.get(f"stochastic_depth/{('global', 'local')[entry]}")
-  rope = {key: jnp.asarray(value[:, entry]) for key, value in golden.under("rope_draws").items()}
+  rope = {key: jnp.asarray(value[:, entry])[:, None] for key, value in golden.under("rope_draws").items()}
   return Draws(kept=None if kept is None else jnp.asarray(kept)[:, :, None], rope=RopeDraws(**rope) if rope else None)
 
 
@@ -210,6 +210,15 @@ def test_training_draws_from_the_keys_and_evaluation_does_not():
   np.testing.assert_array_equal(model.apply(variables, images).cls, model.apply(variables, images).cls)
   with pytest.raises(ValueError, match="loss groups"):
     model.apply(variables, images, train=True, groups=4, rngs=rngs(0))
+
+
+def test_every_loss_group_has_positions_of_its_own():
+  """As every rank of the reference: one draw for a batch of thousands would move all of them the same way."""
+  model, images, variables = small(rope=Rope(rescale=2.0))
+  images = jnp.tile(images[:1], (6, 1, 1, 1))
+  cls = model.apply(variables, images, train=True, groups=3, rngs={"rope": jax.random.key(0)}).cls
+  np.testing.assert_array_equal(cls[::2], cls[1::2])
+  assert all(jnp.max(jnp.abs(cls[a] - cls[b])) > 1e-3 for a, b in ((0, 2), (2, 4), (4, 0)))
 
 
 def test_bfloat16_compute_keeps_float32_parameters_and_is_close():

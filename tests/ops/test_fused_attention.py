@@ -17,21 +17,23 @@ from vit_jax.ops.attention import self_attention
 from vit_jax.ops.fused_attention import why_not_fused
 
 interpreted = functools.partial(fused_attention.fused_attention, interpret=True)
-CASES = {  # batch, tokens, heads, width of a head, tokens that are rotated, type of the tables
-  "local crops": (3, 37, 4, 64, 36, "float32"),
-  "registers": (2, 25, 4, 32, 20, "float32"),
-  "wide heads, reference's tables": (2, 41, 2, 128, 36, "bfloat16"),
-  "no rotation": (2, 17, 2, 64, None, "float32"),
+CASES = {  # batch, tokens, heads, width of a head, tokens that are rotated, type of the tables, groups of rows
+  "local crops": (3, 37, 4, 64, 36, "float32", 1),
+  "registers": (2, 25, 4, 32, 20, "float32", 1),
+  "wide heads, reference's tables": (2, 41, 2, 128, 36, "bfloat16", 1),
+  "no rotation": (2, 17, 2, 64, None, "float32", 1),
+  "groups": (6, 17, 2, 64, 16, "float32", 2),
 }
 
 
-def inputs(batch, tokens, heads, width, rotated, dtype):
+def inputs(batch, tokens, heads, width, rotated, dtype, groups=1):
   rng = np.random.default_rng(0)
   qkv = jnp.asarray(rng.standard_normal((batch, tokens, 3, heads, width)), jnp.bfloat16)
   gradient = jnp.asarray(rng.standard_normal((batch, tokens, heads, width)), jnp.bfloat16)
   if rotated is None:
     return qkv, None, gradient
-  angles = np.tile(rng.uniform(-3, 3, (rotated, width // 2)), 2)
+  angles = np.tile(rng.uniform(-3, 3, (groups, rotated, width // 2)), 2)
+  angles = angles if groups > 1 else angles[0]
   return qkv, (jnp.asarray(np.sin(angles), dtype), jnp.asarray(np.cos(angles), dtype)), gradient
 
 
@@ -51,16 +53,18 @@ def test_values_and_gradients_are_those_of_rotation_and_plain_attention(case):
   close(jax.jit(functools.partial(with_gradients, interpreted))(*arrays), with_gradients(self_attention, *arrays))
 
 
-def test_rows_that_fill_no_block_are_computed_like_the_others(monkeypatch):
-  arrays = inputs(*CASES["local crops"])
+@pytest.mark.parametrize("case", ["local crops", "groups"])
+def test_rows_that_fill_no_block_are_computed_like_the_others(monkeypatch, case):
+  arrays = inputs(*CASES[case])
   expected = with_gradients(interpreted, *arrays)
   monkeypatch.setattr(fused_attention, "_BLOCK_BYTES", 2 * 3 * 2 * 48 * 128)  # two rows of 128 channels
   for a, b in zip(with_gradients(interpreted, *arrays), expected, strict=True):
     np.testing.assert_array_equal(np.float32(a), np.float32(b))
 
 
-def test_every_device_computes_its_own_rows_and_heads():
-  arrays = inputs(4, *CASES["local crops"][1:])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_every_device_computes_its_own_rows_and_heads(groups):
+  arrays = inputs(4, 37, 4, 64, 36, "float32", groups)
   mesh = jax.make_mesh((2, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:4])
   spec = jax.P("data", None, None, "tensor", None)
   with jax.set_mesh(mesh):
@@ -82,7 +86,7 @@ def test_a_model_computes_the_same_with_it(monkeypatch):
 
   @jax.value_and_grad
   def loss(params):
-    tokens = [f.prenorm for f in model.apply({"params": params}, crops, train=True, rngs=rngs)]
+    tokens = [f.prenorm for f in model.apply({"params": params}, crops, train=True, rngs=rngs, groups=2)]
     return sum(jnp.mean(jnp.square(x.astype(jnp.float32))) for x in tokens)
 
   expected = loss(params)

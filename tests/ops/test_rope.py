@@ -67,3 +67,10 @@ def test_wrong_settings_are_named():
     rope.periods(8, base=100.0, min_period=1.0, max_period=2.0, dtype="float32")
   with pytest.raises(ValueError, match="rope.normalize"):
     rope.coordinates(2, 2, normalize="mean", dtype="float32")
+
+
+def test_groups_of_rows_have_tables_of_their_own():
+  rng = np.random.default_rng(0)
+  x, sin, cos = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((6, 5, 2, 8), (3, 4, 8), (3, 4, 8)))
+  expected = [rope.rotate(x[2 * i : 2 * i + 2], sin[i], cos[i]) for i in range(3)]
+  np.testing.assert_array_equal(rope.rotate(x, sin, cos), np.concatenate(expected))

@@ -20,7 +20,7 @@ from vit_jax.train.loop import mesh_context
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # the step is tiny
 IMAGES = 4  # per device, on eight of them
 PROTOTYPES = (320, 448)
-# Drop path, registers, masked tokens, Gram anchoring, Sinkhorn-Knopp and softmax targets.
+# Drop path, rescaled positions, registers, masked tokens, Gram anchoring, Sinkhorn-Knopp and softmax targets.
 SIZES = {
   "batch_size": 8 * IMAGES,
   "loss_group_size": 2,
@@ -32,6 +32,7 @@ SIZES = {
   "model.num_registers": 2,
   "model.layer_scale": 0.5,
   "model.drop_path": 0.5,
+  "model.rope.rescale": 2.0,
   "dino.prototypes": PROTOTYPES[0],
   "dino.hidden": 40,
   "dino.bottleneck": 24,

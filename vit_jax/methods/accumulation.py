@@ -67,13 +67,10 @@ class MicroBatches:
   def split_draws(self, draws: Sequence[Draws]) -> list[Draws]:
     """The random choices of the whole batch for each micro-batch, along a new leading axis."""
 
-    def kept(x: jax.Array) -> jax.Array:  # [L, 2, groups, m] -> [num, L, 2, groups / num, m]
-      return jnp.moveaxis(x.reshape(*x.shape[:2], -1, self.num, x.shape[-1]), 3, 0)
+    def parts(x: jax.Array) -> jax.Array:  # [..., groups, m] -> [num, ..., groups / num, m]
+      return jnp.moveaxis(x.reshape(*x.shape[:-2], -1, self.num, x.shape[-1]), -2, 0)
 
-    def shared(x: jax.Array) -> jax.Array:
-      return jnp.broadcast_to(x, (self.num, *x.shape))
-
-    return [Draws(kept=jax.tree.map(kept, draw.kept), rope=jax.tree.map(shared, draw.rope)) for draw in draws]
+    return [jax.tree.map(parts, draw) for draw in draws]
 
   def map(self, function: Callable[[Any], Any], batch: Any) -> Any:
     """`function(batch)` of a function that treats rows alike, one micro-batch after the other."""

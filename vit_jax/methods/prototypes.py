@@ -78,7 +78,7 @@ def ibot(
     The weighted loss, and unweighted as "ibot".
   """
   num = patches.shape[0]
-  tokens, weights = patches[:, None], weights.reshape(num, 1, 1) / num_crops
+  tokens, weights = patches.reshape(num, 1, patches.shape[1]), weights.reshape(num, 1, 1) / num_crops
   found = _losses(config, head, params, tokens, targets.reshape(num, 1), config.ibot.loss_weight * weights)
   return found.total, {"ibot": jnp.sum(weights * found.crossed)}
 

@@ -31,7 +31,7 @@ class Draws:
 
   Attributes:
     kept: rows of each loss group that keep their branches, [L, 2 (attention, feed-forward), groups, m].
-    rope: coordinate augmentation of the rotary positions.
+    rope: coordinate augmentation of the rotary positions, for each loss group.
   """
 
   kept: Array | None = None

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vit_jax.models.products import batch_shards
 from vit_jax.ops import rope as ops
 
 
@@ -43,19 +45,19 @@ class Rope:
 
 @flax.struct.dataclass
 class RopeDraws:
-  """One draw of the coordinate augmentation per block (L blocks); None where the augmentation is off."""
+  """One draw of the coordinate augmentation per block (L) and loss group (G); None where the augmentation is off."""
 
-  shift: Float[Array, "L 2"] | None = None
-  log_jitter: Float[Array, "L 2"] | None = None
-  log_rescale: Float[Array, "L 1"] | None = None
+  shift: Float[Array, "L G 2"] | None = None
+  log_jitter: Float[Array, "L G 2"] | None = None
+  log_rescale: Float[Array, "L G 1"] | None = None
 
 
-def draw_rope(key: jax.Array, rope: Rope, depth: int) -> RopeDraws:
-  """Independent draws for every block; one draw serves all images of a resolution."""
+def draw_rope(key: jax.Array, rope: Rope, depth: int, groups: int = 1) -> RopeDraws:
+  """Independent draws for every block and loss group; one draw serves all images of a group at a resolution."""
   keys = jax.random.split(key, 3)
 
   def uniform(k: jax.Array, limit: float | None, size: int) -> Array | None:
-    return None if limit is None else jax.random.uniform(k, (depth, size), minval=-limit, maxval=limit)
+    return None if limit is None else jax.random.uniform(k, (depth, groups, size), minval=-limit, maxval=limit)
 
   log = lambda value: None if value is None else math.log(value)  # noqa: E731
   return RopeDraws(
@@ -72,15 +74,20 @@ def rope_periods(rope: Rope, head_dim: int) -> Float[Array, " n"]:
 
 def rope_tables(
   rope: Rope, grid: tuple[int, int], head_dim: int, draws: RopeDraws | None = None
-) -> tuple[Float[Array, "*L N d"], Float[Array, "*L N d"]]:
-  """(sin, cos) tables of a grid: [N, head_dim], or [L, N, head_dim] with one set of `draws` per block."""
+) -> tuple[Float[Array, "... N d"], Float[Array, "... N d"]]:
+  """(sin, cos) tables of a grid: [N, d], or with `draws` [L, G, N, d]; [L, N, d] of a single group, for all rows."""
   period = rope_periods(rope, head_dim)
   coords = ops.coordinates(*grid, normalize=rope.normalize, dtype=rope.dtype)  # [N, 2]
   if draws is None:
     return ops.tables(coords, period, dtype=rope.dtype)
 
-  def one_block(d: RopeDraws) -> tuple[jax.Array, jax.Array]:
+  def one(d: RopeDraws) -> tuple[jax.Array, jax.Array]:
     moved = ops.augment(coords, shift=d.shift, log_jitter=d.log_jitter, log_rescale=d.log_rescale, dtype=rope.dtype)
     return ops.tables(moved.astype(jnp.promote_types(moved.dtype, jnp.float32)), period, dtype=rope.dtype)
 
-  return jax.vmap(one_block)(draws)
+  groups = {leaf.shape[1] for leaf in jax.tree.leaves(draws)}
+  if groups == {1}:
+    return jax.vmap(one)(jax.tree.map(lambda leaf: leaf[:, 0], draws))
+  shards = batch_shards()
+  named = (None, "batch" if all(size % shards == 0 for size in groups) else None, None, None)
+  return jax.tree.map(lambda table: nn.with_logical_constraint(table, named), jax.vmap(jax.vmap(one))(draws))

@@ -63,7 +63,7 @@ def _backward(
   else:
     values, scale = _quantized(kernel, inputs, axes, dtype, quantization, tuple(range(kernel.ndim)))
     back = tuple(quantized_transpose(gradient, values, scale, quantization) for gradient in gradients)
-  shards = _batch_shards()
+  shards = batch_shards()
   if any(x.shape[0] % shards for x in xs):
     shards = 1
   like = jax.eval_shape(lambda kernel: joined(kernel.astype(dtype), inputs), kernel)
@@ -103,7 +103,7 @@ def _by_shard(function: Callable[..., Array], shards: int, *arrays: Array) -> Ar
   return jax.vmap(function)(*(x.reshape(shards, x.shape[0] // shards, *x.shape[1:]) for x in arrays))
 
 
-def _batch_shards() -> int:
+def batch_shards() -> int:
   """Over how many parts the mesh around this spreads the rows of a batch; 1 without a mesh."""
   mesh, (axes,) = jax.sharding.get_abstract_mesh(), nn.logical_to_mesh_axes(("batch",))
   axes = (axes,) if isinstance(axes, str) else axes or ()

@@ -268,7 +268,7 @@ class VisionTransformer(Backbone):
       key = jax.random.fold_in(self.make_rng("drop_path"), entry)
       kept = draw_kept(key, depth=self.depth, groups=groups, rows=rows // groups, rate=self.drop_path)
     if self.rope is not None and self.rope.augmented:
-      rope = draw_rope(jax.random.fold_in(self.make_rng("rope"), entry), self.rope, self.depth)
+      rope = draw_rope(jax.random.fold_in(self.make_rng("rope"), entry), self.rope, self.depth, groups)
     return Draws(kept=kept, rope=rope)
 
   def _block_inputs(self, grids: list[tuple[int, int]], draws: Sequence[Draws]) -> tuple[Any, Any]:

@@ -24,7 +24,7 @@ def self_attention(
   """`attention` of queries and keys whose last N tokens are rotated first; on TPU one kernel if short enough.
 
   Args:
-    tables: rotary (sin, cos) [N, d] of these tokens; None: no rotation.
+    tables: rotary (sin, cos) of these tokens, as for `rope.rotate`; None: no rotation.
     spec: how the mesh around this, if there is one, divides the axes of `qkv`.
     recompute: as for `attention`.
   """

@@ -27,9 +27,10 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from vit_jax.ops.platform import platform
+from vit_jax.ops.rope import by_row
 from vit_jax.ops.splash import LEAST_TOKENS, WHOLE, devices_of
 
-Tables = tuple[Float[Array, "N d"], Float[Array, "N d"]]
+Tables = tuple[Float[Array, "... N d"], Float[Array, "... N d"]]
 _LANES = 128
 _BLOCK_BYTES = 2**20  # of the queries, keys and values of a block; at most 16 MiB hold all that the kernel needs
 
@@ -59,7 +60,7 @@ def fused_attention(
 
   Args:
     qkv: bfloat16.
-    tables: rotary (sin, cos) of the last N tokens; None: no rotation.
+    tables: rotary (sin, cos) of the last N tokens, [N, d] or [G, N, d] of groups of rows; None: no rotation.
     spec: how the mesh around this, if there is one, divides the axes of `qkv`: B and H, or neither.
     interpret: run it in Pallas's interpreter, on any device.
   """
@@ -72,14 +73,19 @@ def fused_attention(
     kind = _Kind(width, rounds, interpret)
     return _attention(joined, _by_lane(*tables, tokens) if tables else (), kind).reshape(batch, tokens, heads, width)
 
-  inputs = (qkv, *(tables or ()))
+  tables = tables or ()
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
-    return local(*inputs)
+    return local(qkv, *tables)
   # XLA cannot divide a kernel that it does not know.
   axes = (*spec, *[None] * (qkv.ndim - len(spec)))
-  specs, out = (jax.P(*axes), *[WHOLE] * (len(inputs) - 1)), jax.P(*axes[:2], *axes[3:])
-  return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)(*inputs)
+  where = WHOLE
+  if tables and tables[0].ndim == 3:
+    where = jax.P(axes[0])
+    if tables[0].shape[0] % devices_of(axes[0]):  # a group has rows on several devices
+      tables = tuple(by_row(table, qkv.shape[0]) for table in tables)
+  specs, out = (jax.P(*axes), *[where] * len(tables)), jax.P(*axes[:2], *axes[3:])
+  return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)(qkv, *tables)
 
 
 class _Kind(NamedTuple):
@@ -90,14 +96,14 @@ class _Kind(NamedTuple):
   interpret: bool
 
 
-def _by_lane(sin: Float[Array, "N d"], cos: Float[Array, "N d"], tokens: int) -> tuple[Array, Array]:
-  """The tables of all tokens and lanes [T, 128]: tokens before the patches at angle zero, the sine with the sign that
-  the rotation gives it."""
-  width, before = sin.shape[-1], tokens - sin.shape[0]
+def _by_lane(sin: Float[Array, "... N d"], cos: Float[Array, "... N d"], tokens: int) -> tuple[Array, Array]:
+  """The tables of all tokens and lanes [G, T, 128]: tokens before the patches at angle zero, the sine with the sign
+  that the rotation gives it."""
+  width, before = sin.shape[-1], ((0, 0), (tokens - sin.shape[-2], 0), (0, 0))
   sign = np.where(np.arange(width) < width // 2, -1.0, 1.0).astype(np.float32)
-  sin = jnp.pad(sin.astype(jnp.float32) * sign, ((before, 0), (0, 0)))
-  cos = jnp.pad(cos.astype(jnp.float32), ((before, 0), (0, 0)), constant_values=1.0)
-  return tuple(jnp.tile(table, (1, _LANES // width)) for table in (sin, cos))
+  sin, cos = (table.reshape(-1, *table.shape[-2:]).astype(jnp.float32) for table in (sin, cos))
+  sin, cos = jnp.pad(sin * sign, before), jnp.pad(cos, before, constant_values=1.0)
+  return tuple(jnp.tile(table, (1, 1, _LANES // width)) for table in (sin, cos))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -122,18 +128,21 @@ def _call(
 ) -> Array:
   """The kernel over blocks of rows and channels; `arrays` and `out` are [B, T, H d] or three of these."""
   *_, batch, tokens, channels = out.shape
-  rows, lanes = _block(batch, tokens, channels)
+  groups = tables[0].shape[0] if tables else 1
+  rows, lanes = _block(batch // groups, tokens, channels, whole=groups > 1)
+  blocks = batch // groups // rows  # of a group
 
   def spec(x: Any) -> pl.BlockSpec:
     if x.ndim == 4:
       return pl.BlockSpec((3, rows, tokens, lanes), lambda i, j: (0, i, 0, j))
     return pl.BlockSpec((rows, tokens, lanes), lambda i, j: (i, 0, j))
 
+  table = pl.BlockSpec((1, tokens, _LANES), lambda i, j: (i // blocks if groups > 1 else 0, 0, 0))
   return pl.pallas_call(
     functools.partial(kernel, kind=kind),
     out_shape=out,
     grid=(pl.cdiv(batch, rows), channels // lanes),
-    in_specs=[*map(spec, arrays), *[pl.BlockSpec((tokens, _LANES), lambda i, j: (0, 0))] * len(tables)],
+    in_specs=[*map(spec, arrays), *[table] * len(tables)],
     out_specs=spec(out),
     compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
     interpret=kind.interpret,
@@ -141,12 +150,19 @@ def _call(
   )(*arrays, *tables)
 
 
-def _block(batch: int, tokens: int, channels: int) -> tuple[int, int]:
-  """Rows and channels of a block: as many channels as `_BLOCK_BYTES` hold of a row, as many rows as they hold then."""
+def _block(batch: int, tokens: int, channels: int, *, whole: bool) -> tuple[int, int]:
+  """Rows and channels of a block: as many channels as `_BLOCK_BYTES` hold of a row, as many rows as they hold then.
+
+  Args:
+    whole: no block is cut short: its rows divide `batch`.
+  """
   column = 3 * 2 * -(-tokens // 16) * 16  # bytes of a channel of a row: bfloat16 lies in tiles of 16 tokens
   wide = [lanes for lanes in range(_LANES, channels + 1, _LANES) if channels % lanes == 0]
   lanes = max((lanes for lanes in wide if column * lanes <= _BLOCK_BYTES), default=_LANES)
-  return min(max(_BLOCK_BYTES // (column * lanes), 1), batch), lanes
+  rows = min(max(_BLOCK_BYTES // (column * lanes), 1), batch)
+  while whole and batch % rows:
+    rows -= 1
+  return rows, lanes
 
 
 def _forward_kernel(qkv: Any, *refs: Any, kind: _Kind) -> None:
@@ -223,7 +239,7 @@ def _rotations(tables: Sequence[Any], kind: _Kind) -> tuple[Callable[[Array], Ar
   """The rotation of queries and keys, and that of their float32 gradients back."""
   if not tables:
     return (lambda x: x), (lambda x: x)
-  sin, cos = (table[...] for table in tables)  # [T, 128]
+  sin, cos = (table[0] for table in tables)  # [T, 128]
   rounded = (lambda x: x.astype(jnp.bfloat16).astype(jnp.float32)) if kind.rounds else (lambda x: x)
 
   def rotate(x: Float[Array, "T 128"]) -> Float[Array, "T 128"]:

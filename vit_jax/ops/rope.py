@@ -99,17 +99,27 @@ def tables(
   return jnp.sin(angles).astype(dtype), jnp.cos(angles).astype(dtype)
 
 
-def rotate(x: Float[Array, "B T H d"], sin: Float[Array, "N d"], cos: Float[Array, "N d"]) -> Float[Array, "B T H d"]:
+def rotate(
+  x: Float[Array, "B T H d"], sin: Float[Array, "... N d"], cos: Float[Array, "... N d"]
+) -> Float[Array, "B T H d"]:
   """Rotates the last N of the T tokens (the patches) in the tables' dtype; bfloat16 rounds at each operation.
 
   The other tokens pass through the tables' dtype too, as in the reference.
+
+  Args:
+    sin, cos: [N, d], or [G, N, d] of as many groups of consecutive rows.
   """
   dtype = sin.dtype
   rnd, wide = _rounder(dtype.name), _wide(dtype.name)
   x, result = rnd(x.astype(wide)), x.dtype
-  prefix, patches = jnp.split(x, [x.shape[1] - sin.shape[0]], axis=1)  # [B, T-N, H, d], [B, N, H, d]
+  prefix, patches = jnp.split(x, [x.shape[1] - sin.shape[-2]], axis=1)  # [B, T-N, H, d], [B, N, H, d]
   first, second = jnp.split(patches, 2, axis=-1)
   turned = jnp.concatenate([-second, first], axis=-1)  # [B, N, H, d]  rotate-half: i pairs with i + d/2
-  sin, cos = sin.astype(wide)[None, :, None], cos.astype(wide)[None, :, None]  # [1, N, 1, d]
+  sin, cos = (by_row(table.astype(wide), x.shape[0])[:, :, None] for table in (sin, cos))  # [1 or B, N, 1, d]
   rotated = rnd(rnd(patches * cos) + rnd(turned * sin))
   return jnp.concatenate([prefix, rotated], axis=1).astype(result)
+
+
+def by_row(table: Float[Array, "... N d"], rows: int) -> Float[Array, "... N d"]:
+  """Tables [N, d] of all rows as [1, N, d], those [G, N, d] of groups of rows as [rows, N, d]."""
+  return table[None] if table.ndim == 2 else jnp.repeat(table, rows // table.shape[0], axis=0)
