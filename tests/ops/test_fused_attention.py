@@ -117,7 +117,8 @@ def test_it_compiles_for_tpus(topology):
   pytest.importorskip("libtpu")
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
-  for case in ((5, 37, 6, 64, 36, "float32"), (2, 511, 8, 128, 504, "bfloat16"), (3, 201, 8, 32, None, "float32")):
+  longest, narrow = (2, 511, 8, 128, 504, "bfloat16"), (3, 201, 8, 32, None, "float32")
+  for case in (CASES["local crops"], CASES["groups"], longest, narrow):
     arrays = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(device)),
       inputs(*case),

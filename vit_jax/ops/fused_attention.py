@@ -64,7 +64,6 @@ def fused_attention(
     spec: how the mesh around this, if there is one, divides the axes of `qkv`: B and H, or neither.
     interpret: run it in Pallas's interpreter, on any device.
   """
-
   rounds = tables is not None and tables[0].dtype == jnp.bfloat16
 
   def local(qkv: Array, *tables: Array) -> Array:
@@ -137,7 +136,7 @@ def _call(
       return pl.BlockSpec((3, rows, tokens, lanes), lambda i, j: (0, i, 0, j))
     return pl.BlockSpec((rows, tokens, lanes), lambda i, j: (i, 0, j))
 
-  table = pl.BlockSpec((1, tokens, _LANES), lambda i, j: (i // blocks if groups > 1 else 0, 0, 0))
+  table = pl.BlockSpec((1, tokens, _LANES), lambda i, j: (lax.div(i, blocks) if groups > 1 else 0, 0, 0))
   return pl.pallas_call(
     functools.partial(kernel, kind=kind),
     out_shape=out,
