@@ -24,8 +24,9 @@ def default() -> ConfigDict:
   # Gradient accumulation: the student sees the batch in so many parts, one after the other, for the memory of one part
   # and the very same step: teacher targets, KoLeo and gradients are those of the whole batch. 1: no accumulation.
   c.micro_batches = 1
-  # Images whose KoLeo neighbours, mask quota and drop-path subset are drawn together (the reference: the batch of one
-  # GPU), whatever the number of devices. None: a micro-batch up to 64 images, else its largest divisor up to 64.
+  # Images whose KoLeo neighbours, mask quota, drop-path subset and augmentation of positions are drawn together (the
+  # reference: the batch of one GPU), whatever the number of devices. None: a micro-batch up to 64 images, else its
+  # largest divisor up to 64.
   c.loss_group_size = placeholder(int)
 
   # Folder where compiled programs are kept for the next start. None: "compilation_cache" in the workdir (or
