@@ -108,24 +108,49 @@ def add_branch(
 
   Stochastic depth by batch subset (DINOv2 section 4): the other rows skip the compute.
   """
-  taken = tuple(x if rows is None else _take(x, rows) for x, rows in zip(xs, kept, strict=True))
-  added = zip(xs, branch(taken), kept, strict=True)
-  return tuple(x + y if rows is None else _put(x, y, rows) for x, y, rows in added)
+  parts = [(x, x) if rows is None else _take(x, rows) for x, rows in zip(xs, kept, strict=True)]
+  ys = branch(tuple(taken for taken, _ in parts))
+  return tuple(_put_back(*part, y, rows) for part, y, rows in zip(parts, ys, kept, strict=True))
 
 
-def _take(x: Float[Array, "B T D"], kept: Int[Array, "groups m"]) -> Float[Array, "groups*m T D"]:
+def _put_back(taken: Array, rest: Array, y: Array, rows: Int[Array, "groups m"] | None) -> Float[Array, "B T D"]:
+  if rows is None:
+    return taken + y
+  return _put(rest, taken + (y * (rest.shape[0] / rows.size)).astype(taken.dtype), rows)
+
+
+# Taking rows of x and putting others in their place. The gradient of x is that of the result with the gradient of the
+# taken rows in their place, too: as JAX would add it up, these rows would first be scattered into an array of zeros.
+
+
+@jax.custom_vjp
+def _take(x: Float[Array, "B T D"], kept: Int[Array, "groups m"]) -> tuple[Array, Array]:
+  """The rows that are kept [groups * m, T, D], and x for `_put` alone, as its gradient leaves these rows out."""
+  return _rows(x, kept), x
+
+
+@jax.custom_vjp
+def _put(rest: Float[Array, "B T D"], rows: Float[Array, "groups*m T D"], kept: Int[Array, "groups m"]) -> Array:
+  """What `_take` left, with these rows instead of those it took [B, T, D]."""
+  return _with_rows(rest, rows, kept)
+
+
+_take.defvjp(lambda x, kept: (_take(x, kept), kept), lambda kept, by: (_with_rows(by[1], by[0], kept), None))
+_put.defvjp(lambda *inputs: (_put(*inputs), inputs[2]), lambda kept, by: (by, _rows(by, kept), None))
+
+
+def _rows(x: Float[Array, "B T D"], kept: Int[Array, "groups m"]) -> Float[Array, "groups*m T D"]:
   grouped = x.reshape(kept.shape[0], -1, *x.shape[1:])  # [groups, rows, T, D]
   chosen = jnp.take_along_axis(grouped, kept[:, :, None, None], axis=1)  # [groups, m, T, D]
   chosen = nn.with_logical_constraint(chosen, ("batch", None, None, "width"))
   return chosen.reshape(kept.size, *x.shape[1:])
 
 
-def _put(
-  x: Float[Array, "B T D"], branch: Float[Array, "groups*m T D"], kept: Int[Array, "groups m"]
+def _with_rows(
+  x: Float[Array, "B T D"], rows: Float[Array, "groups*m T D"], kept: Int[Array, "groups m"]
 ) -> Float[Array, "B T D"]:
-  groups, m = kept.shape
-  grouped = x.reshape(groups, -1, *x.shape[1:])  # [groups, rows, T, D]
-  residual = branch * (grouped.shape[1] / m)
-  residual = residual.reshape(groups, m, *x.shape[1:]).astype(x.dtype)
-  # Group by group: indexed over all groups at once, the addition would move tokens between devices.
-  return jax.vmap(lambda rows, which, more: rows.at[which].add(more))(grouped, kept, residual).reshape(x.shape)
+  grouped = x.reshape(kept.shape[0], -1, *x.shape[1:])  # [groups, rows, T, D]
+  rows = rows.reshape(*kept.shape, *x.shape[1:])  # [groups, m, T, D]
+  # Group by group: indexed over all groups at once, this would move tokens between devices.
+  put = jax.vmap(lambda x, rows, which: x.at[which].set(rows, unique_indices=True))
+  return put(grouped, rows, kept).reshape(x.shape)
