@@ -139,9 +139,13 @@ _take.defvjp(lambda x, kept: (_take(x, kept), kept), lambda kept, by: (_with_row
 _put.defvjp(lambda *inputs: (_put(*inputs), inputs[2]), lambda kept, by: (by, _rows(by, kept), None))
 
 
+_WHERE = {"unique_indices": True, "mode": "promise_in_bounds"}
+
+
 def _rows(x: Float[Array, "B T D"], kept: Int[Array, "groups m"]) -> Float[Array, "groups*m T D"]:
   grouped = x.reshape(kept.shape[0], -1, *x.shape[1:])  # [groups, rows, T, D]
-  chosen = jnp.take_along_axis(grouped, kept[:, :, None, None], axis=1)  # [groups, m, T, D]
+  # Group by group, here and below: indexed over all groups at once, tokens would move between devices.
+  chosen = jax.vmap(lambda x, which: x.at[which].get(**_WHERE))(grouped, kept)  # [groups, m, T, D]
   chosen = nn.with_logical_constraint(chosen, ("batch", None, None, "width"))
   return chosen.reshape(kept.size, *x.shape[1:])
 
@@ -151,6 +155,5 @@ def _with_rows(
 ) -> Float[Array, "B T D"]:
   grouped = x.reshape(kept.shape[0], -1, *x.shape[1:])  # [groups, rows, T, D]
   rows = rows.reshape(*kept.shape, *x.shape[1:])  # [groups, m, T, D]
-  # Group by group: indexed over all groups at once, this would move tokens between devices.
-  put = jax.vmap(lambda x, rows, which: x.at[which].set(rows, unique_indices=True))
+  put = jax.vmap(lambda x, rows, which: x.at[which].set(rows, **_WHERE))
   return put(grouped, rows, kept).reshape(x.shape)
