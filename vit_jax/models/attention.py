@@ -55,9 +55,9 @@ class SelfAttention(nn.Module):
       norm = {"eps": self.norm_eps, "dtype": self.dtype, "param_dtype": self.param_dtype}
       norms = [make_norm(self.norm_kind, name=name, **norm) for name in ("q_norm", "k_norm")]
 
-    def attend(qkv: Float[Array, "B T 3 D"], tables: Tables | None) -> Float[Array, "B T D"]:
+    def attend(qkv: Float[Array, "B T 3 H d"], tables: Tables | None) -> Float[Array, "B T D"]:
       logical = ("batch", None, None, "heads", None)
-      qkv = nn.with_logical_constraint(qkv.reshape(*qkv.shape[:2], *shape), logical)  # [B, T, 3, H, d]
+      qkv = nn.with_logical_constraint(qkv, logical)
       if norms is not None:
         q, k = (norm(qkv[:, :, i]) for i, norm in enumerate(norms))
         qkv = jnp.stack([q, k, qkv[:, :, 2]], axis=2)

@@ -49,11 +49,11 @@ spread.defvjp(_spread, _gathered)
 
 
 class Linear(nn.Module):
-  """y = x W + b over the last axis of x, onto axes of shape `features`, of which the last two are one in y.
+  """y = x W + b over the last axis of x, onto axes of shape `features`.
 
   Attributes:
-    features: the output axes of the kernel, which lets `heads` be an axis of its own, as sharding needs.
-    inputs: its input axes, which are one in x; None: one axis.
+    features: the output axes; an N-d kernel lets `heads` be an axis of its own, which sharding needs.
+    inputs: the input axes of the kernel, which are one in x; None: one axis.
     init_std: standard deviation of the initial kernel.
     kernel_axes: logical axes of the kernel in the product, where they are not for the compiler to choose. Inputs that
       are a tuple need them.
@@ -73,7 +73,8 @@ class Linear(nn.Module):
   @nn.compact
   def __call__(self, x: Array | tuple[Array, ...]) -> Array | tuple[Array, ...]:
     """y for x; for a tuple of them a tuple of theirs, for which a spread kernel is gathered once (`products`)."""
-    inputs = self.inputs or (x if isinstance(x, Array) else x[0]).shape[-1:]
+    *leading, width = (x[0] if isinstance(x, tuple) else x).shape
+    inputs = self.inputs or (width,)
     kernel = self.param("kernel", nn.initializers.normal(self.init_std), (*inputs, *self.features), self.param_dtype)
     if isinstance(x, tuple):
       dtype = jnp.dtype(self.dtype)
@@ -84,11 +85,11 @@ class Linear(nn.Module):
       if self.kernel_axes is not None:
         kernel = nn.with_logical_constraint(kernel, self.kernel_axes)
       ys = linear_outputs(linear(x.astype(self.dtype), joined(kernel, len(inputs))))
-    if not self.use_bias:
-      return ys
-    bias = self.adjust_bias(self.param("bias", nn.initializers.zeros, self.features, self.param_dtype))
-    bias = joined(bias, 0)[0]
-    return jax.tree.map(lambda y: y + spread(bias, y.shape, y.dtype), ys)
+    if self.use_bias:
+      bias = self.adjust_bias(self.param("bias", nn.initializers.zeros, self.features, self.param_dtype))
+      bias = joined(bias, 0)[0]  # as the kernel
+      ys = jax.tree.map(lambda y: y + spread(bias, y.shape, y.dtype), ys)
+    return jax.tree.map(lambda y: y.reshape(*y.shape[: len(leading)], *self.features), ys)
 
   def adjust_bias(self, bias: Array) -> Array:
     """The bias that is added; a hook for layers that mask a part of it."""

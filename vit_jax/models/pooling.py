@@ -33,10 +33,9 @@ class AttentionPool(nn.Module):
     types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     heads = (self.num_heads, width // self.num_heads)
     probe = self.param("probe", linear_init, (width,), self.param_dtype)
-    query = Linear(heads, name="q", **types)(spread(probe, (batch, 1, width), tokens.dtype))  # [B, 1, D]
-    key_value = Linear((2, *heads), name="kv", **types)(tokens)  # [B, T, 2, D]
-    query, key, value = (x.reshape(batch, -1, *heads) for x in (query, key_value[:, :, 0], key_value[:, :, 1]))
-    y = attention(query, key, value).reshape(batch, 1, width)
+    query = Linear(heads, name="q", **types)(spread(probe, (batch, 1, width), tokens.dtype))
+    key_value = Linear((2, *heads), name="kv", **types)(tokens)  # [B, T, 2, H, d]
+    y = attention(query, key_value[:, :, 0], key_value[:, :, 1]).reshape(batch, 1, width)
     y = Linear((width,), inputs=heads, name="proj", **types)(y)  # [B, 1, D]
     norm = make_norm(self.norm_kind, eps=self.norm_eps, name="norm", **types)
     (more,) = MLPS[self.mlp_kind](self.mlp_hidden, name="mlp", **types)((norm(y),))

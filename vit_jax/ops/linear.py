@@ -12,12 +12,13 @@ from vit_jax.ops.platform import platform
 
 
 def joined(kernel: Array, inputs: int) -> Array:
-  """A kernel with its `inputs` leading axes as one, and the last two of the others as one: [K, ..., N].
+  """A kernel with its `inputs` leading axes as one; on a TPU also the last two of the others: [K, ..., N].
 
-  Heads and their channels would be laid out, and padded, as two axes on a TPU.
+  Heads and their channels would be laid out there, and padded, as two axes. Elsewhere that gains nothing, and on a GPU
+  it makes the addition of a bias a pass of its own.
   """
   outputs = kernel.shape[inputs:]
-  if len(outputs) > 1:
+  if len(outputs) > 1 and platform() == "tpu":
     outputs = (*outputs[:-2], outputs[-2] * outputs[-1])
   return kernel.reshape(math.prod(kernel.shape[:inputs]), *outputs)
 
