@@ -62,3 +62,9 @@ def test_duration_whose_measure_is_unknown_is_named():
                                                        (131, None, 1), (64, 8, 8)])  # fmt: skip
 def test_loss_group_size(batch, given, group):
   assert loss_group_size(changed(batch_size=batch, loss_group_size=given)) == group
+
+
+@pytest.mark.parametrize(("batch", "micro", "devices", "group"), [(64, 1, 8, 8), (64, 2, 8, 4), (2048, 1, 8, 64),
+                                                                  (96, 1, 8, 12), (96, 1, 5, 48)])  # fmt: skip
+def test_a_loss_group_is_of_one_device(batch, micro, devices, group):
+  assert loss_group_size(changed(batch_size=batch, micro_batches=micro), devices) == group

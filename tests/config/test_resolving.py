@@ -20,6 +20,22 @@ def test_durations_become_steps_and_automatic_sizes_are_set():
   assert flatten(config)["duration"] == "2 epochs"
 
 
+@pytest.mark.parametrize(
+  ("sizes", "devices", "group", "neighbours"),
+  [
+    (dict(batch_size=64), 8, 8, 64),
+    (dict(batch_size=512), 8, 64, 64),
+    (dict(batch_size=132), 2, 33, 33),  # 44 would divide the batch and not be a whole number of groups
+    (dict(batch_size=64, micro_batches=2), 4, 8, 8),
+    (dict(batch_size=64, loss_group_size=4), 8, 4, 4),
+    (dict(batch_size=64, koleo__group_size=16), 8, 8, 16),
+  ],
+)
+def test_many_devices_make_small_loss_groups_and_leave_koleo_its_neighbours(sizes, devices, group, neighbours):
+  resolved = resolve(changed(**sizes), num_examples=12800, devices=devices)
+  assert (resolved.loss_group_size, resolved.koleo.group_size) == (group, neighbours)
+
+
 def test_durations_of_gram_anchoring_and_of_the_head_warm_up_become_steps():
   config = changed(
     duration="200 steps", gram__source="init", gram__load_at="10 %", gram__refresh__every="5 %",

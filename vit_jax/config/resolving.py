@@ -27,11 +27,12 @@ _DURATIONS = (
 )
 
 
-def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
+def resolve(config: ConfigDict, num_examples: int, devices: int = 1) -> ConfigDict:
   """A copy whose durations read "N steps" and whose group sizes are set: what a run really uses, and saves.
 
   Args:
     num_examples: images in the training data.
+    devices: over which the images of a batch are spread.
 
   Raises:
     ConfigError: if the run has no step, or a schedule is longer than the run.
@@ -58,15 +59,22 @@ def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
     if not isinstance(schedule, ConfigDict):
       continue
     _resolve_schedule(schedule, f"schedules.{name}", {**sizes, "total_steps": total})
-  c.loss_group_size = loss_group_size(config)
+  c.loss_group_size = loss_group_size(config, devices)
   if c.koleo.group_size is None:
-    c.koleo.group_size = c.loss_group_size
+    c.koleo.group_size = _koleo_group_size(config, c.loss_group_size)
   for name in student_names(config):
-    alone = resolve(student_config(config, name), num_examples)
+    alone = resolve(student_config(config, name), num_examples, devices)
     for key, value in flatten(alone).items():
       if is_own(key):
         assign(c, f"{SECTION}.{name}.{key}", value)
   return c
+
+
+def _koleo_group_size(config: ConfigDict, group: int) -> int:
+  """Loss groups that are small because there are many devices are no reason for few neighbours: up to 64 images."""
+  if config.loss_group_size is not None or config.micro_batches > 1:  # micro-batches: more would need another pass
+    return group
+  return max(size for size in range(group, max(group, 64) + 1, group) if config.batch_size % size == 0)
 
 
 def _resolve_schedule(schedule: ConfigDict, key: str, sizes: dict[str, int | None]) -> None:

@@ -25,8 +25,8 @@ def default() -> ConfigDict:
   # and the very same step: teacher targets, KoLeo and gradients are those of the whole batch. 1: no accumulation.
   c.micro_batches = 1
   # Images whose KoLeo neighbours, mask quota, drop-path subset and augmentation of positions are drawn together (the
-  # reference: the batch of one GPU), whatever the number of devices. None: a micro-batch up to 64 images, else its
-  # largest divisor up to 64.
+  # reference: the batch of one GPU), whatever the number of devices. None: what a device has of a micro-batch when the
+  # run begins, up to 64 images, else its largest divisor up to 64.
   c.loss_group_size = placeholder(int)
 
   # Folder where compiled programs are kept for the next start. None: "compilation_cache" in the workdir (or
@@ -124,7 +124,7 @@ def default() -> ConfigDict:
   c.koleo = ConfigDict()
   c.koleo.loss_weight = 0.1
   c.koleo.topk = 1
-  c.koleo.group_size = placeholder(int)  # images among which neighbours are searched; None: loss_group_size
+  c.koleo.group_size = placeholder(int)  # images among which neighbours are searched; None: see config/resolving.py
 
   c.distillation = ConfigDict()  # of method="distillation": a frozen teacher in place of the student's average
   # The teacher, with both heads: a run, one of its steps or students, or a .pth training export {"teacher": …}. A run
@@ -274,9 +274,14 @@ def default() -> ConfigDict:
   return c
 
 
-def loss_group_size(config: ConfigDict) -> int:
-  """Images of one loss group: `loss_group_size`, or where it is None the largest divisor of a micro-batch up to 64."""
+def loss_group_size(config: ConfigDict, devices: int = 1) -> int:
+  """Images of one loss group: `loss_group_size`, or where it is None as many as one of the devices has, if up to 64.
+
+  Of more than 64 in a micro-batch of a device, it is their largest divisor up to 64.
+  """
   if config.loss_group_size is not None:
     return config.loss_group_size
-  micro = config.batch_size // config.micro_batches
-  return max((size for size in range(1, min(micro, 64) + 1) if micro % size == 0), default=1)
+  share, rest = divmod(config.batch_size, config.micro_batches * devices)
+  if rest:  # which is an error that others explain
+    share = config.batch_size // config.micro_batches
+  return max((size for size in range(1, min(share, 64) + 1) if share % size == 0), default=1)

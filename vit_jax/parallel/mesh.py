@@ -109,7 +109,7 @@ def check_batch(mesh: Mesh, *, batch_size: int, loss_group_size: int, micro_batc
     right = math.gcd(batch_size // shards, loss_group_size)
     raise MeshError(
       f"loss_group_size={loss_group_size}: must divide the {batch_size // shards} images of one device "
-      f"(batch_size={batch_size} over {shards}); for example {right}."
+      f"(batch_size={batch_size} over {shards}); for example {right}, or batch_size={shards * loss_group_size}."
     )
   groups = batch_size // shards // loss_group_size
   if groups % micro_batches:

@@ -57,7 +57,7 @@ LOOK_AHEAD = 1000  # steps among which the resolutions are sought that are to be
 
 def describe(config: ConfigDict, workdir: str) -> str:
   """What `train` would do, without compiling or writing anything."""
-  run = setup.prepare(config)
+  run = setup.prepare(setup.grouped_as_begun(config, Path(workdir).expanduser()))
   facts = "\n".join(f"{name:<14}{value}" for name, value in (setup.describe(run) | {"workdir": workdir}).items())
   step = latest(Path(workdir).expanduser())
   if step is not None:
@@ -93,7 +93,7 @@ def train(config: ConfigDict, workdir: str, *, accept_config_change: bool = Fals
 
 def _train(config: ConfigDict, folder: Path, goodput: Goodput, *, accept_config_change: bool) -> State:
   _check_processes(config, folder)
-  run = frozen.pin(setup.prepare(config), folder)
+  run = frozen.pin(setup.prepare(setup.grouped_as_begun(config, folder)), folder)
   sources = [] if latest(folder) is not None else starting.open_sources(run, abstract_state(run))
   setup.remember(run.config, folder, accept_change=accept_config_change)
   for name, value in setup.describe(run).items():

@@ -190,8 +190,8 @@ def prepare(config: ConfigDict, devices: Sequence[Any]) -> setup.Run:
   configs.validate(config)
   try:
     method = methods.get(config.method)
-    resolved = configs.resolve(config, NUM_EXAMPLES)
-    mesh = parallel.make_mesh(resolved.mesh, devices)
+    mesh = parallel.make_mesh(config.mesh, devices)
+    resolved = configs.resolve(config, NUM_EXAMPLES, parallel.batch_shards(mesh))
     for alone in methods.each_student(resolved).values():
       sizes = {key: resolved[key] for key in ("batch_size", "loss_group_size")}
       parallel.check_batch(mesh, **sizes, micro_batches=alone.micro_batches)

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from vit_jax import checkpoints, methods, parallel
 from vit_jax import config as configs
 from vit_jax.config import ConfigError
+from vit_jax.config.fields import assign
 from vit_jax.data.decode import BadImage, OtherChannels, decode
 from vit_jax.data.masks import masked_patches
 from vit_jax.data.pipeline import Pipeline, make_pipeline
@@ -80,8 +81,8 @@ def prepare(config: ConfigDict) -> Run:
     method = methods.get(config.method)
     method.views(config)  # what is wrong with the crops is said before the data are opened
     source = open_source(config.data.source, cache_dir=config.data.cache_dir)
-    resolved = configs.resolve(config, len(source))
-    mesh = parallel.make_mesh(resolved.mesh)
+    mesh = parallel.make_mesh(config.mesh)
+    resolved = configs.resolve(config, len(source), parallel.batch_shards(mesh))
     views = with_canvas(resolved, method.views(resolved), jax.default_backend())
     if views.variants()[0].gram_size and not any(map(gram.enabled, methods.each_student(resolved).values())):
       log.warning("The gram crops are for Gram anchoring, which is off: set gram.source or gram.load_at.")
@@ -243,6 +244,18 @@ def remember(config: ConfigDict, workdir: Path, *, accept_change: bool) -> None:
     for name, alone in methods.each_student(config).items():
       if name:  # what distils this student alone; and its folder is its address for `load_model`
         configs.save(alone, workdir / checkpoints.STUDENTS / name / CONFIG_FILE)
+
+
+def grouped_as_begun(config: ConfigDict, workdir: Path) -> ConfigDict:
+  """The config with the group sizes of the run in the workdir, where it leaves them to the devices of the beginning."""
+  begun = _begun_with(workdir)
+  if begun is None or config.loss_group_size is not None or config.batch_size != begun.batch_size:
+    return config
+  config, given = config.copy_and_resolve_references(), configs.flatten(config)
+  for key, value in configs.flatten(begun).items():
+    if key.rpartition(".")[2] in ("loss_group_size", "group_size") and given.get(key) is None:
+      assign(config, key, value)
+  return config
 
 
 def _begun_with(workdir: Path) -> ConfigDict | None:

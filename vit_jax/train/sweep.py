@@ -70,17 +70,26 @@ def _own_mesh(config: ConfigDict) -> dict[str, int]:
 
 def _unit(config: ConfigDict, mesh: dict[str, int], where: Topology) -> int | None:
   """The smallest batch on a mesh: a loss group for each micro-batch of each device; None: more than the config's."""
-  shape = dict(zip(AXES, mesh_shape(mesh, where.devices), strict=True))
-  unit = math.prod(shape[axis] for axis in BATCH_AXES) * loss_group_size(config) * config.micro_batches
+  devices = _devices(mesh, where)
+  unit = devices * loss_group_size(config, devices) * config.micro_batches
   return unit if config.batch_size % unit == 0 else None
+
+
+def _devices(mesh: dict[str, int], where: Topology) -> int:
+  """Over how many devices a mesh spreads the images of a batch."""
+  shape = dict(zip(AXES, mesh_shape(mesh, where.devices), strict=True))
+  return math.prod(shape[axis] for axis in BATCH_AXES)
 
 
 def _batches(config: ConfigDict, where: Topology, planner: Planner) -> Iterator[Plan]:
   """Plans of several batch sizes, among them, as far as memory grows evenly, the largest that fits."""
   unit = _unit(config, _own_mesh(config), where)
   if unit is None:
-    raise PlanError(f"--sweep: batch_size={config.batch_size} does not divide over the mesh in loss groups")
-  config.loss_group_size = loss_group_size(config)  # that of the batch it was made for
+    raise PlanError(
+      f"--sweep: batch_size={config.batch_size} does not divide over the mesh in loss groups of "
+      f"{config.loss_group_size or 'any size'}: give --config.batch_size that does, or another --config.loss_group_size"
+    )
+  config.loss_group_size = loss_group_size(config, _devices(_own_mesh(config), where))  # that of the batch it has now
   known: dict[int, Plan] = {}
 
   def at(units: int) -> Plan:
