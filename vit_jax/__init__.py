@@ -2,6 +2,7 @@
 
     model = vit_jax.create_model("dinov3_vits16")
     model, params = vit_jax.load_model("runs/mine")
+    images = vit_jax.load_images(["cat.jpg"], like="runs/mine")
     features = model.apply({"params": params}, images)
 
 The names below are imported when they are first used, so that `import vit_jax` (and `vit-jax --help`) is instant.
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from vit_jax import checkpoints, config, data, evaluation, losses, methods, models, weights
-  from vit_jax.hub import load_model, save_model
+  from vit_jax.hub import load_images, load_model, save_model
   from vit_jax.models import create_model
 
-_FUNCTIONS = {"create_model": "vit_jax.models", "load_model": "vit_jax.hub", "save_model": "vit_jax.hub"}
+_FUNCTIONS = {"create_model": "vit_jax.models"}
+_FUNCTIONS |= {name: "vit_jax.hub" for name in ("load_images", "load_model", "save_model")}
 _ROOMS = ("checkpoints", "config", "data", "evaluation", "losses", "methods", "models", "weights")
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
   "create_model",
   "data",
   "evaluation",
+  "load_images",
   "load_model",
   "losses",
   "methods",

@@ -13,11 +13,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
 
 from vit_jax import checkpoints, models, parallel, weights
 from vit_jax.checkpoints import trees
 from vit_jax.checkpoints.tree import Placement
 from vit_jax.models import ConvNeXt, PositionTable, Rope, VisionTransformer
+from vit_jax.ops.images import normalize_images
 from vit_jax.weights import hf_config
 from vit_jax.weights.families import family_of_model
 from vit_jax.weights.files import INDEX, MAX_SHARD_SIZE, SHARDS, SINGLE, write_safetensors, write_sharded
@@ -102,6 +105,31 @@ def load_preprocessing(path: str | os.PathLike, *, channels: int = 3) -> Preproc
       f"it, or put a {PREPROCESSOR} with image_mean, image_std and size beside it."
     )
   return found
+
+
+def load_images(
+  files: Sequence[str | os.PathLike], *, like: str | os.PathLike, size: int | None = None
+) -> Float[Array, "B S S C"]:
+  """Images as the model at `like` takes them: short side resized, centre cropped, normalised; float32.
+
+  Args:
+    files: images of any format that a folder of training images may have.
+    like: what `load_model` opened.
+    size: S, pixels a side; None: as the model says.
+
+  Raises:
+    BadImage: naming the file that cannot be read.
+    UnknownModel: if there is no model at `like`.
+  """
+  from vit_jax.data.decode import decode
+  from vit_jax.data.evaluation_batches import resize_and_crop
+  from vit_jax.data.views import image_channels
+
+  seen, _ = _preprocessing(pathlib.Path(like).expanduser())
+  kind = {"channels": image_channels(len(seen.mean)), "value_range": seen.value_range}
+  paths = [pathlib.Path(file).expanduser() for file in files]
+  images = [resize_and_crop(decode(path, str(path), **kind), size or seen.image_size) for path in paths]
+  return normalize_images(jnp.asarray(np.stack(images)), seen.mean, seen.std)
 
 
 def _preprocessing(path: pathlib.Path) -> tuple[Preprocessing, bool]:

@@ -8,7 +8,7 @@ import flax.linen as nn
 from jaxtyping import Array
 
 from vit_jax.models.features import Draws, Features
-from vit_jax.models.inputs import check_channels
+from vit_jax.models.inputs import check_images
 
 
 class Backbone(nn.Module):
@@ -40,7 +40,7 @@ class Backbone(nn.Module):
     if not isinstance(images, Sequence):
       return self([images], masks=[masks], train=train, groups=groups, draws=draws)[0]
     for batch in images:
-      check_channels(batch, self.in_channels)
+      check_images(batch, self.in_channels)
     masks = masks if masks is not None else [None] * len(images)
     if draws is None:
       draws = self.draw([batch.shape[0] for batch in images], groups=groups) if train else [Draws()] * len(images)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from vit_jax.models.backbone import Backbone
 from vit_jax.models.blocks import add_branch, draw_kept
 from vit_jax.models.features import Draws, Features
-from vit_jax.models.inputs import check_channels
+from vit_jax.models.inputs import check_images
 from vit_jax.models.layers import LayerScale, linear_init, make_norm, spread
 from vit_jax.models.mlp import GeluMlp
 from vit_jax.models.patches import PatchEmbed
@@ -209,7 +209,7 @@ class ConvNeXt(Backbone):
     Raises:
       ValueError: if there is no such stage.
     """
-    check_channels(images, self.in_channels)
+    check_images(images, self.in_channels)
     wanted = self._wanted(layers)
     maps = self._maps([images], [Draws()])
     size = None

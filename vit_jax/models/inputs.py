@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vit_jax.ops.images import normalize_images
 
 
-def check_channels(images: Array, channels: int) -> None:
-  """Raises a ValueError unless images [B, H, W, C] have so many channels."""
+def check_images(images: Array, channels: int) -> None:
+  """Raises a ValueError unless images [B, H, W, C] have so many channels, and values that can be normalised ones."""
+  if not jnp.issubdtype(images.dtype, jnp.floating):
+    raise ValueError(
+      f"the images are of type {images.dtype} and the model takes normalised floats, (x / 255 - mean) / std: see "
+      "vit_jax.load_images."
+    )
   if images.shape[-1] != channels:
     raise ValueError(
       f"the images have {images.shape[-1]} channels and the model takes {channels}: give it such images, or make it "

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 from vit_jax.models.backbone import Backbone
 from vit_jax.models.blocks import Block, BlockInputs, draw_kept
 from vit_jax.models.features import Draws, Features
-from vit_jax.models.inputs import check_channels
+from vit_jax.models.inputs import check_images
 from vit_jax.models.layers import INIT_STD, make_norm, spread
 from vit_jax.models.patches import PatchEmbed
 from vit_jax.models.pooling import POOLS, AttentionPool, average
@@ -214,7 +214,7 @@ class VisionTransformer(Backbone):
     Raises:
       ValueError: if there is no such block.
     """
-    check_channels(images, self.in_channels)
+    check_images(images, self.in_channels)
     wanted = self._wanted(layers)
     x = self._tokens(images, None)
     inputs, shared = self._block_inputs([self._grid(images)], [Draws()])

@@ -90,7 +90,7 @@ def prepare(config: ConfigDict) -> Run:
     for alone in methods.each_student(resolved).values():
       parallel.check_batch(mesh, **sizes, micro_batches=alone.micro_batches)
       _check_koleo(alone)
-      _check_channels(alone, source)
+      _check_images(alone, source)
       _report_quantization(alone)
     _check_masks(resolved, views)
     _check_evaluation_size(resolved, views)
@@ -170,7 +170,7 @@ def _report_quantization(config: ConfigDict) -> None:
     log.warning("model.quantization=%s: %s: it is emulated, and slower than none.", config.model.quantization, why)
 
 
-def _check_channels(config: ConfigDict, source: Source) -> None:
+def _check_images(config: ConfigDict, source: Source) -> None:
   """Tries one image: where it has other channels, so have all, which would be as many unreadable images."""
   channels = image_channels(config.model.in_channels)
   unused = [f"augment.{key}={config.augment[key]}" for key in RGB_ONLY if config.augment[key]]
