@@ -20,7 +20,7 @@ from vit_jax.config import ConfigError
 from vit_jax.data.decode import BadImage, OtherChannels, decode
 from vit_jax.data.masks import masked_patches
 from vit_jax.data.pipeline import Pipeline, make_pipeline
-from vit_jax.data.sources import Source, open_source, split_specs
+from vit_jax.data.sources import Source, open_source, share_images, split_specs
 from vit_jax.data.views import Views, image_channels
 from vit_jax.methods import State, gram
 from vit_jax.methods.settings import RGB_ONLY, slow_quantization
@@ -194,6 +194,11 @@ def _evaluation_sources(config: ConfigDict, source: Source) -> tuple[str, str | 
     return None
   train, test = config.evaluation.train_source, config.evaluation.test_source
   if train and test:
+    if share_images(train, test):
+      raise ConfigError(
+        f"evaluation.test_source={test!r}: holds images of evaluation.train_source={train!r}, each of which would be "
+        "its own nearest neighbour; name other images, or leave both None"
+      )
     return train, test
   if train or test:
     given = "train_source" if train else "test_source"
