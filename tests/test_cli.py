@@ -100,8 +100,20 @@ def test_other_errors_keep_their_traceback(calls, error):
     cli.main(["train", TINY, "--workdir=w"])
 
 
-@pytest.mark.parametrize("command", ["", "trane", f"train {TINY}", f"train {TINY} --work=w", "export --model=m --to=t "
-                                     "--format=npz"])  # fmt: skip
+@pytest.mark.parametrize(
+  "command",
+  [
+    "",
+    "trane",
+    f"train {TINY}",
+    f"train {TINY} --work=w",
+    "export --model=m --to=t --format=npz",
+    "evaluate --model=m --data=folder:x --image_size=0",
+    "evaluate --model=m --data=folder:x --batch_size=0",
+    f"data preview {TINY} --step=-1",
+    f"inspect sharding {TINY} --devices=0",
+  ],
+)
 def test_wrong_usage_exits_with_2(command, capsys):
   with pytest.raises(SystemExit) as caught:
     cli.main(command.split())

@@ -69,6 +69,9 @@ def test_preview_writes_a_sheet_of_a_step(capsys, extra):
     ("data scan synthetic:noise --beside", "only the index of a folder"),
     ("data convert synthetic:noise shards", "must be array_record:FOLDER"),
     ("data convert synthetic:noise?count=3 array_record:/proc/x", "cannot be written"),
+    ("data preview --config=no.py --output=x.foo", "--output=x.foo: pictures are written as .png, "),
+    (f"data preview {' '.join(TINY)} --step=4", "--step=4: the run has 4 steps, from 0"),
+    (f"data preview {' '.join(TINY)} --images=3", "a step is shown by its first loss group, loss_group_size=2 images"),
     (f"train {TINY[0]} --workdir=w --config.data.source=parquett:/x", "did you mean 'parquet'"),
   ],
 )

@@ -251,6 +251,7 @@ def test_few_labelled_images_are_not_scored(photos, one_device, caplog):
       ["evaluation.test_source='embedded:textures/train'", "evaluation.train_source", "nearest neighbour"],
     ),
     ({"evaluation.image_size": 4}, ["evaluation.image_size=4", "smaller than a patch", "8 pixels"]),
+    ({"evaluation.image_size": 37}, ["evaluation.image_size=37", "multiple of 8", "32 or 40"]),
     ({"micro_batches": 3}, ["micro_batches=3", "batch_size=8", "choose micro_batches=2"]),
     ({"mesh.data": 3}, ["mesh.data=3"]),
     ({"evaluation.tasks": ("knm",)}, ["knm", "knn"]),

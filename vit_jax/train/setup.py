@@ -22,6 +22,7 @@ from vit_jax.data.masks import masked_patches
 from vit_jax.data.pipeline import Pipeline, make_pipeline
 from vit_jax.data.sources import Source, open_source, share_images, split_specs
 from vit_jax.data.views import Views, image_channels
+from vit_jax.evaluation import EvaluationError, check_image_size
 from vit_jax.methods import State, gram
 from vit_jax.methods.settings import RGB_ONLY, slow_quantization
 from vit_jax.parallel import lifeline, processes
@@ -148,11 +149,12 @@ def _check_masks(config: ConfigDict, views: Views) -> None:
 
 def _check_evaluation_size(config: ConfigDict, views: Views) -> None:
   size = config.evaluation.image_size
-  if size is not None and size < views.stride:
-    raise ConfigError(
-      f"evaluation.image_size={size}: is smaller than a patch of {config.model.name}, {views.stride} pixels; None "
-      f"takes crops.global_size={config.crops.global_size}"
-    )
+  if size is None:
+    return
+  try:
+    check_image_size(size, views.stride, "evaluation.image_size")
+  except EvaluationError as error:
+    raise ConfigError(f"{error}; None takes crops.global_size={config.crops.global_size}") from None
 
 
 def _check_koleo(config: ConfigDict) -> None:
