@@ -106,11 +106,22 @@ def _convert(args: argparse.Namespace) -> None:
       raise UserError(str(error)) from error
     except OSError as error:
       raise UserError(f"{args.target}: cannot be written: {error}") from error
-  print(
-    f"wrote {done['records']:,} images ({done['bytes'] / 1e9:.2f} GB) in {done['shards']} shards, read back and "
-    f"compared ({done['shards_before']} were there already); {done['left_out']:,} unreadable images left out"
-  )
+  print(f"{_written(done)}; {done['left_out']:,} unreadable images left out")
   print(f"use it as --config.data.source='array_record:{folder}/*.array_record'")
+
+
+def _written(done: dict[str, int]) -> str:
+  """What a conversion did this time, and what was there before."""
+
+  def shards(count: int) -> str:
+    return f"{count} shard{'' if count == 1 else 's'}"
+
+  before, size = done["shards_before"], f"{done['bytes'] / 1e9:.2f} GB"
+  if before == done["shards"]:
+    return f"wrote nothing: {done['records']:,} images ({size}) in {shards(before)} were there already"
+  there = f", beside {done['records_before']:,} in {shards(before)} that were there already" if before else ""
+  new = f"{done['records'] - done['records_before']:,} images in {shards(done['shards'] - before)}"
+  return f"wrote {new}, read back and compared{there} ({size} in all)"
 
 
 def _preview(args: argparse.Namespace) -> None:

@@ -2,7 +2,7 @@
 
 folder:/path                          any depth of sub-folders; JPEG, PNG, WebP, BMP, TIFF, arrays in .npy
 tfds:name/split                       a prepared TensorFlow dataset (?data_dir=/path), read without TensorFlow
-array_record:/path/*.array_record     ArrayRecord shards of encoded images, with or without labels
+array_record:/path/*.array_record     ArrayRecord shards of encoded images, with or without labels; or their folder
 parquet:/path/*.parquet               tables with a column of images, as Hugging Face has them (?image=…&label=…)
 tar:/path/{000..127}.tar              WebDataset shards: images with .cls or .json beside them
 embedded:name/split                   data made by this package (?size=64&count=6000)
@@ -148,6 +148,8 @@ def _splits_of(spec: str) -> set[tuple[str, ...]]:
   if scheme in ("tfds", "synthetic"):
     return {(scheme, body, *map("=".join, sorted(options.items())))}
   path = rest if scheme in ("folder", "array_record") else body
+  if scheme == "array_record" and os.path.isdir(os.path.expanduser(path)):
+    path = os.path.join(path, "*.array_record")
   return {(scheme, path.rstrip("/") if "://" in path else os.path.realpath(os.path.expanduser(path)))}
 
 
