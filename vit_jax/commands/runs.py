@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from vit_jax.commands.common import load, model_table
 from vit_jax.commands.flags import OVERRIDES_HELP, Commands, add, count, with_config, with_model, with_processes
 from vit_jax.commands.job import in_job
+from vit_jax.config.errors import UserError
 
 if TYPE_CHECKING:
   from jax.sharding import Mesh
@@ -65,7 +68,7 @@ def _evaluate(args: argparse.Namespace) -> None:
   from vit_jax import evaluation, hub, parallel
   from vit_jax.evaluation.report import rich_table
 
-  with in_job(args) as first:
+  with in_job(args) as first, _advice_of_flags():
     mesh = _all_devices()
     model, params = hub.load_model(args.model, mesh=mesh)
     seen = hub.load_preprocessing(args.model, channels=model.in_channels)
@@ -89,6 +92,20 @@ def _evaluate(args: argparse.Namespace) -> None:
     )
     if first:
       rich.print(rich_table(scores, title=args.model))
+
+
+@contextlib.contextmanager
+def _advice_of_flags() -> Iterator[None]:
+  """Where data have no labels, names the flags of `evaluate`: the keys of the config are those of a run."""
+  from vit_jax.evaluation import UnlabelledError
+
+  try:
+    yield
+  except UnlabelledError as error:
+    raise UserError(
+      f"{error.what}. Put the images of each class into a sub-folder of its own, or name labelled sources in --data "
+      "and --test_data."
+    ) from error
 
 
 def _all_devices() -> Mesh | None:
