@@ -83,7 +83,7 @@ def test_flags_with_and_without_equals_are_the_same(calls):
     (f"train {TINY}:x --workdir=w", "takes no argument"),
     ("train --config=nope.py --workdir=w", "--config=nope.py: no such file"),
     (f"train {TINY} --workdir=w --batch_size=3", "--batch_size=3: no such flag; did you mean --config.batch_size=3?"),
-    (f"train {TINY} --workdir=w --confg.dino.hidden=3", "no such flag; did you mean --config.dino.hidden=3?"),
+    (f"train {TINY} --workdir=w --confg.model.rope.dtype=x", "no such flag; did you mean --config.model.rope.dtype=x?"),
     (f"train {TINY} --workdir=w --batchsize=3", "no such flag; did you mean --config.batch_size=3?"),
     (f"train {TINY[:-3]} --workdir=w", "configs/tiny.py?)"),
     (f"train {TINY} --workdir=w --config.data.source={ROOT}/tests", f"(did you mean folder:{ROOT}/tests?)"),

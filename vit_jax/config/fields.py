@@ -155,7 +155,7 @@ def key_meant(text: str) -> str | None:
   """The override that a mistyped one ("batch_size=3", "confg.batch_size=3") may stand for; None where none is near."""
   key, equals, value = text.partition("=")
   first, _, rest = key.partition(".")
-  for name in (key, rest) if difflib.get_close_matches(first, ["config"]) else (key,):
+  for name in (rest, key) if difflib.get_close_matches(first, ["config"]) else (key,):
     near = [name] if name in fields() else _nearest_keys(name, fields())
     if near:
       return near[0] + equals + value
