@@ -6,11 +6,13 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 import types
 from pathlib import Path
 
 import pytest
 
+import vit_jax
 from vit_jax import cli, config
 from vit_jax.config import UserError
 
@@ -41,6 +43,18 @@ def test_help_imports_no_jax():
   assert "train" in done.stdout
 
 
+def test_version_is_that_of_the_distribution(capsys):
+  with pytest.raises(SystemExit) as caught:
+    cli.main(["--version"])
+  version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+  assert (caught.value.code, capsys.readouterr().out) == (0, f"vit-jax {version}\n")
+
+
+def test_the_package_shows_its_names_and_no_others():
+  assert {name for name in dir(vit_jax) if not name.startswith("__")} == set(vit_jax.__all__)
+  assert "__version__" in dir(vit_jax)
+
+
 def test_module_runs_as_the_command():
   done = subprocess.run([sys.executable, "-m", "vit_jax", "data", "list"], capture_output=True, text=True, cwd=ROOT)
   assert done.returncode == 0
@@ -68,6 +82,15 @@ def test_flags_with_and_without_equals_are_the_same(calls):
     (f"train {TINY} --config.batch_size --workdir=w", "--config.batch_size: needs a value"),
     (f"train {TINY}:x --workdir=w", "takes no argument"),
     ("train --config=nope.py --workdir=w", "--config=nope.py: no such file"),
+    (f"train {TINY} --workdir=w --batch_size=3", "--batch_size=3: no such flag; did you mean --config.batch_size=3?"),
+    (f"train {TINY} --workdir=w --confg.model.rope.dtype=x", "no such flag; did you mean --config.model.rope.dtype=x?"),
+    (f"train {TINY} --workdir=w --batchsize=3", "no such flag; did you mean --config.batch_size=3?"),
+    (f"train {TINY[:-3]} --workdir=w", "configs/tiny.py?)"),
+    (f"train {TINY} --workdir=w --config.data.source={ROOT}/tests", f"(did you mean folder:{ROOT}/tests?)"),
+    (
+      f"train {TINY} --workdir=w --config.data.source=folder:",
+      "names nothing after the colon; must be like folder:/path",
+    ),
     ("data list --config.batch_size=3", "--config.batch_size=3: this sub-command takes no config"),
   ],
 )
@@ -100,8 +123,21 @@ def test_other_errors_keep_their_traceback(calls, error):
     cli.main(["train", TINY, "--workdir=w"])
 
 
-@pytest.mark.parametrize("command", ["", "trane", f"train {TINY}", f"train {TINY} --work=w", "export --model=m --to=t "
-                                     "--format=npz"])  # fmt: skip
+@pytest.mark.parametrize(
+  "command",
+  [
+    "",
+    "trane",
+    f"train {TINY}",
+    f"train {TINY} --work=w",
+    f"train {TINY} --workdir=w --zork",
+    "export --model=m --to=t --format=npz",
+    "evaluate --model=m --data=folder:x --image_size=0",
+    "evaluate --model=m --data=folder:x --batch_size=0",
+    f"data preview {TINY} --step=-1",
+    f"inspect sharding {TINY} --devices=0",
+  ],
+)
 def test_wrong_usage_exits_with_2(command, capsys):
   with pytest.raises(SystemExit) as caught:
     cli.main(command.split())

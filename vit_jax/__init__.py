@@ -18,6 +18,8 @@ if TYPE_CHECKING:
   from vit_jax.hub import load_images, load_model, save_model
   from vit_jax.models import create_model
 
+__version__ = "0.1.0"
+
 _FUNCTIONS = {"create_model": "vit_jax.models"}
 _FUNCTIONS |= {name: "vit_jax.hub" for name in ("load_images", "load_model", "save_model")}
 _ROOMS = ("checkpoints", "config", "data", "evaluation", "losses", "methods", "models", "weights")
@@ -50,4 +52,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-  return sorted({*globals(), *__all__})
+  return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

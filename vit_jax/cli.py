@@ -11,10 +11,12 @@ import logging
 import sys
 from collections.abc import Sequence
 
+import vit_jax
 from vit_jax.commands import bench, data, inspect, planning, profiling, runs, weights
 from vit_jax.commands.flags import Parser
 from vit_jax.commands.job import is_for_user
 from vit_jax.config.errors import UserError
+from vit_jax.config.fields import key_meant
 
 _OVERRIDE = "--config."
 
@@ -41,11 +43,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   """The parsed command line: `command` is the function to call with it, `overrides` its `--config.…` flags.
 
   Raises:
-    UserError: for an override without a value, or of a sub-command that takes no config.
+    UserError: for an override without a value, or of a sub-command that takes no config; for what looks like one.
     SystemExit: by argparse, for `--help` (0) and wrong usage (2).
   """
   rest, overrides = _split_overrides(argv)
-  args = _parser().parse_args(rest)
+  parser = _parser()
+  args, unknown = parser.parse_known_args(rest)
+  if unknown:
+    if hasattr(args, "config") and unknown[0].startswith("--") and (meant := key_meant(unknown[0][2:])):
+      raise UserError(f"{unknown[0]}: no such flag; did you mean {_OVERRIDE}{meant}?")
+    parser.error(f"unrecognized arguments: {' '.join(unknown)}")
   if overrides and not hasattr(args, "config"):
     raise UserError(f"{overrides[0]}: this sub-command takes no config")
   args.overrides = overrides
@@ -71,6 +78,7 @@ def _split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _parser() -> argparse.ArgumentParser:
   parser = Parser(prog="vit-jax", description="Vision Transformers in JAX: DINOv3 self-supervised pretraining.")
+  parser.add_argument("--version", action="version", version=f"vit-jax {vit_jax.__version__}")
   commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
   for group in (runs, weights, planning, profiling, inspect, bench, data):
     group.add_to(commands)

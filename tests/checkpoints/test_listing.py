@@ -64,3 +64,10 @@ def test_a_folder_without_checkpoints_is_an_error(tmp_path: pathlib.Path, capsys
   with pytest.raises(NotSaved, match="no saved step"):
     survey(tmp_path)
   assert cli.main(["inspect", "checkpoints", f"--workdir={tmp_path}"]) == 2
+
+
+def test_text_that_is_damaged_is_said_in_words(run: pathlib.Path, tmp_path: pathlib.Path):
+  shutil.copytree(run / "checkpoints" / "4", tmp_path / "checkpoints" / "4")
+  (tmp_path / "checkpoints" / "4" / "meta" / "metadata").write_bytes(b"\xff\xfe\x80")
+  (damaged,) = survey(tmp_path)
+  assert damaged.problem == "OSError: 'meta' is damaged: it cannot be read as JSON"

@@ -46,9 +46,16 @@ def test_convert_says_what_it_wrote_and_how_to_use_it(photos, capsys):
   assert "wrote 9 images" in out and "5 unreadable images left out" in out
   spec = out.split("--config.data.source='")[1].split("'")[0]
   assert "9" in run(capsys, "data", "scan", spec).split("records")[1].splitlines()[0]
-  assert "(3 were there already)" in run(
-    capsys, "data", "convert", "photos", "array_record:shards", "--records_per_shard=5"
-  ).replace("folder:photos", "")
+  assert (
+    run(capsys, "data", "scan", "array_record:shards").splitlines()[1:]
+    == run(capsys, "data", "scan", spec).splitlines()[1:]
+  )
+  again = ["data", "convert", "photos", "array_record:shards", "--records_per_shard=5"]
+  out = run(capsys, *again)
+  assert out.startswith("wrote nothing: 9 images (0.00 GB) in 3 shards were there already; 5 unreadable")
+  Path("shards/data-00002-of-00003.array_record").unlink()
+  out = run(capsys, *again)
+  assert "in 1 shard, read back and compared, beside" in out and "in 2 shards that were there already" in out
 
 
 @pytest.mark.parametrize(
@@ -67,8 +74,12 @@ def test_preview_writes_a_sheet_of_a_step(capsys, extra):
     ("data scan nowhere", "has no scheme"),
     ("data scan folder:nowhere", "/nowhere; "),
     ("data scan synthetic:noise --beside", "only the index of a folder"),
+    ("replay nowhere", "nowhere: there is no such folder; give WORKDIR/nonfinite/STEP"),
     ("data convert synthetic:noise shards", "must be array_record:FOLDER"),
     ("data convert synthetic:noise?count=3 array_record:/proc/x", "cannot be written"),
+    ("data preview --config=no.py --output=x.foo", "--output=x.foo: pictures are written as .png, "),
+    (f"data preview {' '.join(TINY)} --step=4", "--step=4: the run has 4 steps, from 0"),
+    (f"data preview {' '.join(TINY)} --images=3", "a step is shown by its first loss group, loss_group_size=2 images"),
     (f"train {TINY[0]} --workdir=w --config.data.source=parquett:/x", "did you mean 'parquet'"),
   ],
 )

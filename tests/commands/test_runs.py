@@ -16,6 +16,9 @@ RUN_FILE = Path(__file__).parents[2] / "configs" / "tiny.py"
 TINY = [f"--config={RUN_FILE}", "--config.batch_size=16", "--config.loss_group_size=2"]  # a group for each of 8 devices
 
 
+SOURCE = "--data=embedded:textures?size=32&count=64"
+
+
 def run(capsys: pytest.CaptureFixture, *argv: str) -> str:
   """What a command line that succeeds prints."""
   assert cli.main(argv) == 0
@@ -140,10 +143,30 @@ def test_inspect_model_is_printed_or_written(capsys, tmp_path):
 def test_inspect_pictures_say_where_they_are(in_runs, capsys):
   assert run(capsys, "inspect", "batch", *TINY, "--output=b.png") == "wrote b.png\n"
   source = "--data=embedded:textures/test?size=32&count=8"
-  out = run(capsys, "inspect", "features", "--model=tiny", source, "--image_size=50", "--images=3", "--output=f.png")
+  out = run(capsys, "inspect", "features", "--model=tiny", source, "--image_size=48", "--images=3", "--output=f.png")
   assert out == "wrote f.png\n"
   for name in ("b.png", "f.png"):
     assert np.asarray(Image.open(name)).std() > 10  # a picture of something
+
+
+@pytest.mark.parametrize(
+  ("command", "message"),
+  [
+    (
+      "evaluate --image_size=37",
+      "--image_size=37: must be a multiple of 8, the pixels of a patch of the model: 32 or 40",
+    ),
+    ("evaluate --image_size=4", "--image_size=4: is smaller than a patch of the model, 8 pixels"),
+    ("inspect features --image_size=50", "--image_size=50: must be a multiple of 8"),
+    ("evaluate --test_data=embedded:textures/train", "learned from: each would be its own nearest neighbour"),
+    ("evaluate --data=synthetic:noise?count=9", "or name labelled sources in --data and --test_data"),
+    ("inspect features --output=x.foo", "--output=x.foo: pictures are written as .png, "),
+  ],
+)
+def test_options_that_do_not_fit_are_refused(in_runs, capsys, command, message):
+  assert cli.main([*command.split(), "--model=tiny", *[SOURCE] * ("--data=" not in command)]) == 2
+  error = capsys.readouterr().err
+  assert message in error and error.count("\n") == 1
 
 
 @pytest.mark.slow

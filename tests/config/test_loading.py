@@ -153,6 +153,12 @@ def test_spec_that_is_no_run_file_is_refused():
     load("configs/quickstart")
 
 
+def test_folder_of_a_run_is_answered_with_its_config(run_file, tmp_path):
+  save(load(run_file), tmp_path / "config.json")
+  with pytest.raises(ConfigError, match=rf"\(did you mean {tmp_path}/config.json\?\)"):
+    load(str(tmp_path))
+
+
 def test_unknown_variant_lists_the_variants(run_file):
   with pytest.raises(ConfigError, match=r"no variant 'smal' \(did you mean 'small'\?\); there are :small, :large"):
     load(run_file + ":smal")
@@ -179,6 +185,20 @@ def test_run_file_that_sets_an_unknown_key(tmp_path):
 @pytest.mark.parametrize("statement", ["c.dinoo.prototypes = 4", "c.batch_size = 'x'", "c.crops = 3"])
 def test_mistake_in_a_run_file_names_file_and_line(tmp_path, statement):
   assert "mine.py, line 4: " in run_file_error(tmp_path, body(statement))
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("x = 1\ndef get_config(:\n  pass\n", "mine.py, line 2: SyntaxError: invalid syntax"),
+    ("x = 1\nimport no_such_module\n", "mine.py, line 2: ModuleNotFoundError: No module named 'no_such_module'"),
+    (body("c.seed = 1 // 0"), "mine.py, line 4: ZeroDivisionError: "),
+    ("import json\ndef get_config():\n  return json.loads('x')\n", "mine.py, line 3: JSONDecodeError: "),
+    ("def get_config(a, b):\n  pass\n", "mine.py: TypeError: get_config() missing 1 required"),
+  ],
+)
+def test_exception_in_a_run_file_is_one_line_with_its_own_line(tmp_path, text, message):
+  assert message in run_file_error(tmp_path, text)
 
 
 def test_wrong_tuple_in_a_run_file_is_named(tmp_path):

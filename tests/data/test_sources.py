@@ -185,6 +185,11 @@ class TestTfds:
     source = cloudpickle.loads(cloudpickle.dumps(open_source(f"tfds:tiny_pictures/train?data_dir={tfds_dir}")))
     assert len(source) == 6 and source[0]["label"] in (0, 1)
 
+  def test_a_set_that_is_not_prepared_says_how(self, tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    with pytest.raises(ValueError, match=r"is not prepared; .*tfds.builder\('cifar10', data_dir=.*'array_record'\)"):
+      open_source(f"tfds:cifar10/train?data_dir={tmp_path}")
+
   def test_unknown_split_dataset_and_option_are_told_with_what_there_is(self, tfds_dir):
     with pytest.raises(ValueError, match="no split 'val'; its splits: train, test"):
       open_source(f"tfds:tiny_pictures/val?data_dir={tfds_dir}")

@@ -74,8 +74,19 @@ def test_training_on_a_test_split_does_not_test_on_the_same_images(tmp_path):
   assert not records(splits.train) & records(splits.test)
 
 
-def test_fewer_examples_are_drawn_from_all_classes(photos):
-  splits = open_splits(photos, photos, max_examples=20)
+def test_images_that_are_learned_from_are_not_tested_on(photos, tmp_path, monkeypatch):
+  path = photos.removeprefix("folder:")
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "link").symlink_to(path)
+  for test in (photos, f"{photos}/", "folder:link", f"0.5 folder:{tmp_path} + 0.5 {photos}"):
+    with pytest.raises(EvaluationError, match="its own nearest neighbour.*--test_data"):
+      open_splits(photos, test)
+  with pytest.raises(EvaluationError, match="its own nearest neighbour.*--test_data"):
+    open_splits("embedded:textures?size=16&count=60", "embedded:textures/train?size=32")
+
+
+def test_fewer_examples_are_drawn_from_all_classes(photos, tmp_path):
+  splits = open_splits(photos, folder(tmp_path, 50, seed=1), max_examples=20)
   assert len(splits.train) == len(splits.test) == 20
   labels = {splits.train[index]["label"] for index in range(20)}
   assert labels == {0, 1, 2, 3}  # the folder is sorted by class: its first 20 images are of two

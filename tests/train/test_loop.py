@@ -246,7 +246,12 @@ def test_few_labelled_images_are_not_scored(photos, one_device, caplog):
     ({"ibot.mask_ratio": (0.01, 0.02)}, ["ibot.mask_ratio=(0.01, 0.02)", "none of the 4 x 4 patches"]),
     ({"crops.global_size": 4}, ["crops.global_size=4", "multiple of 8", "for example 8"]),
     ({"crops.local_size": 4}, ["crops.local_size=4", "multiple of 8", "for example 8"]),
+    (
+      {"evaluation.train_source": "embedded:textures?size=32", "evaluation.test_source": "embedded:textures/train"},
+      ["evaluation.test_source='embedded:textures/train'", "evaluation.train_source", "nearest neighbour"],
+    ),
     ({"evaluation.image_size": 4}, ["evaluation.image_size=4", "smaller than a patch", "8 pixels"]),
+    ({"evaluation.image_size": 37}, ["evaluation.image_size=37", "multiple of 8", "32 or 40"]),
     ({"micro_batches": 3}, ["micro_batches=3", "batch_size=8", "choose micro_batches=2"]),
     ({"mesh.data": 3}, ["mesh.data=3"]),
     ({"evaluation.tasks": ("knm",)}, ["knm", "knn"]),

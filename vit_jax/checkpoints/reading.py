@@ -189,7 +189,10 @@ def read_json(folder: epath.Path, item: str) -> Any:
   path = folder / item
   if not path.exists():
     raise OSError(f"its folder {item!r} is missing")
-  content = _alone(ocp.JsonCheckpointHandler()).restore(path, args=ocp.args.JsonRestore())
+  try:
+    content = _alone(ocp.JsonCheckpointHandler()).restore(path, args=ocp.args.JsonRestore())
+  except ValueError as error:  # of the text or of JSON
+    raise OSError(f"{item!r} is damaged: it cannot be read as JSON") from error
   intact = isinstance(content, dict) and set(content) == {"sha256", "value"}
   if not intact or content["sha256"] != _digest(content["value"]):
     raise OSError(f"the content of {item!r} does not match its checksum")

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from vit_jax.commands.common import load
-from vit_jax.commands.flags import Commands, add, count, with_config, with_workers
+from vit_jax.commands.flags import Commands, add, count, number, picture, with_config, with_workers
 from vit_jax.config.errors import UserError
 
 
@@ -36,9 +36,11 @@ def add_to(commands: Commands) -> None:
   write.add_argument("--records_per_shard", type=count, default=10_000, help="default: 10000")
   with_workers(write)
   show = with_config(add(actions, "preview", _preview, "the crops and masks of a step, with what was drawn"))
-  show.add_argument("--output", metavar="FILE", default="preview.png", help="picture to write (default: preview.png)")
-  show.add_argument("--images", type=count, default=4, help="images to show (default: 4)")
-  show.add_argument("--step", type=int, default=0, help="batch of the run to show, from 0 (default: 0)")
+  show.add_argument(
+    "--output", type=picture, metavar="FILE", default="preview.png", help="picture to write (default: preview.png)"
+  )
+  show.add_argument("--images", type=count, help="images to show, of the first loss group (default: 4)")
+  show.add_argument("--step", type=number, default=0, help="batch of the run to show, from 0 (default: 0)")
 
 
 def _list_sources(args: argparse.Namespace) -> None:
@@ -104,11 +106,22 @@ def _convert(args: argparse.Namespace) -> None:
       raise UserError(str(error)) from error
     except OSError as error:
       raise UserError(f"{args.target}: cannot be written: {error}") from error
-  print(
-    f"wrote {done['records']:,} images ({done['bytes'] / 1e9:.2f} GB) in {done['shards']} shards, read back and "
-    f"compared ({done['shards_before']} were there already); {done['left_out']:,} unreadable images left out"
-  )
+  print(f"{_written(done)}; {done['left_out']:,} unreadable images left out")
   print(f"use it as --config.data.source='array_record:{folder}/*.array_record'")
+
+
+def _written(done: dict[str, int]) -> str:
+  """What a conversion did this time, and what was there before."""
+
+  def shards(count: int) -> str:
+    return f"{count} shard{'' if count == 1 else 's'}"
+
+  before, size = done["shards_before"], f"{done['bytes'] / 1e9:.2f} GB"
+  if before == done["shards"]:
+    return f"wrote nothing: {done['records']:,} images ({size}) in {shards(before)} were there already"
+  there = f", beside {done['records_before']:,} in {shards(before)} that were there already" if before else ""
+  new = f"{done['records'] - done['records_before']:,} images in {shards(done['shards'] - before)}"
+  return f"wrote {new}, read back and compared{there} ({size} in all)"
 
 
 def _preview(args: argparse.Namespace) -> None:
@@ -125,15 +138,19 @@ def _preview(args: argparse.Namespace) -> None:
 
   run = setup.prepare(config)
   size, per_batch = run.config.loss_group_size, run.config.batch_size // run.config.loss_group_size
+  if args.step >= run.steps("duration"):
+    raise UserError(f"--step={args.step}: the run has {run.steps('duration')} steps, from 0")
+  if args.images is not None and args.images > size:
+    raise UserError(f"--images={args.images}: a step is shown by its first loss group, loss_group_size={size} images")
   groups = LossGroups(run.source, run.views, run.config.seed, size, per_batch, timeout=run.config.data.timeout or None)
-  number = args.step * per_batch
-  arrays = {name: array for name, array in groups[number].items() if name != BAD}
+  first = args.step * per_batch
+  arrays = {name: array for name, array in groups[first].items() if name != BAD}
   group, rows = jax.device_get(one_device(run.views)(arrays)), []
   group |= {name: pictures.visible(array) for name, array in group.items() if name.endswith("crops")}
   crops = group["global_crops"]  # [g, 2, H, W, 3]
   if "masks" in group:
     crops = pictures.overlay_masks(crops, group["masks"])
-  for i, (name, (height, width), drawn, colours) in enumerate(groups.drawn(number, args.images)):
+  for i, (name, (height, width), drawn, colours) in enumerate(groups.drawn(first, args.images or 4)):
     shared = "" if colours is None else "; all crops: " + ", ".join(colour_caption(colours))
     title = f"{name}, decoded to {width} x {height}, label {group['label'][i]}{shared}"
     captions = [crop_caption(crop, height, width) for crop in drawn]

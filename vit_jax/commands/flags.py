@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import re
 
+from vit_jax.config.errors import UserError
+
 FORMATS = ("safetensors", "pth", "timm", "orbax")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".pdf")
 OVERRIDES_HELP = "further flags:\n  --config.KEY=VALUE    override a key of the config, e.g. --config.batch_size=32"
 
 Commands = argparse._SubParsersAction
@@ -62,6 +65,18 @@ def count(text: str) -> int:
   if not text.isdecimal() or int(text) < 1:
     raise argparse.ArgumentTypeError(f"{text!r} is no whole number, at least 1")
   return int(text)
+
+
+def number(text: str) -> int:
+  if not text.isdecimal():
+    raise argparse.ArgumentTypeError(f"{text!r} is no whole number, at least 0")
+  return int(text)
+
+
+def picture(text: str) -> str:
+  if not text.lower().endswith(PICTURES):
+    raise UserError(f"--output={text}: pictures are written as {', '.join(PICTURES[:-1])} or {PICTURES[-1]}")
+  return text
 
 
 def with_format(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ import argparse
 import functools
 
 from vit_jax.commands.common import load, model_table, show
-from vit_jax.commands.flags import Commands, add, with_config, with_model
+from vit_jax.commands.flags import Commands, add, count, picture, with_config, with_model
 from vit_jax.config.errors import UserError
 
 
@@ -23,16 +23,18 @@ def add_to(commands: Commands) -> None:
   saved.add_argument("--verify", action="store_true", help="read every array and compare it with what was saved")
   saved.add_argument("--output", metavar="FILE", help="write to this file instead")
   sharding = with_config(add(views, "sharding", _inspect_sharding, "where every parameter lies on the mesh"))
-  sharding.add_argument("--devices", type=int, metavar="N", help="devices, which need not be there (default: these)")
+  sharding.add_argument("--devices", type=count, metavar="N", help="devices, which need not be there (default: these)")
   sharding.add_argument("--output", metavar="FILE", help="write to this file instead")
   batch = with_config(add(views, "batch", _inspect_batch, "a contact sheet of crops and masks"))
-  batch.add_argument("--output", metavar="FILE", default="batch.png", help="picture to write (default: batch.png)")
+  batch.add_argument(
+    "--output", type=picture, metavar="FILE", default="batch.png", help="picture to write (default: batch.png)"
+  )
   features = add(views, "features", _inspect_features, "principal components of patch features as colours")
   with_model(features)
   features.add_argument("--data", required=True, help="source of the images, e.g. folder:/photos")
-  features.add_argument("--output", metavar="FILE", default="features.png", help="default: features.png")
-  features.add_argument("--images", type=int, default=8, help="images to show (default: 8)")
-  features.add_argument("--image_size", type=int, help="side of the images (default: the model's training size)")
+  features.add_argument("--output", type=picture, metavar="FILE", default="features.png", help="default: features.png")
+  features.add_argument("--images", type=count, default=8, help="images to show (default: 8)")
+  features.add_argument("--image_size", type=count, help="side of the images (default: the model's training size)")
 
 
 def _inspect_config(args: argparse.Namespace) -> None:
@@ -89,11 +91,14 @@ def _inspect_features(args: argparse.Namespace) -> None:
   from vit_jax import hub
   from vit_jax.data.evaluation_batches import evaluation_batches
   from vit_jax.data.sources import open_source
+  from vit_jax.evaluation import check_image_size
   from vit_jax.inspect import pictures
 
   model, params = hub.load_model(args.model)
   seen = hub.load_preprocessing(args.model, channels=model.in_channels)
-  size = -(-(args.image_size or seen.image_size) // model.stride) * model.stride  # whole patches
+  if args.image_size is not None:
+    check_image_size(args.image_size, model.stride, "--image_size")
+  size = args.image_size or -(-seen.image_size // model.stride) * model.stride  # whole patches
   batches = evaluation_batches(
     open_source(args.data),
     image_size=size,

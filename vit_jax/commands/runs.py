@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from vit_jax.commands.common import load, model_table
-from vit_jax.commands.flags import OVERRIDES_HELP, Commands, add, with_config, with_model, with_processes
+from vit_jax.commands.flags import OVERRIDES_HELP, Commands, add, count, with_config, with_model, with_processes
 from vit_jax.commands.job import in_job
+from vit_jax.config.errors import UserError
 
 if TYPE_CHECKING:
   from jax.sharding import Mesh
@@ -33,9 +36,9 @@ def add_to(commands: Commands) -> None:
   evaluate.add_argument("--tasks", default="knn", help="of knn, linear, joined by commas (default: knn)")
   evaluate.add_argument("--data", required=True, help="source whose labels are learned from, e.g. folder:/photos/train")
   evaluate.add_argument("--test_data", help="source that is scored (default: the other split of --data)")
-  evaluate.add_argument("--image_size", type=int, help="side of the images (default: the model's training size)")
-  evaluate.add_argument("--batch_size", type=int, default=64, help="images at a time (default: 64)")
-  evaluate.add_argument("--max_examples", type=int, help="images of each source to use (default: all)")
+  evaluate.add_argument("--image_size", type=count, help="side of the images (default: the model's training size)")
+  evaluate.add_argument("--batch_size", type=count, default=64, help="images at a time (default: 64)")
+  evaluate.add_argument("--max_examples", type=count, help="images of each source to use (default: all)")
   evaluate.add_argument("--json", metavar="FILE", help="also write the scores to this file, .json or .md")
   with_processes(evaluate)
 
@@ -65,10 +68,12 @@ def _evaluate(args: argparse.Namespace) -> None:
   from vit_jax import evaluation, hub, parallel
   from vit_jax.evaluation.report import rich_table
 
-  with in_job(args) as first:
+  with in_job(args) as first, _advice_of_flags():
     mesh = _all_devices()
     model, params = hub.load_model(args.model, mesh=mesh)
     seen = hub.load_preprocessing(args.model, channels=model.in_channels)
+    if args.image_size is not None:
+      evaluation.check_image_size(args.image_size, model.stride, "--image_size")
     scores = evaluation.evaluate_model(
       model,
       params,
@@ -87,6 +92,20 @@ def _evaluate(args: argparse.Namespace) -> None:
     )
     if first:
       rich.print(rich_table(scores, title=args.model))
+
+
+@contextlib.contextmanager
+def _advice_of_flags() -> Iterator[None]:
+  """Where data have no labels, names the flags of `evaluate`: the keys of the config are those of a run."""
+  from vit_jax.evaluation import UnlabelledError
+
+  try:
+    yield
+  except UnlabelledError as error:
+    raise UserError(
+      f"{error.what}. Put the images of each class into a sub-folder of its own, or name labelled sources in --data "
+      "and --test_data."
+    ) from error
 
 
 def _all_devices() -> Mesh | None:

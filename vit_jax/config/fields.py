@@ -151,6 +151,17 @@ def did_you_mean(value: str, choices: Iterable[str]) -> str:
   return f" (did you mean {near[0]!r}?)" if near else ""
 
 
+def key_meant(text: str) -> str | None:
+  """The override that a mistyped one ("batch_size=3", "confg.batch_size=3") may stand for; None where none is near."""
+  key, equals, value = text.partition("=")
+  first, _, rest = key.partition(".")
+  for name in (rest, key) if difflib.get_close_matches(first, ["config"]) else (key,):
+    near = [name] if name in fields() else _nearest_keys(name, fields())
+    if near:
+      return near[0] + equals + value
+  return None
+
+
 def _field(key: str) -> Field:
   return fields()[split_key(key)[1]]
 

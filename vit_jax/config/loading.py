@@ -101,33 +101,54 @@ def check_argument(arg: str | None, variants: Iterable[str]) -> None:
 def _run_file(spec: str) -> ConfigDict:
   match = re.fullmatch(r"(.+?\.py)(?::(.*))?", spec)
   if not match:
-    raise ConfigError(f"--config={spec}: must be a run file, as configs/NAME.py or configs/NAME.py:argument")
+    raise ConfigError(
+      f"--config={spec}: must be a run file, as configs/NAME.py or configs/NAME.py:argument{_meant_file(spec)}"
+    )
   path, arg = Path(match[1]), match[2]
   if not path.is_file():
     raise ConfigError(f"--config={spec}: no such file; {_other_files(path)}")
-  get_config = _get_config(path)
+  get_config = _get_config(path, spec)
   takes_arg = bool(inspect.signature(get_config).parameters)
   if arg is not None and not takes_arg:
     raise ConfigError(f"--config={spec}: {path.name} takes no argument")
   try:
     result = get_config(arg) if takes_arg else get_config()
-  except ConfigError as error:
-    raise ConfigError(f"--config={spec}: {error}") from None
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    line = traceback.extract_tb(error.__traceback__)[1 if error.__traceback__.tb_next else 0].lineno
-    text = " ".join(str(error).split()).strip("\"'")
-    raise ConfigError(f"--config={spec}: {path}, line {line}: {text}") from error
+  except Exception as error:
+    raise _of_run_file(error, path, spec) from error
   if not isinstance(result, ConfigDict):
     raise ConfigError(f"--config={spec}: get_config must return a config, got {type(result).__name__}")
   return conform(flatten(result), where=f"{path}: ")
 
 
-def _get_config(path: Path) -> Callable[..., ConfigDict]:
-  spec = importlib.util.spec_from_file_location("vit_jax_run_file", path)
-  module = importlib.util.module_from_spec(spec)
+def _meant_file(spec: str) -> str:
+  """Brackets that ask for the config of a run whose folder is given, or for a run file with its ending."""
+  path, colon, arg = spec.partition(":")
+  if (Path(path) / "config.json").is_file():
+    return f" (did you mean {Path(path) / 'config.json'}?)"
+  return f" (did you mean {path}.py{colon}{arg}?)" if Path(f"{path}.py").is_file() else ""
+
+
+def _of_run_file(error: Exception, path: Path, spec: str) -> ConfigError:
+  """An exception in a run file in one line: the file, its own line, and what is wrong."""
+  if isinstance(error, ConfigError):
+    return ConfigError(f"--config={spec}: {error}")
+  text, file = " ".join(str(error).split()), path
+  frames = traceback.extract_tb(error.__traceback__)
+  lines = [frame.lineno for frame in frames if Path(frame.filename) == path.absolute()]
+  if isinstance(error, SyntaxError) and error.filename:  # of the file itself, or of one that it imports
+    text, file, lines = error.msg, error.filename, [error.lineno]
+  where = f"{file}, line {lines[-1]}" if lines else file
+  return ConfigError(f"--config={spec}: {where}: {type(error).__name__}: {text}")
+
+
+def _get_config(path: Path, spec: str) -> Callable[..., ConfigDict]:
+  found = importlib.util.spec_from_file_location("vit_jax_run_file", path)
+  module = importlib.util.module_from_spec(found)
   write_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # leave no __pycache__ among the run files
   try:
-    spec.loader.exec_module(module)
+    found.loader.exec_module(module)
+  except Exception as error:
+    raise _of_run_file(error, path, spec) from error
   finally:
     sys.dont_write_bytecode = write_bytecode
   if not callable(getattr(module, "get_config", None)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -182,10 +183,13 @@ def _parts(source: str) -> list[str]:
 
 def _one_source(values: dict[str, Any], key: str, source: str) -> Iterator[str]:
   kind, _, rest = source.partition(":")
-  if kind not in SOURCES or not rest:
-    yield _wrong(
-      values, key, f"must be like {', '.join(form for form, _ in SOURCES.values())}{did_you_mean(kind, SOURCES)}"
-    )
+  if kind in SOURCES and not rest:
+    yield _wrong(values, key, f"names nothing after the colon; must be like {SOURCES[kind][0]}")
+  elif kind not in SOURCES:
+    near = did_you_mean(kind, SOURCES)
+    if os.path.exists(os.path.expanduser(source)):
+      near = f" (did you mean folder:{source}?)"
+    yield _wrong(values, key, f"must be like {', '.join(form for form, _ in SOURCES.values())}{near}")
   elif kind == "embedded":
     name = rest.split("?")[0].split("/")[0]
     if name not in EMBEDDED:

@@ -73,11 +73,13 @@ class ArrayRecordSource:
 
 
 def open_array_record(pattern: str, spec: str) -> ArrayRecordSource:
-  """Opens the shards that match a pattern.
+  """Opens the shards that match a pattern, or those of a folder, *.array_record.
 
   Raises:
     ValueError: if no file matches, a file is no ArrayRecord file, or they hold no record.
   """
+  if os.path.isdir(os.path.expanduser(pattern)):
+    pattern = os.path.join(pattern, "*.array_record")
   paths = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
   if not paths:
     folder = Path(pattern).expanduser().parent
@@ -88,12 +90,22 @@ def open_array_record(pattern: str, spec: str) -> ArrayRecordSource:
     source = ArrayRecordSource(paths, _class_names(Path(paths[0]).with_name(CLASSES)))
     size = len(source)
   except (RuntimeError, ValueError) as error:
+    broken = [path for path in paths if not _is_whole(path)]
+    first = f", the first of them {broken[0]}" if broken else ""
     raise ValueError(
-      f"data.source = {spec!r}: not all of {len(paths)} files are whole ArrayRecord files: {error}"
+      f"data.source = {spec!r}: not all of {len(paths)} files are whole ArrayRecord files{first} ({error}); write them "
+      "again, or give a pattern that leaves them out, such as FOLDER/*.array_record."
     ) from error
   if size == 0:
     raise ValueError(f"data.source = {spec!r}: the {len(paths)} matching files hold no record.")
   return source
+
+
+def _is_whole(path: str) -> bool:
+  try:
+    return len(ArrayRecordSource([path], ())) >= 0
+  except (RuntimeError, ValueError):
+    return False
 
 
 def _class_names(path: Path) -> tuple[str, ...]:

@@ -54,7 +54,8 @@ def convert(
     progress: is called with the number of records done since the last call.
 
   Returns:
-    {"records", "left_out", "bytes", "shards", "shards_before"}; the last: shards that were there already.
+    {"records", "left_out", "bytes", "shards", "records_before", "shards_before"}; the last two: those of the first and
+    of the fourth that were there already.
 
   Raises:
     ValueError: if the folder holds another conversion, or other shards.
@@ -67,7 +68,7 @@ def convert(
   if source.class_names:
     (folder / CLASSES).write_text(json.dumps(list(source.class_names)))
   shards = -(-len(source) // records_per_shard)
-  before = len(done)
+  before = {"records_before": sum(entry["records"] for entry in done.values()), "shards_before": len(done)}
   with ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="convert") as pool:
     for shard in range(shards):
       records = range(shard * records_per_shard, min(len(source), (shard + 1) * records_per_shard))
@@ -84,7 +85,7 @@ def convert(
   if bad:
     (folder / BAD_RECORDS).write_text("".join(json.dumps(entry) + "\n" for entry in bad))
   total = {name: sum(entry[name] for entry in done.values()) for name in ("records", "bytes")}
-  return {**total, "left_out": len(bad), "shards": shards, "shards_before": before}
+  return {**total, "left_out": len(bad), "shards": shards, **before}
 
 
 def _complete(folder: Path, plan: dict[str, Any]) -> dict[int, dict[str, Any]]:

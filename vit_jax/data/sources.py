@@ -2,7 +2,7 @@
 
 folder:/path                          any depth of sub-folders; JPEG, PNG, WebP, BMP, TIFF, arrays in .npy
 tfds:name/split                       a prepared TensorFlow dataset (?data_dir=/path), read without TensorFlow
-array_record:/path/*.array_record     ArrayRecord shards of encoded images, with or without labels
+array_record:/path/*.array_record     ArrayRecord shards of encoded images, with or without labels; or their folder
 parquet:/path/*.parquet               tables with a column of images, as Hugging Face has them (?image=…&label=…)
 tar:/path/{000..127}.tar              WebDataset shards: images with .cls or .json beside them
 embedded:name/split                   data made by this package (?size=64&count=6000)
@@ -123,10 +123,34 @@ def split_specs(spec: str) -> dict[str, str]:
   return {}
 
 
+def share_images(one: str, other: str) -> bool:
+  """Whether two specifications name the same split of the same data, or mixtures that do, however they are written."""
+  return not _splits_of(one).isdisjoint(_splits_of(other))
+
+
 def split_options(rest: str) -> tuple[str, dict[str, str]]:
   """ "body?key=value&…" -> (body, {key: value})."""
   body, _, query = rest.partition("?")
   return body, dict(parse_qsl(query, keep_blank_values=True))
+
+
+def _splits_of(spec: str) -> set[tuple[str, ...]]:
+  """What tells the splits in a specification from others; options only where they choose other images."""
+  from vit_jax.data import mixture
+
+  if mixture.is_mixture(spec):
+    return set().union(*(_splits_of(part) for _, part in mixture.mixture_parts(spec)))
+  scheme, rest = _parse(spec)
+  body, options = split_options(rest)
+  if scheme == "embedded":
+    name, _, split = body.partition("/")
+    return {(scheme, name, split or "train")}
+  if scheme in ("tfds", "synthetic"):
+    return {(scheme, body, *map("=".join, sorted(options.items())))}
+  path = rest if scheme in ("folder", "array_record") else body
+  if scheme == "array_record" and os.path.isdir(os.path.expanduser(path)):
+    path = os.path.join(path, "*.array_record")
+  return {(scheme, path.rstrip("/") if "://" in path else os.path.realpath(os.path.expanduser(path)))}
 
 
 _SPLIT_FOLDERS = ("train", "val", "validation", "test")

@@ -44,7 +44,9 @@ def open_tfds(rest: str, spec: str) -> TfdsSource:
   """
   tfds, builder, split = _builder(rest, spec)
   if split not in builder.info.splits:
-    known = ", ".join(builder.info.splits) or "none: it is not prepared"
+    if not builder.info.splits:
+      raise ValueError(f"data.source = {spec!r}: {builder.data_path} is not prepared; {_how_to_prepare(rest)}")
+    known = ", ".join(builder.info.splits)
     raise ValueError(f"data.source = {spec!r}: {builder.data_path} has no split {split!r}; its splits: {known}.")
   features = dict(builder.info.features)
   images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
@@ -64,6 +66,15 @@ def open_tfds(rest: str, spec: str) -> TfdsSource:
     ) from error
   names = tuple(features[label_key].names) if label_key is not None else ()
   return TfdsSource(records, spec, image_key, label_key, names)
+
+
+def _how_to_prepare(rest: str) -> str:
+  body, options = split_options(rest)
+  where = f", data_dir={options['data_dir']!r}" if "data_dir" in options else ""
+  return (
+    "prepare it once, where TensorFlow is installed, in Python: import tensorflow_datasets as tfds; "
+    f"tfds.builder({body.rpartition('/')[0]!r}{where}, file_format='array_record').download_and_prepare()"
+  )
 
 
 def prepared_splits(rest: str, spec: str) -> list[str]:

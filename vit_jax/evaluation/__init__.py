@@ -5,7 +5,7 @@ from vit_jax.evaluation.errors import EvaluationError, UnlabelledError
 from vit_jax.evaluation.features import Extracted, extract, extract_all, make_feature_fn
 from vit_jax.evaluation.knn import knn
 from vit_jax.evaluation.linear import linear_probe
-from vit_jax.evaluation.model import evaluate_model
+from vit_jax.evaluation.model import check_image_size, evaluate_model
 from vit_jax.evaluation.protocols import TASKS, check_tasks, evaluate
 from vit_jax.evaluation.splits import Splits, open_splits
 
@@ -16,6 +16,7 @@ __all__ = [
   "Extracted",
   "Splits",
   "UnlabelledError",
+  "check_image_size",
   "check_tasks",
   "evaluate",
   "evaluate_model",

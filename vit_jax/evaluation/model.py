@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.evaluation.baselines import BASELINES
+from vit_jax.evaluation.errors import EvaluationError
 from vit_jax.evaluation.features import FeatureFn, Progress, make_feature_fn
 from vit_jax.evaluation.protocols import check_tasks, evaluate
 from vit_jax.evaluation.report import check_path, save
@@ -95,6 +96,17 @@ def evaluate_model(
   if output is not None:
     save(output, results, about=dict(about or {}) | splits.about() | {"image_size": image_size})
   return results
+
+
+def check_image_size(size: int, stride: int, key: str) -> None:
+  """Raises EvaluationError unless images of `size` pixels are whole patches; `key` is what the user calls the size."""
+  if size < stride:
+    raise EvaluationError(f"{key}={size}: is smaller than a patch of the model, {stride} pixels")
+  if size % stride:
+    below = size // stride * stride
+    raise EvaluationError(
+      f"{key}={size}: must be a multiple of {stride}, the pixels of a patch of the model: {below} or {below + stride}"
+    )
 
 
 def untrained_params(model: Any, params: Any, *, image_size: int, seed: int = 0) -> Any:

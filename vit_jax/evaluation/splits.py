@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.data.evaluation_batches import evaluation_batches
-from vit_jax.data.sources import Source, open_source, split_options, split_specs
+from vit_jax.data.sources import Source, open_source, share_images, split_options, split_specs
 from vit_jax.evaluation.errors import EvaluationError, UnlabelledError
 
 log = logging.getLogger(__name__)
@@ -95,8 +95,14 @@ def open_splits(
 
   Raises:
     UnlabelledError: if there are fewer than two classes.
-    EvaluationError: if the sources do not have the same classes, or there are too few images to hold any out.
+    EvaluationError: if the sources share images or do not have the same classes, or there are too few images to hold
+      any out.
   """
+  if test_source is not None and share_images(train_source, test_source):
+    raise EvaluationError(
+      f"{test_source} holds images of {train_source}, which are learned from: each would be its own nearest neighbour. "
+      "Name other images as --test_data (test_source), or none: a test split or held-out images are then used."
+    )
   train = open_source(train_source, cache_dir=cache_dir)
   if train.num_classes < 2:
     raise UnlabelledError(f"{train_source} has labels of {train.num_classes} class(es), and scoring needs at least 2")

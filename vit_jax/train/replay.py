@@ -42,6 +42,8 @@ def replay(folder: str, overrides: Iterable[str] = ()) -> str:
     UserError: if the folder holds no such step, or the changes need another state.
   """
   path = Path(folder).expanduser().absolute()
+  if not path.is_dir():
+    raise UserError(f"{folder}: there is no such folder; give WORKDIR/nonfinite/STEP, as the run that gave up said")
   missing = [name for name in (CONFIG, BATCH, "checkpoints") if not (path / name).exists()]
   if missing:
     raise UserError(f"{folder}: holds no step to replay: {', '.join(missing)} is missing")

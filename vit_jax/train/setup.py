@@ -21,8 +21,9 @@ from vit_jax.config.fields import assign
 from vit_jax.data.decode import BadImage, OtherChannels, decode
 from vit_jax.data.masks import masked_patches
 from vit_jax.data.pipeline import Pipeline, make_pipeline
-from vit_jax.data.sources import Source, open_source, split_specs
+from vit_jax.data.sources import Source, open_source, share_images, split_specs
 from vit_jax.data.views import Views, image_channels
+from vit_jax.evaluation import EvaluationError, check_image_size
 from vit_jax.methods import State, gram
 from vit_jax.methods.settings import RGB_ONLY, slow_quantization
 from vit_jax.parallel import lifeline, processes
@@ -149,11 +150,12 @@ def _check_masks(config: ConfigDict, views: Views) -> None:
 
 def _check_evaluation_size(config: ConfigDict, views: Views) -> None:
   size = config.evaluation.image_size
-  if size is not None and size < views.stride:
-    raise ConfigError(
-      f"evaluation.image_size={size}: is smaller than a patch of {config.model.name}, {views.stride} pixels; None "
-      f"takes crops.global_size={config.crops.global_size}"
-    )
+  if size is None:
+    return
+  try:
+    check_image_size(size, views.stride, "evaluation.image_size")
+  except EvaluationError as error:
+    raise ConfigError(f"{error}; None takes crops.global_size={config.crops.global_size}") from None
 
 
 def _check_koleo(config: ConfigDict) -> None:
@@ -195,6 +197,11 @@ def _evaluation_sources(config: ConfigDict, source: Source) -> tuple[str, str | 
     return None
   train, test = config.evaluation.train_source, config.evaluation.test_source
   if train and test:
+    if share_images(train, test):
+      raise ConfigError(
+        f"evaluation.test_source={test!r}: holds images of evaluation.train_source={train!r}, each of which would be "
+        "its own nearest neighbour; name other images, or leave both None"
+      )
     return train, test
   if train or test:
     given = "train_source" if train else "test_source"
