@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
@@ -14,19 +13,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vit_jax import checkpoints, models, parallel, weights
+from vit_jax import checkpoints, parallel, weights
 from vit_jax.checkpoints import trees
 from vit_jax.checkpoints.tree import Placement
-from vit_jax.models import ConvNeXt, PositionTable, Rope, VisionTransformer
-from vit_jax.weights import hf_config
+from vit_jax.models import ConvNeXt, VisionTransformer
+from vit_jax.weights import hf_config, record
 from vit_jax.weights.families import family_of_model
 from vit_jax.weights.files import INDEX, MAX_SHARD_SIZE, SHARDS, SINGLE, write_safetensors, write_sharded
 from vit_jax.weights.opening import CONFIG, PREPROCESSOR, open_weights, read_json, read_preprocessor
 from vit_jax.weights.pth import write_pth
+from vit_jax.weights.record import MODEL
 
-MODEL, PARAMS = "model.json", "params"  # of a folder of format "orbax"
-TYPES = ("dtype", "param_dtype")  # attributes that are array types
-SETTINGS = {"rope": Rope, "position_table": PositionTable}  # attributes that are dataclasses
+PARAMS = "params"  # with MODEL, a folder of format "orbax"
 
 Backbone = VisionTransformer | ConvNeXt
 
@@ -63,7 +61,8 @@ def load_model(
 ) -> tuple[Backbone, dict[str, Any]]:
   """Opens a model: its module and its parameters, on the default device or spread over those of a mesh.
 
-  Of a weights file, one parameter is in the memory of the host at a time; with a mesh, one shard of one.
+  Of a weights file, one parameter is in the memory of the host at a time; with a mesh, one shard of one. What leaves
+  no trace in a file of others (often num_heads, always norm_eps) is assumed, and a warning of the log says so.
 
   Args:
     path: the workdir of a run (the teacher of its newest step), one of its step folders, `students/NAME` in either
@@ -212,13 +211,11 @@ def _open_run(path: pathlib.Path, overrides: dict[str, Any], sharding: Placement
 
 
 def _open_own(path: pathlib.Path, overrides: dict[str, Any], sharding: Placement | None) -> tuple[Backbone, dict]:
-  saved = read_json(path / MODEL)
-  attributes = saved["attributes"] | {name: jnp.dtype(saved["attributes"][name]) for name in TYPES}
-  for name, kind in SETTINGS.items():
-    if attributes.get(name) is not None:
-      attributes[name] = kind(**attributes[name])
-  attributes = {name: tuple(value) if isinstance(value, list) else value for name, value in attributes.items()}
-  return getattr(models, saved["module"])(**(attributes | overrides)), trees.read_tree(path / PARAMS, sharding)
+  try:
+    module, attributes = record.from_json(read_json(path / MODEL))
+  except weights.WeightsError as error:
+    raise weights.WeightsError(f"{path}: {error}") from error
+  return module(**(attributes | overrides)), trees.read_tree(path / PARAMS, sharding)
 
 
 def _open_file(path: pathlib.Path, overrides: dict[str, Any], sharding: Placement | None) -> tuple[Backbone, dict]:
@@ -230,8 +227,8 @@ def _open_file(path: pathlib.Path, overrides: dict[str, Any], sharding: Placemen
   except ValueError as error:
     raise weights.WeightsError(f"{path}: {error}") from error
   if opened.inferred:
-    assumed = ", ".join(f"{name}={value!r}" for name, value in found.assumed.items() if name not in overrides)
-    _log.info("%s: inferred %s. Not in the file, assumed: %s.", path, _describe(model), assumed or "nothing")
+    _log.info("%s: inferred %s.", path, _describe(model))
+    _say_what_was_assumed(path, {k: v for k, v in found.assumed.items() if k.partition(".")[0] not in overrides})
   if opened.others:
     _log.info("%s: taking the backbone; not loaded: %s.", path, ", ".join(opened.others))
   try:
@@ -240,22 +237,20 @@ def _open_file(path: pathlib.Path, overrides: dict[str, Any], sharding: Placemen
     raise weights.WeightMismatch(f"{path}: {error}") from error
 
 
+def _say_what_was_assumed(path: pathlib.Path, assumed: Mapping[str, Any]) -> None:
+  if not assumed:
+    return
+  others = ", ".join(dict.fromkeys(f"{name.partition('.')[0]}=…" for name in assumed))
+  values = ", ".join(f"{name}={value!r}" for name, value in assumed.items())
+  _log.warning("%s: not in the file, assumed: %s. Others are given by load_model(path, %s).", path, values, others)
+
+
 def _describe(model: Backbone) -> str:
-  plain = type(model)()
-  always = [name for name in ("patch_size", "width", "depth", "num_heads", "mlp") if name in _attributes(plain)]
-  fields = [name for name in _attributes(model) if getattr(model, name) != getattr(plain, name)]
-  named = (f"{name}={getattr(model, name)!r}" for name in dict.fromkeys([*always, *fields]))
+  plain, fields = record.to_json(type(model)()), record.to_json(model)
+  always = [name for name in ("patch_size", "width", "depth", "num_heads", "mlp") if name in plain]
+  different = [name for name in fields if fields[name] != plain[name]]
+  named = (f"{name}={getattr(model, name)!r}" for name in dict.fromkeys([*always, *different]))
   return f"{type(model).__name__}({', '.join(named)})"
-
-
-def _attributes(model: Backbone) -> dict[str, Any]:
-  """The module's attributes as JSON values."""
-  names = [field.name for field in dataclasses.fields(model) if field.name not in ("parent", "name")]
-  values = {name: getattr(model, name) for name in names}
-  values |= {name: str(jnp.dtype(values[name])) for name in TYPES}
-  return values | {
-    name: dataclasses.asdict(values[name]) for name in SETTINGS if name in values and values[name] is not None
-  }
 
 
 def _with_masking(
@@ -298,24 +293,25 @@ def _write_pth(path: pathlib.Path, model: Backbone, params: Mapping[str, Any], e
   model, params = _with_masking(model, params, True, export.target)
   state_dict = weights.lazy_state_dict(params, model, layout)
   path.parent.mkdir(parents=True, exist_ok=True)
-  write_pth(path, state_dict, _texts(export))
+  write_pth(path, state_dict, _texts(model, layout, export))
 
 
 def _write_timm(path: pathlib.Path, model: Backbone, params: Mapping[str, Any], export: _Export) -> None:
   model, params = _with_masking(model, params, False, export.target)
   state_dict = weights.lazy_state_dict(params, model, "timm")
   path.parent.mkdir(parents=True, exist_ok=True)
-  write_safetensors(path, state_dict, _texts(export))
+  write_safetensors(path, state_dict, _texts(model, "timm", export))
 
 
-def _texts(export: _Export) -> dict[str, str]:
-  """What a single file says besides its tensors."""
-  return {} if export.preprocessor is None else {PREPROCESSOR: json.dumps(export.preprocessor)}
+def _texts(model: Backbone, layout: str, export: _Export) -> dict[str, str]:
+  """What a single file says besides its tensors, where others pass over it."""
+  own = {MODEL: record.to_text(model, layout)}
+  return own if export.preprocessor is None else own | {PREPROCESSOR: json.dumps(export.preprocessor)}
 
 
 def _write_orbax(path: pathlib.Path, model: Backbone, params: Mapping[str, Any], export: _Export) -> None:
   path.mkdir(parents=True)
-  _write_json(path / MODEL, {"module": type(model).__name__, "attributes": _attributes(model)})
+  _write_json(path / MODEL, {"module": type(model).__name__, "attributes": record.to_json(model)})
   trees.write_tree(path / PARAMS, params)
   if export.preprocessor is not None:
     _write_json(path / PREPROCESSOR, export.preprocessor)
