@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import pathlib
 import shutil
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,9 +21,17 @@ from vit_jax.checkpoints.tree import Placement
 from vit_jax.models import ConvNeXt, VisionTransformer
 from vit_jax.weights import hf_config, record
 from vit_jax.weights.families import family_of_model
-from vit_jax.weights.files import INDEX, MAX_SHARD_SIZE, SHARDS, SINGLE, write_safetensors, write_sharded
+from vit_jax.weights.files import (
+  INDEX,
+  MAX_SHARD_SIZE,
+  SHARDS,
+  SINGLE,
+  read_metadata,
+  write_safetensors,
+  write_sharded,
+)
 from vit_jax.weights.opening import CONFIG, PREPROCESSOR, open_weights, read_json, read_preprocessor
-from vit_jax.weights.pth import write_pth
+from vit_jax.weights.pth import read_extra, write_pth
 from vit_jax.weights.record import MODEL
 
 PARAMS = "params"  # with MODEL, a folder of format "orbax"
@@ -129,11 +139,13 @@ def save_model(
   image_size: int = 224,
   value_range: Sequence[float] | None = None,
   max_shard_size: int = MAX_SHARD_SIZE,
+  overwrite: bool = False,
 ) -> None:
   """Saves a model so that others, and `load_model`, open it. What is there is complete or not there.
 
   Args:
-    path: a folder; for "pth" and "timm" a file. An earlier export there is replaced, anything else is left alone.
+    path: a folder; for "pth" and "timm" a file. An earlier export of the same format there is replaced, anything
+      else is left alone.
     model: the module.
     params: its parameters.
     format: "safetensors": a folder for `transformers.AutoModel.from_pretrained`; "pth": a flat file as the
@@ -144,6 +156,7 @@ def save_model(
     image_size: nominal side of the images, written to the configuration.
     value_range: of images that do not have 8 bits (`data.value_range`); stored beside mean and std.
     max_shard_size: bytes of one file of weights; a larger model becomes several and an index ("safetensors").
+    overwrite: replace any file, and a model of any format in a folder, as well.
 
   Raises:
     WeightsError: if the format cannot express the model (names the attribute and the formats that can), or the
@@ -160,7 +173,7 @@ def save_model(
   if format == "timm" and path.suffix != ".safetensors":  # by which timm, and load_model, know what is in it
     raise UnknownModel(f'{path}: a file of format "timm" is named …safetensors: {path.name}.safetensors.')
   preprocessor = None if mean is None else hf_config.to_preprocessor(mean, std, image_size, value_range)
-  target = _free_place(path, is_folder=format not in _FILES)
+  target = _free_place(path, format, overwrite)
   unfinished = path.with_name(f".{path.name}.unfinished.{os.getpid()}")
   try:
     _WRITERS[format](unfinished, model, params, _Export(target, image_size, preprocessor, max_shard_size))
@@ -325,21 +338,51 @@ def _write_json(path: pathlib.Path, value: Any) -> None:
   path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def _free_place(path: pathlib.Path, *, is_folder: bool) -> pathlib.Path:
-  """The path, if an export may be put there."""
-  strangers = []
-  if path.is_dir():
-    known = (SINGLE, INDEX, SHARDS, CONFIG, PREPROCESSOR, MODEL, PARAMS)
-    strangers = sorted(entry.name for entry in path.iterdir() if not any(map(entry.match, known)))
-    if not is_folder:
+def _free_place(path: pathlib.Path, format: str, overwrite: bool) -> pathlib.Path:
+  """The path, if an export of this format may be put there."""
+  if format in _FILES:
+    if path.is_dir():
       raise UnknownModel(f"{path} is a folder; this format writes a file.")
-  elif path.exists() and is_folder:
+    if path.exists() and not overwrite and path.stat().st_size and not _is_own_file(path, format):
+      raise UnknownModel(
+        f"{path} is there and no export of vit_jax in format {format!r}: choose another name, or replace it "
+        "with --overwrite (overwrite=True)."
+      )
+    return path
+  if path.is_dir():
+    _check_folder(path, format, overwrite)
+  elif path.exists():
     raise UnknownModel(f"{path} is a file; this format writes a folder.")
+  elif path.suffix in (".safetensors", ".pth"):
+    raise UnknownModel(
+      f"{path}: format {format!r} writes a folder: name it {path.stem}, or choose a format that is one file, "
+      f"{' or '.join(_FILES)}."
+    )
+  return path
+
+
+def _check_folder(path: pathlib.Path, format: str, overwrite: bool) -> None:
+  known = (SINGLE, INDEX, SHARDS, CONFIG, PREPROCESSOR, MODEL, PARAMS)
+  strangers = sorted(entry.name for entry in path.iterdir() if not any(map(entry.match, known)))
   if strangers:
     raise UnknownModel(
       f"{path} holds other things than an exported model ({', '.join(strangers[:3])}): choose another."
     )
-  return path
+  other = CONFIG if format == "orbax" else MODEL
+  if (path / other).exists() and not overwrite:
+    raise UnknownModel(
+      f"{path} holds a model in another format than {format!r} (it has {other}): choose another folder, or replace it "
+      "with --overwrite (overwrite=True)."
+    )
+
+
+def _is_own_file(path: pathlib.Path, format: str) -> bool:
+  """Whether a file has one of the texts that exports of this format have."""
+  try:
+    find = functools.partial(read_extra, path) if format == "pth" else read_metadata(path).get
+    return any(find(name) is not None for name in (MODEL, PREPROCESSOR))
+  except (weights.WeightsError, zipfile.BadZipFile):
+    return False
 
 
 def _flush(path: pathlib.Path) -> None:
