@@ -190,6 +190,39 @@ def test_exports_replace_exports_and_nothing_else(tmp_path: pathlib.Path):
   assert (path / "thesis.tex").exists()
 
 
+def test_a_file_that_is_no_export_is_replaced_on_demand_only(tmp_path: pathlib.Path):
+  model, path = MODELS["vits"], tmp_path / "thesis.pth"
+  params = random_params(model)
+  path.write_text("years of work")
+  with pytest.raises(
+    hub.UnknownModel, match=r"thesis\.pth is there and no export of vit_jax in format 'pth': .*--over"
+  ):
+    vit_jax.save_model(path, model, params, "pth")
+  assert path.read_text() == "years of work"
+  vit_jax.save_model(path, model, params, "pth", overwrite=True)
+  vit_jax.save_model(path, model, random_params(model, 1), "pth")  # an earlier export, by now
+  assert_same(vit_jax.load_model(path)[1], random_params(model, 1))
+  foreign = tmp_path / "theirs.safetensors"
+  write_safetensors(foreign, {"x": np.zeros(1)})
+  with pytest.raises(hub.UnknownModel, match=r"theirs\.safetensors is there and no export"):
+    vit_jax.save_model(foreign, OTHERS["vit"], random_params(OTHERS["vit"]), "timm")
+
+
+def test_a_folder_keeps_its_format_and_is_not_named_as_a_file(tmp_path: pathlib.Path):
+  model, path = MODELS["vits"], tmp_path / "m"
+  params = random_params(model)
+  vit_jax.save_model(path, model, params)
+  with pytest.raises(hub.UnknownModel, match=r"in another format than 'orbax' \(it has config\.json\)"):
+    vit_jax.save_model(path, model, params, "orbax")
+  vit_jax.save_model(path, model, params, "orbax", overwrite=True)
+  assert vit_jax.load_model(path)[0] == model
+  with pytest.raises(
+    hub.UnknownModel, match=r"x\.safetensors: format 'safetensors' writes a folder: name it x, or .*timm"
+  ):
+    vit_jax.save_model(tmp_path / "x.safetensors", model, params)
+  assert os.listdir(tmp_path) == ["m"]
+
+
 def test_an_interrupted_export_leaves_the_old_one(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
   model, path = MODELS["vits"], tmp_path / "m"
   vit_jax.save_model(path, model, random_params(model, 0))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import json
 import logging
 import os
 import pathlib
 import shutil
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,20 +17,27 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from vit_jax import checkpoints, models, parallel, weights
+from vit_jax import checkpoints, parallel, weights
 from vit_jax.checkpoints import trees
 from vit_jax.checkpoints.tree import Placement
-from vit_jax.models import ConvNeXt, PositionTable, Rope, VisionTransformer
+from vit_jax.models import ConvNeXt, VisionTransformer
 from vit_jax.ops.images import normalize_images
-from vit_jax.weights import hf_config
+from vit_jax.weights import hf_config, record
 from vit_jax.weights.families import family_of_model
-from vit_jax.weights.files import INDEX, MAX_SHARD_SIZE, SHARDS, SINGLE, write_safetensors, write_sharded
+from vit_jax.weights.files import (
+  INDEX,
+  MAX_SHARD_SIZE,
+  SHARDS,
+  SINGLE,
+  read_metadata,
+  write_safetensors,
+  write_sharded,
+)
 from vit_jax.weights.opening import CONFIG, PREPROCESSOR, open_weights, read_json, read_preprocessor
-from vit_jax.weights.pth import write_pth
+from vit_jax.weights.pth import read_extra, write_pth
+from vit_jax.weights.record import MODEL
 
-MODEL, PARAMS = "model.json", "params"  # of a folder of format "orbax"
-TYPES = ("dtype", "param_dtype")  # attributes that are array types
-SETTINGS = {"rope": Rope, "position_table": PositionTable}  # attributes that are dataclasses
+PARAMS = "params"  # with MODEL, a folder of format "orbax"
 
 Backbone = VisionTransformer | ConvNeXt
 
@@ -66,7 +74,8 @@ def load_model(
 ) -> tuple[Backbone, dict[str, Any]]:
   """Opens a model: its module and its parameters, on the default device or spread over those of a mesh.
 
-  Of a weights file, one parameter is in the memory of the host at a time; with a mesh, one shard of one.
+  Of a weights file, one parameter is in the memory of the host at a time; with a mesh, one shard of one. What leaves
+  no trace in a file of others (often num_heads, always norm_eps) is assumed, and a warning of the log says so.
 
   Args:
     path: the workdir of a run (the teacher of its newest step), one of its step folders, `students/NAME` in either
@@ -158,11 +167,13 @@ def save_model(
   image_size: int = 224,
   value_range: Sequence[float] | None = None,
   max_shard_size: int = MAX_SHARD_SIZE,
+  overwrite: bool = False,
 ) -> None:
   """Saves a model so that others, and `load_model`, open it. What is there is complete or not there.
 
   Args:
-    path: a folder; for "pth" and "timm" a file. An earlier export there is replaced, anything else is left alone.
+    path: a folder; for "pth" and "timm" a file. An earlier export of the same format there is replaced, anything
+      else is left alone.
     model: the module.
     params: its parameters.
     format: "safetensors": a folder for `transformers.AutoModel.from_pretrained`; "pth": a flat file as the
@@ -173,6 +184,7 @@ def save_model(
     image_size: nominal side of the images, written to the configuration.
     value_range: of images that do not have 8 bits (`data.value_range`); stored beside mean and std.
     max_shard_size: bytes of one file of weights; a larger model becomes several and an index ("safetensors").
+    overwrite: replace any file, and a model of any format in a folder, as well.
 
   Raises:
     WeightsError: if the format cannot express the model (names the attribute and the formats that can), or the
@@ -189,7 +201,7 @@ def save_model(
   if format == "timm" and path.suffix != ".safetensors":  # by which timm, and load_model, know what is in it
     raise UnknownModel(f'{path}: a file of format "timm" is named …safetensors: {path.name}.safetensors.')
   preprocessor = None if mean is None else hf_config.to_preprocessor(mean, std, image_size, value_range)
-  target = _free_place(path, is_folder=format not in _FILES)
+  target = _free_place(path, format, overwrite)
   unfinished = path.with_name(f".{path.name}.unfinished.{os.getpid()}")
   try:
     _WRITERS[format](unfinished, model, params, _Export(target, image_size, preprocessor, max_shard_size))
@@ -240,13 +252,11 @@ def _open_run(path: pathlib.Path, overrides: dict[str, Any], sharding: Placement
 
 
 def _open_own(path: pathlib.Path, overrides: dict[str, Any], sharding: Placement | None) -> tuple[Backbone, dict]:
-  saved = read_json(path / MODEL)
-  attributes = saved["attributes"] | {name: jnp.dtype(saved["attributes"][name]) for name in TYPES}
-  for name, kind in SETTINGS.items():
-    if attributes.get(name) is not None:
-      attributes[name] = kind(**attributes[name])
-  attributes = {name: tuple(value) if isinstance(value, list) else value for name, value in attributes.items()}
-  return getattr(models, saved["module"])(**(attributes | overrides)), trees.read_tree(path / PARAMS, sharding)
+  try:
+    module, attributes = record.from_json(read_json(path / MODEL))
+  except weights.WeightsError as error:
+    raise weights.WeightsError(f"{path}: {error}") from error
+  return module(**(attributes | overrides)), trees.read_tree(path / PARAMS, sharding)
 
 
 def _open_file(path: pathlib.Path, overrides: dict[str, Any], sharding: Placement | None) -> tuple[Backbone, dict]:
@@ -258,8 +268,8 @@ def _open_file(path: pathlib.Path, overrides: dict[str, Any], sharding: Placemen
   except ValueError as error:
     raise weights.WeightsError(f"{path}: {error}") from error
   if opened.inferred:
-    assumed = ", ".join(f"{name}={value!r}" for name, value in found.assumed.items() if name not in overrides)
-    _log.info("%s: inferred %s. Not in the file, assumed: %s.", path, _describe(model), assumed or "nothing")
+    _log.info("%s: inferred %s.", path, _describe(model))
+    _say_what_was_assumed(path, {k: v for k, v in found.assumed.items() if k.partition(".")[0] not in overrides})
   if opened.others:
     _log.info("%s: taking the backbone; not loaded: %s.", path, ", ".join(opened.others))
   try:
@@ -268,22 +278,20 @@ def _open_file(path: pathlib.Path, overrides: dict[str, Any], sharding: Placemen
     raise weights.WeightMismatch(f"{path}: {error}") from error
 
 
+def _say_what_was_assumed(path: pathlib.Path, assumed: Mapping[str, Any]) -> None:
+  if not assumed:
+    return
+  others = ", ".join(dict.fromkeys(f"{name.partition('.')[0]}=…" for name in assumed))
+  values = ", ".join(f"{name}={value!r}" for name, value in assumed.items())
+  _log.warning("%s: not in the file, assumed: %s. Others are given by load_model(path, %s).", path, values, others)
+
+
 def _describe(model: Backbone) -> str:
-  plain = type(model)()
-  always = [name for name in ("patch_size", "width", "depth", "num_heads", "mlp") if name in _attributes(plain)]
-  fields = [name for name in _attributes(model) if getattr(model, name) != getattr(plain, name)]
-  named = (f"{name}={getattr(model, name)!r}" for name in dict.fromkeys([*always, *fields]))
+  plain, fields = record.to_json(type(model)()), record.to_json(model)
+  always = [name for name in ("patch_size", "width", "depth", "num_heads", "mlp") if name in plain]
+  different = [name for name in fields if fields[name] != plain[name]]
+  named = (f"{name}={getattr(model, name)!r}" for name in dict.fromkeys([*always, *different]))
   return f"{type(model).__name__}({', '.join(named)})"
-
-
-def _attributes(model: Backbone) -> dict[str, Any]:
-  """The module's attributes as JSON values."""
-  names = [field.name for field in dataclasses.fields(model) if field.name not in ("parent", "name")]
-  values = {name: getattr(model, name) for name in names}
-  values |= {name: str(jnp.dtype(values[name])) for name in TYPES}
-  return values | {
-    name: dataclasses.asdict(values[name]) for name in SETTINGS if name in values and values[name] is not None
-  }
 
 
 def _with_masking(
@@ -326,24 +334,25 @@ def _write_pth(path: pathlib.Path, model: Backbone, params: Mapping[str, Any], e
   model, params = _with_masking(model, params, True, export.target)
   state_dict = weights.lazy_state_dict(params, model, layout)
   path.parent.mkdir(parents=True, exist_ok=True)
-  write_pth(path, state_dict, _texts(export))
+  write_pth(path, state_dict, _texts(model, layout, export))
 
 
 def _write_timm(path: pathlib.Path, model: Backbone, params: Mapping[str, Any], export: _Export) -> None:
   model, params = _with_masking(model, params, False, export.target)
   state_dict = weights.lazy_state_dict(params, model, "timm")
   path.parent.mkdir(parents=True, exist_ok=True)
-  write_safetensors(path, state_dict, _texts(export))
+  write_safetensors(path, state_dict, _texts(model, "timm", export))
 
 
-def _texts(export: _Export) -> dict[str, str]:
-  """What a single file says besides its tensors."""
-  return {} if export.preprocessor is None else {PREPROCESSOR: json.dumps(export.preprocessor)}
+def _texts(model: Backbone, layout: str, export: _Export) -> dict[str, str]:
+  """What a single file says besides its tensors, where others pass over it."""
+  own = {MODEL: record.to_text(model, layout)}
+  return own if export.preprocessor is None else own | {PREPROCESSOR: json.dumps(export.preprocessor)}
 
 
 def _write_orbax(path: pathlib.Path, model: Backbone, params: Mapping[str, Any], export: _Export) -> None:
   path.mkdir(parents=True)
-  _write_json(path / MODEL, {"module": type(model).__name__, "attributes": _attributes(model)})
+  _write_json(path / MODEL, {"module": type(model).__name__, "attributes": record.to_json(model)})
   trees.write_tree(path / PARAMS, params)
   if export.preprocessor is not None:
     _write_json(path / PREPROCESSOR, export.preprocessor)
@@ -357,21 +366,51 @@ def _write_json(path: pathlib.Path, value: Any) -> None:
   path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def _free_place(path: pathlib.Path, *, is_folder: bool) -> pathlib.Path:
-  """The path, if an export may be put there."""
-  strangers = []
-  if path.is_dir():
-    known = (SINGLE, INDEX, SHARDS, CONFIG, PREPROCESSOR, MODEL, PARAMS)
-    strangers = sorted(entry.name for entry in path.iterdir() if not any(map(entry.match, known)))
-    if not is_folder:
+def _free_place(path: pathlib.Path, format: str, overwrite: bool) -> pathlib.Path:
+  """The path, if an export of this format may be put there."""
+  if format in _FILES:
+    if path.is_dir():
       raise UnknownModel(f"{path} is a folder; this format writes a file.")
-  elif path.exists() and is_folder:
+    if path.exists() and not overwrite and path.stat().st_size and not _is_own_file(path, format):
+      raise UnknownModel(
+        f"{path} is there and no export of vit_jax in format {format!r}: choose another name, or replace it "
+        "with --overwrite (overwrite=True)."
+      )
+    return path
+  if path.is_dir():
+    _check_folder(path, format, overwrite)
+  elif path.exists():
     raise UnknownModel(f"{path} is a file; this format writes a folder.")
+  elif path.suffix in (".safetensors", ".pth"):
+    raise UnknownModel(
+      f"{path}: format {format!r} writes a folder: name it {path.stem}, or choose a format that is one file, "
+      f"{' or '.join(_FILES)}."
+    )
+  return path
+
+
+def _check_folder(path: pathlib.Path, format: str, overwrite: bool) -> None:
+  known = (SINGLE, INDEX, SHARDS, CONFIG, PREPROCESSOR, MODEL, PARAMS)
+  strangers = sorted(entry.name for entry in path.iterdir() if not any(map(entry.match, known)))
   if strangers:
     raise UnknownModel(
       f"{path} holds other things than an exported model ({', '.join(strangers[:3])}): choose another."
     )
-  return path
+  other = CONFIG if format == "orbax" else MODEL
+  if (path / other).exists() and not overwrite:
+    raise UnknownModel(
+      f"{path} holds a model in another format than {format!r} (it has {other}): choose another folder, or replace it "
+      "with --overwrite (overwrite=True)."
+    )
+
+
+def _is_own_file(path: pathlib.Path, format: str) -> bool:
+  """Whether a file has one of the texts that exports of this format have."""
+  try:
+    find = functools.partial(read_extra, path) if format == "pth" else read_metadata(path).get
+    return any(find(name) is not None for name in (MODEL, PREPROCESSOR))
+  except (weights.WeightsError, zipfile.BadZipFile):
+    return False
 
 
 def _flush(path: pathlib.Path) -> None:

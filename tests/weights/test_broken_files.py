@@ -64,7 +64,7 @@ def saved(folder: pathlib.Path, name: str) -> tuple[pathlib.Path, dict[str, np.n
   """A whole file or folder of a layout, its tensors, and a function that writes others in their place."""
   model, file, *_ = LAYOUTS[name]
   path = folder / file
-  vit_jax.save_model(path, model, random_params(model), format=FORMATS[file])
+  vit_jax.save_model(path, model, random_params(model), format=FORMATS[file], overwrite=True)
   if file == "m.pth":
     return path, read_pth(path), lambda tensors: write_pth(path, tensors)
   single = path / SINGLE if file == "m" else path

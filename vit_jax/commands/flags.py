@@ -88,6 +88,9 @@ def with_format(parser: argparse.ArgumentParser) -> None:
     metavar="SIZE",
     help="a larger model becomes several files of at most this size (safetensors; default: 5GB)",
   )
+  parser.add_argument(
+    "--overwrite", action="store_true", help="replace what is there, even if it is no export of the same format"
+  )
 
 
 def _bytes(text: str) -> int:

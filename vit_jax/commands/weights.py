@@ -37,6 +37,7 @@ def _export(args: argparse.Namespace) -> None:
     image_size=seen.image_size,
     value_range=seen.value_range,
     max_shard_size=args.max_shard_size,
+    overwrite=args.overwrite,
   )
   print(f"wrote {args.to} ({args.format})")
 

@@ -135,6 +135,8 @@ def _possible(attribute: str, value: Any, model: nn.Module) -> bool:
   """Whether a file with the tensors of `model` may have been saved from one with this attribute."""
   if attribute == "num_heads":
     return model.width % value == 0
+  if attribute == "rope":
+    return value is not None
   if attribute == "position_table":
     return value is not None and model.position_table is not None and value.grid == model.position_table.grid
   return True

@@ -118,7 +118,11 @@ def recognise(state_dict: Mapping[str, Any]) -> Recognised:
     assumed = {name: attributes[name] for name in ("num_heads", "norm_eps", "position_table")}
     return Recognised("dinov2", VisionTransformer, attributes, assumed)
   attributes = _timm(shapes)
-  assumed = {name: attributes[name] for name in ("num_heads", "norm_eps", "mlp", "pool")}
+  assumed = {name: attributes[name] for name in ("num_heads", "norm_eps", "mlp", "pool", "rope")}
+  if attributes["qk_norm"]:  # whose weights are as long as a head is wide
+    del assumed["num_heads"]
+  if attributes["rope"] is None:
+    del assumed["rope"]
   return Recognised("timm", VisionTransformer, attributes, assumed)
 
 

@@ -14,6 +14,7 @@ from vit_jax.weights.files import INDEX, SINGLE, check_no_pointer, open_safetens
 from vit_jax.weights.hf_config import from_preprocessor
 from vit_jax.weights.infer import Recognised, recognise
 from vit_jax.weights.pth import open_pth, read_extra
+from vit_jax.weights.record import MODEL, read_text
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"  # of a Hugging Face folder
 HEADS = ("dino_head", "ibot_head")
@@ -51,12 +52,13 @@ def open_weights(path: pathlib.Path) -> Opened:
     raise WeightsError(f"{path} is no model: a folder of weights has {SINGLE} (or its sharded form) and {CONFIG}.")
   config = _configuration(path)
   tensors = open_safetensors(path) if _is_safetensors(path) else open_pth(path)
-  stored = read_preprocessor(path)
+  stored, own = read_preprocessor(path), _text(path, MODEL)
   normalization = None if stored is None else stored[:2]
-  if config is not None:
+  if config is not None and own is None:
     return _from_config(config, tensors, path)._replace(normalization=normalization)
   try:
-    return _from_names(tensors)._replace(normalization=normalization)
+    opened = _from_names(tensors) if own is None else Opened(read_text(own, tensors), {"backbone": tensors})
+    return opened._replace(normalization=normalization)
   except WeightsError as error:
     raise WeightsError(f"{path}: {error}") from error
 
@@ -68,9 +70,7 @@ def read_preprocessor(
 
   They are in a folder, beside a file, or in the texts that a file has room for.
   """
-  text, beside = None, (path if path.is_dir() else path.parent) / PREPROCESSOR
-  if path.is_file():
-    text = read_metadata(path).get(PREPROCESSOR) if _is_safetensors(path) else read_extra(path, PREPROCESSOR)
+  text, beside = _text(path, PREPROCESSOR), (path if path.is_dir() else path.parent) / PREPROCESSOR
   if text is not None:
     return from_preprocessor(json.loads(text))
   if path.suffix == ".pth" or not beside.exists():
@@ -89,6 +89,14 @@ def read_json(path: pathlib.Path) -> Any:
     return json.loads(path.read_text())
   except (json.JSONDecodeError, UnicodeDecodeError) as error:
     raise WeightsError(f"{path} is no JSON: {error}.") from error
+
+
+def _text(path: pathlib.Path, name: str) -> str | None:
+  """A text in a single file of weights, which may be that of a folder; None: there is none."""
+  file = path / SINGLE if path.is_dir() else path
+  if not file.is_file():
+    return None
+  return read_metadata(file).get(name) if _is_safetensors(file) else read_extra(file, name)
 
 
 def _is_safetensors(path: pathlib.Path) -> bool:
