@@ -91,6 +91,7 @@ def prepare(config: ConfigDict) -> Run:
       _check_koleo(alone)
       _check_channels(alone, source)
       _report_quantization(alone)
+    _report_repeats(resolved, len(source))
     _check_masks(resolved, views)
     _check_evaluation_size(resolved, views)
     sources = _evaluation_sources(resolved, source)
@@ -167,6 +168,18 @@ def _check_koleo(config: ConfigDict) -> None:
 def _report_quantization(config: ConfigDict) -> None:
   if why := slow_quantization(config):
     log.warning("model.quantization=%s: %s: it is emulated, and slower than none.", config.model.quantization, why)
+
+
+def _report_repeats(config: ConfigDict, images: int) -> None:
+  if config.batch_size > images:
+    log.warning(
+      "batch_size=%d: is more than the %d images of data.source, and each comes about %.1f times in a batch: KoLeo "
+      "pushes the crops of one image apart, and Sinkhorn-Knopp spreads them over the prototypes, as if they were of "
+      "different images. Lower batch_size or add images.",
+      config.batch_size,
+      images,
+      config.batch_size / images,
+    )
 
 
 def _check_channels(config: ConfigDict, source: Source) -> None:
