@@ -34,6 +34,7 @@ from vit_jax.methods import State
 from vit_jax.parallel import processes
 from vit_jax.train import frozen, setup, starting
 from vit_jax.train import goodput as goodputs
+from vit_jax.train.alone import alone, check_folder
 from vit_jax.train.caching import caching
 from vit_jax.train.compiling import CompiledSteps, compiler_options
 from vit_jax.train.evaluations import Evaluations
@@ -55,11 +56,18 @@ PICTURED = 8  # images of the batch that is shown
 LOOK_AHEAD = 1000  # steps among which the resolutions are sought that are to be compiled ahead
 
 
-def describe(config: ConfigDict, workdir: str) -> str:
-  """What `train` would do, without compiling or writing anything."""
+def describe(config: ConfigDict, workdir: str, *, accept_config_change: bool = False) -> str:
+  """What `train` would do, without compiling or writing anything.
+
+  Raises:
+    UserError: where `train` would refuse.
+  """
+  folder = Path(workdir).expanduser().absolute()
+  check_folder(folder)
   run = setup.prepare(config)
+  setup.check_unchanged(frozen.pin(run, folder).config, folder, accept_change=accept_config_change)
   facts = "\n".join(f"{name:<14}{value}" for name, value in (setup.describe(run) | {"workdir": workdir}).items())
-  step = latest(Path(workdir).expanduser())
+  step = latest(folder)
   if step is not None:
     start = f"goes on from step {step} of the workdir, whatever init_from and gram.source say"
   else:
@@ -84,10 +92,10 @@ def train(config: ConfigDict, workdir: str, *, accept_config_change: bool = Fals
   Raises:
     ConfigError: before the first compile, if the config cannot work or differs from the run's.
     Stopped: after saving, if the process was asked to stop.
-    UserError: if the loss is no longer finite.
+    UserError: if another run is in `workdir`, if there can be no such folder, or if the loss is no longer finite.
   """
   folder = Path(workdir).expanduser().absolute()
-  with caching(config.compilation_cache, folder):
+  with alone(folder), caching(config.compilation_cache, folder):
     return _train(config, folder, Goodput(folder), accept_config_change=accept_config_change)
 
 

@@ -228,28 +228,42 @@ def _evaluation_sources(config: ConfigDict, source: Source) -> tuple[str, str | 
   return None
 
 
-def remember(config: ConfigDict, workdir: Path, *, accept_change: bool) -> None:
-  """Saves the resolved config in the workdir, or compares it with that of the run that is there.
+def check_unchanged(config: ConfigDict, workdir: Path, *, accept_change: bool) -> list[str] | None:
+  """Compares the resolved config with that of the run in the workdir.
+
+  Returns:
+    What changed; None: there is no run.
 
   Raises:
     ConfigError: listing the differences, if the run was started with another config; keys of FREE are not refused.
   """
   begun = _begun_with(workdir)
-  if begun is not None:
-    changes = configs.difference(begun, config)
-    if begun.distillation.fingerprint and begun.distillation.fingerprint == config.distillation.fingerprint:
-      begun.distillation.teacher = config.distillation.teacher  # the same parameters in another place
-    refused = [change for change in configs.difference(begun, config) if not change.startswith(FREE)]
-    if refused and not accept_change:
-      listed = "\n".join(f"  {change}" for change in refused)
-      raise ConfigError(
-        f"{workdir} was started with another config:\n{listed}\n"
-        "use another --workdir, or --accept_config_change to go on with the new values"
-      )
-    for change in changes:
-      log.warning("config changed: %s", change)
-    if not changes and (workdir / CONFIG_FILE).exists():
-      return
+  if begun is None:
+    return None
+  changes = configs.difference(begun, config)
+  if begun.distillation.fingerprint and begun.distillation.fingerprint == config.distillation.fingerprint:
+    begun.distillation.teacher = config.distillation.teacher  # the same parameters in another place
+  refused = [change for change in configs.difference(begun, config) if not change.startswith(FREE)]
+  if refused and not accept_change:
+    listed = "\n".join(f"  {change}" for change in refused)
+    raise ConfigError(
+      f"{workdir} was started with another config:\n{listed}\n"
+      "use another --workdir, or --accept_config_change to go on with the new values"
+    )
+  for change in changes:
+    log.warning("config changed: %s", change)
+  return changes
+
+
+def remember(config: ConfigDict, workdir: Path, *, accept_change: bool) -> None:
+  """Saves the resolved config in the workdir, unless it is there.
+
+  Raises:
+    ConfigError: as `check_unchanged`.
+  """
+  changes = check_unchanged(config, workdir, accept_change=accept_change)
+  if changes == [] and (workdir / CONFIG_FILE).exists():
+    return
   if jax.process_index() == 0:
     workdir.mkdir(parents=True, exist_ok=True)
     configs.save(config, workdir / CONFIG_FILE)
