@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from vit_jax import config as configs
 from vit_jax import parallel
-from vit_jax.checkpoints import Checkpoints, latest
+from vit_jax.checkpoints import Checkpoints, NotWritten, latest
 from vit_jax.config import UserError
 from vit_jax.data.device import augmented, one_device
 from vit_jax.data.groups import SIZES, batch_shapes
@@ -40,7 +40,7 @@ from vit_jax.train.compiling import CompiledSteps, compiler_options
 from vit_jax.train.evaluations import Evaluations
 from vit_jax.train.goodput import Goodput
 from vit_jax.train.interrupts import Interrupts, Stopped
-from vit_jax.train.nonfinite import Guard, dump
+from vit_jax.train.nonfinite import Guard, dump, how_to_go_on
 from vit_jax.train.prefetch import prefetch
 from vit_jax.train.progress import Progress
 from vit_jax.train.saving import SaveTimes
@@ -379,11 +379,13 @@ class _Loop:
     with self.progress.pausing("saving"):
       self.writers.flush()
       folder = dump(self.workdir, step, self.state, batch, data_state, self.run.config)
+      with contextlib.suppress(NotWritten):  # it is logged
+        self.checkpoints.wait()  # for the step that the message names
     raise UserError(
       f"step {step}: the loss or a gradient was not finite {self.run.config.optim.max_nonfinite} times in a row; those "
       f"updates were skipped. See where it begins, on any machine, with\n  vit-jax replay {folder}\n"
-      "and whether a change cures it by adding, for example, --config.model.dtype=float32. Then go on from an earlier "
-      "checkpoint with a lower schedules.lr.peak or optim.clip, or in float32."
+      "and whether a change cures it by adding, for example, --config.model.dtype=float32. "
+      + how_to_go_on(self.workdir, self.run.config.schedules.lr.peak)
     )
 
   def _evaluate(self, step: int) -> None:

@@ -22,7 +22,8 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from vit_jax import config as configs
-from vit_jax.checkpoints import Checkpoints
+from vit_jax.checkpoints import FOLDER as CHECKPOINTS
+from vit_jax.checkpoints import Checkpoints, steps
 from vit_jax.methods import State
 
 FOLDER = "nonfinite"
@@ -80,6 +81,29 @@ def dump(
   with Checkpoints(folder, keep=1) as checkpoints:
     checkpoints.save(step - 1, state, data_state, configs.to_dict(config), {})
   return folder
+
+
+def how_to_go_on(workdir: Path, peak: float) -> str:
+  """What to add to the run's command: with the same values it would come to the same step again.
+
+  Args:
+    workdir: of the run.
+    peak: its schedules.lr.peak.
+  """
+  lower = f"--config.schedules.lr.peak={peak / 2:g}"
+  other = "with a lower peak, as here, a lower optim.clip, or in float32"
+  again = f"  --accept_config_change {lower}\n"
+  saved = steps(workdir)
+  if not saved:
+    return f"No step was saved: begin again {other}, by adding to the command of the run\n{again}"
+  text = f"Then go on from step {saved[-1]}, the last saved, {other}, by adding to the command of the run\n{again}"
+  if saved[:-1]:
+    text += (
+      f"or, if it is no longer sound, begin a new run with the parameters of an earlier step (there is "
+      f"{', '.join(map(str, saved[:-1]))}), by adding\n"
+      f"  --workdir=OTHER {lower} --config.init_from={workdir / CHECKPOINTS / str(saved[-2])}\n"
+    )
+  return text
 
 
 def _one_less(counters: Mapping[str, Any]) -> dict[str, Any]:
