@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,10 +13,10 @@ import pytest
 from tests.train.jobs import ROOT
 from tests.train.test_loop import one_device, tiny  # noqa: F401  (a fixture)
 from vit_jax import cli
-from vit_jax.checkpoints import steps
+from vit_jax.checkpoints import restore_params, steps
 from vit_jax.config import UserError
 from vit_jax.train import loop
-from vit_jax.train.nonfinite import Guard, how_to_go_on
+from vit_jax.train.nonfinite import Guard, dump, how_to_go_on
 
 FINITE = {"evaluation.every": "0 steps", "checkpoint.every": "50 steps", "log.every": 50}
 
@@ -123,6 +124,25 @@ def test_the_advice_after_a_stop_are_flags_that_go_on(tmp_path, monkeypatch, one
   assert f"{tmp_path}/run/checkpoints/2" in (tmp_path / "OTHER" / "config.json").read_text()
   assert cli.main([*command, *same]) == 0
   assert steps(tmp_path / "run")[-1] == 8
+
+
+@flax.struct.dataclass
+class Small:
+  """As much of a state as is left behind."""
+
+  step: jax.Array
+  counters: dict
+  params: dict
+
+  def saved(self):
+    return self
+
+
+def test_a_step_that_is_given_up_again_leaves_its_own_state(tmp_path):
+  for value in (1.0, 2.0):
+    state = Small(jnp.int32(3), {"nonfinite": jnp.int32(1)}, {"x": jnp.float32(value)})
+    folder = dump(tmp_path, 3, state, {"x": jnp.ones(2)}, {}, tiny())
+    assert float(restore_params(folder, path=("params",))["x"]) == value
 
 
 def test_without_a_saved_step_the_advice_is_to_begin_again(tmp_path):

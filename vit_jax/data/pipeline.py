@@ -254,7 +254,7 @@ class Pipeline:
     if changed and exact:
       raise ValueError(
         f"the data cannot be continued exactly where the checkpoint left it: {', '.join(changed)} (then -> now). "
-        "Restore these, or accept the change."
+        "Restore these, or accept the change"
       )
     if changed:
       log.warning("the data goes on as another stream, after as many images: %s (then -> now)", ", ".join(changed))

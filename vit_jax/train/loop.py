@@ -226,7 +226,10 @@ class _Loop:
       return 0, state
     with self.goodput.measuring("restore"):
       restored = self.checkpoints.restore(abstract_state(self.run).saved())
-    self.pipeline.set_state(restored.data_state, exact=not accept_config_change)
+    try:
+      self.pipeline.set_state(restored.data_state, exact=not accept_config_change)
+    except ValueError as error:
+      raise UserError(f"data.source={self.run.config.data.source}: {error} with --accept_config_change") from error
     if restored.step < self.total:
       self.pipeline.start()
     self.last_metrics = restored.metrics

@@ -11,6 +11,7 @@ went wrong.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from vit_jax import config as configs
 from vit_jax.checkpoints import FOLDER as CHECKPOINTS
 from vit_jax.checkpoints import Checkpoints, steps
 from vit_jax.methods import State
+from vit_jax.parallel import processes
 
 FOLDER = "nonfinite"
 BATCH = "batch.npz"
@@ -75,9 +77,11 @@ def dump(
   state = state.saved().replace(step=state.step - 1, counters=_one_less(state.counters))
   arrays = {name: _whole(array) for name, array in batch.items()}
   if jax.process_index() == 0:
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # the run has come to this step before, with another config
+    folder.mkdir(parents=True)
     configs.save(config, folder / CONFIG)
     np.savez(folder / BATCH, **arrays)
+  processes.meet(f"the folder of step {step}, without what was in it")
   with Checkpoints(folder, keep=1) as checkpoints:
     checkpoints.save(step - 1, state, data_state, configs.to_dict(config), {})
   return folder
