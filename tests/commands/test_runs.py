@@ -62,8 +62,11 @@ def test_the_same_command_again_says_that_the_run_is_complete(workdir, caplog):
 
 
 def test_another_config_is_refused_with_its_differences(workdir, capsys):
-  assert cli.main(["train", *TINY, f"--workdir={workdir}", "--config.seed=3"]) == 2
-  assert "seed: 0 -> 3" in capsys.readouterr().err
+  for flags in ([], ["--dry_run"]):
+    assert cli.main(["train", *TINY, f"--workdir={workdir}", "--config.seed=3", *flags]) == 2
+    out, error = capsys.readouterr()
+    assert "seed: 0 -> 3" in error and not out
+  run(capsys, "train", *TINY, f"--workdir={workdir}", "--config.seed=3", "--dry_run", "--accept_config_change")
 
 
 def test_dry_run_shows_the_plan_and_writes_nothing(capsys, tmp_path):

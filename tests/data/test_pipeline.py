@@ -14,7 +14,7 @@ import pytest
 from tests.data import pictures
 from vit_jax.data import pipeline as pipeline_module
 from vit_jax.data.decode import BadImage
-from vit_jax.data.groups import LossGroups, batch_shapes
+from vit_jax.data.groups import LossGroups, Unreadable, batch_shapes
 from vit_jax.data.masks import masked_patches
 from vit_jax.data.pipeline import BadRecords, make_pipeline
 from vit_jax.data.sources import open_source
@@ -368,7 +368,7 @@ class TestBadImages:
 
   def test_too_many_stop_the_run_with_examples(self, tmp_path):
     with pytest.raises(
-      RuntimeError, match=r"(?s)of 40 images are unreadable.*max_bad_fraction = 0\.01.*picture-.*all of them"
+      Unreadable, match=r"of 40 images are unreadable.*max_bad_fraction = 0\.01.*picture-.*all of them"
     ):
       batches(40, source=Numbered(40, bad=range(12)), bad_records=tmp_path / "bad.jsonl")
 
@@ -379,9 +379,10 @@ class TestBadImages:
   def test_ten_bad_ones_do_not_stop_a_small_source(self):
     assert len(batches(10, source=Numbered(30, bad=range(10)))) == 10
 
-  def test_a_source_of_bad_images_only_ends_at_once(self):
-    with pytest.raises(RuntimeError, match="in a row could not be read.*picture-"):
-      batches(1, source=Numbered(20, bad=range(20)), max_bad_fraction=1.0)
+  @pytest.mark.parametrize("workers", [0, 1])
+  def test_a_source_of_bad_images_only_ends_at_once(self, workers):
+    with pytest.raises(Unreadable, match="in a row could not be read.*picture-"):
+      batches(1, source=Numbered(20, bad=range(20)), max_bad_fraction=1.0, workers=workers)
 
   def test_the_share_is_of_the_images_seen(self):
     bad = BadRecords(None, 0.01, records=100_000)

@@ -163,6 +163,18 @@ def test_a_failure_is_told_to_all_with_its_cause(ends, capsys, job):
   assert "failed: ValueError: a bad day" in said
 
 
+def test_a_failure_of_the_first_keeps_its_code_though_the_others_end_before_it(ends, capsys, job):
+  members = job(2)
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    failure = pool.submit(members[0].fail, "the workdir is in use", 2)
+    assert eventually(lambda: ends == [lifeline.FAILED])  # of the other, told why
+    members[1]._connection.shutdown(socket.SHUT_WR)
+    with pytest.raises(SystemExit):
+      failure.result()
+  assert ends == [lifeline.FAILED, 2]
+  assert "without a word" not in capsys.readouterr().err
+
+
 def test_the_end_of_one_may_give_all_its_exit_code(ends, capsys, job):
   members = job(2)
   with pytest.raises(SystemExit):

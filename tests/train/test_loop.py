@@ -19,6 +19,7 @@ from vit_jax import config as configs
 from vit_jax import parallel
 from vit_jax.checkpoints import restore_params, steps
 from vit_jax.data.device import augmented
+from vit_jax.data.groups import Unreadable
 from vit_jax.data.pipeline import make_pipeline
 from vit_jax.train import goodput, setup
 from vit_jax.train.evaluations import Evaluations
@@ -182,6 +183,25 @@ def test_a_folder_of_mixed_images_trains_and_names_the_broken_ones(photos, tmp_p
   assert "empty.jpg" in named and "text.png" in named
   losses = [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   assert np.all(np.isfinite(losses)) and len(losses) == 4
+
+
+def test_a_batch_of_more_images_than_there_are_is_warned_of_once(photos, one_device, caplog):
+  setup.prepare(tiny(**{"data.source": f"folder:{photos}", "batch_size": 64}))
+  (line,) = [record.getMessage() for record in caplog.records if "batch_size" in record.getMessage()]
+  images = len(setup.open_source(f"folder:{photos}"))
+  assert line.startswith(f"batch_size=64: is more than the {images} images of data.source")
+  assert "KoLeo" in line and "Sinkhorn-Knopp" in line
+  caplog.clear()
+  setup.prepare(tiny())
+  assert "batch_size" not in caplog.text
+
+
+def test_pictures_of_images_that_cannot_be_read_end_in_words(tmp_path, one_device):
+  for i in range(3):
+    (tmp_path / f"{i}.jpg").write_bytes(b"junk")
+  evaluations = Evaluations(setup.prepare(tiny(**{"data.source": f"folder:{tmp_path}"})))
+  with pytest.raises(Unreadable, match=r"none of the 3 images.*0\.jpg, can be read.*data\.source"):
+    evaluations.pictures(None)
 
 
 def test_the_loss_falls(tmp_path, one_device):

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.train.jobs import ROOT
 from tests.train.test_loop import one_device, tiny  # noqa: F401  (a fixture)
 from vit_jax import cli
-from vit_jax.checkpoints import steps
+from vit_jax.checkpoints import restore_params, steps
 from vit_jax.config import UserError
 from vit_jax.train import loop
-from vit_jax.train.nonfinite import Guard
+from vit_jax.train.nonfinite import Guard, dump, how_to_go_on
 
 FINITE = {"evaluation.every": "0 steps", "checkpoint.every": "50 steps", "log.every": 50}
 
@@ -92,6 +94,61 @@ def test_a_poisoned_run_stops_and_its_replay_names_the_parameter_and_the_layer(
   assert re.search(r"student/backbone/blocks/mlp/fc1/kernel, layer 1: 1 of \d+\n", text)
   assert re.search(r"loss +nan +<--", text) and re.search(r"grad_norm/backbone +nan +<--", text)
   assert "first value that is not finite\n  student/blocks[1]/mlp/fc1: dot_general\n" in text
+
+
+@pytest.mark.slow
+def test_the_advice_after_a_stop_are_flags_that_go_on(tmp_path, monkeypatch, one_device, capsys):  # noqa: F811
+  make_step = loop.make_step
+
+  def make(run):
+    """A step that loses its parameters after step 4, unless the peak is lower."""
+    step, fatal = make_step(run), run.config.schedules.lr.peak > 5e-4
+
+    def broken(state, batch):
+      factor = jnp.where(fatal & (state.step >= 4), jnp.nan, 1.0)
+      return step(state.replace(student=jax.tree.map(lambda x: x * factor, state.student)), batch)
+
+    return broken
+
+  monkeypatch.setattr(loop, "make_step", make)
+  settings = FINITE | {"checkpoint.every": "2 steps", "duration": "8 steps", "log.pictures": "False"}
+  command = ["train", f"--config={ROOT}/configs/tiny.py", *(f"--config.{k}={v}" for k, v in settings.items())]
+  command += ["--config.mesh.data=1", "--config.optim.max_nonfinite=2", f"--workdir={tmp_path / 'run'}"]
+  assert cli.main(command) == 2
+  said = capsys.readouterr().err
+  assert "go on from step 4, the last saved" in said
+  same, fresh = (line.split()[1:] for line in said.splitlines() if "lr.peak=" in line)
+  monkeypatch.chdir(tmp_path)
+  assert cli.main([*command, *fresh]) == 0
+  assert steps(tmp_path / "OTHER")[-1] == 8
+  assert f"{tmp_path}/run/checkpoints/2" in (tmp_path / "OTHER" / "config.json").read_text()
+  assert cli.main([*command, *same]) == 0
+  assert steps(tmp_path / "run")[-1] == 8
+
+
+@flax.struct.dataclass
+class Small:
+  """As much of a state as is left behind."""
+
+  step: jax.Array
+  counters: dict
+  params: dict
+
+  def saved(self):
+    return self
+
+
+def test_a_step_that_is_given_up_again_leaves_its_own_state(tmp_path):
+  for value in (1.0, 2.0):
+    state = Small(jnp.int32(3), {"nonfinite": jnp.int32(1)}, {"x": jnp.float32(value)})
+    folder = dump(tmp_path, 3, state, {"x": jnp.ones(2)}, {}, tiny())
+    assert float(restore_params(folder, path=("params",))["x"]) == value
+
+
+def test_without_a_saved_step_the_advice_is_to_begin_again(tmp_path):
+  text = how_to_go_on(tmp_path, 1e-3)
+  assert text.startswith("No step was saved") and "--accept_config_change --config.schedules.lr.peak=0.0005" in text
+  assert "init_from" not in text
 
 
 def test_a_folder_without_a_step_is_refused(tmp_path, capsys):

@@ -51,7 +51,8 @@ def _train(args: argparse.Namespace) -> None:
     if not args.dry_run:
       loop.train(config, args.workdir, accept_config_change=args.accept_config_change)
       return
-    text = f"{loop.describe(config, args.workdir)}\n\n{model_table(config)}"
+    plan = loop.describe(config, args.workdir, accept_config_change=args.accept_config_change)
+    text = f"{plan}\n\n{model_table(config)}"
     if first:
       print(text)
 

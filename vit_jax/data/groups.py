@@ -37,6 +37,10 @@ _REPLACEMENTS = 100  # images tried in the place of an unreadable one
 _CROPS, _MASKS, _REPLACE, _RESOLUTION = range(4)  # what a random stream is for
 
 
+class Unreadable(RuntimeError):
+  """There are more unreadable images than a run can do without; the message names some."""
+
+
 def batch_shapes(views: Views, batch_size: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
   """Shape and type of every array of a batch of views of one resolution (`Views.variants`)."""
   v, groups = views, batch_size // views.group_size(batch_size)
@@ -169,7 +173,7 @@ class LossGroups:
       alternatives = self.order.alternatives(record)
       record = alternatives[int(rng.integers(len(alternatives)))]
     names = ", ".join(entry["name"] for entry in bad[-3:])
-    raise RuntimeError(
+    raise Unreadable(
       f"{_REPLACEMENTS} images in a row could not be read, the last of them {names}: {bad[-1]['reason']}. "
       "Check data.source."
     )

@@ -27,13 +27,14 @@ import grain
 import numpy as np
 from absl import flags
 
-from vit_jax.data.groups import BAD, LossGroups, batch_shapes
+from vit_jax.data.groups import BAD, LossGroups, Unreadable, batch_shapes
 from vit_jax.data.sources import Source
 from vit_jax.data.views import Views
 
 log = logging.getLogger(__name__)
 
 _MIN_SAMPLE = 1000  # records below which a share of unreadable ones is not yet a verdict
+_EXAMPLES = 3  # unreadable images that an error names
 _SHARED_MEMORY = "/dev/shm"
 _STREAM = 1 << 60  # groups in the "endless" stream
 
@@ -253,7 +254,7 @@ class Pipeline:
     if changed and exact:
       raise ValueError(
         f"the data cannot be continued exactly where the checkpoint left it: {', '.join(changed)} (then -> now). "
-        "Restore these, or accept the change."
+        "Restore these, or accept the change"
       )
     if changed:
       log.warning("the data goes on as another stream, after as many images: %s (then -> now)", ", ".join(changed))
@@ -388,7 +389,7 @@ class BadRecords:
     """Takes note of unreadable images, after `seen` records of the stream.
 
     Raises:
-      RuntimeError: if there are too many; it names some.
+      Unreadable: if there are too many; it names some.
     """
     for entry in met:
       if entry["record"] in self._known:
@@ -403,9 +404,9 @@ class BadRecords:
       return
     sample = max(min(seen, self._records), _MIN_SAMPLE)
     if self.count > self._max_fraction * sample or 2 * self.count > self._records:
-      raise RuntimeError(
+      examples = "; ".join(list(self._known.values())[:_EXAMPLES])
+      listed = f" (all of them are in {self._path})" if self._path is not None else ""
+      raise Unreadable(
         f"{self.count} of {min(seen, self._records)} images are unreadable, more than data.max_bad_fraction = "
-        f"{self._max_fraction} allows:\n  "
-        + "\n  ".join(list(self._known.values())[:5])
-        + (f"\n  all of them are in {self._path}" if self._path is not None else "")
+        f"{self._max_fraction} allows, such as {examples}{listed}. Check data.source, or raise data.max_bad_fraction."
       )

@@ -51,6 +51,7 @@ class Lifeline:
     self._connection = connection
     self._sending = threading.Lock()
     self._left = False
+    self._failing = False  # for a reason of its own, which the end of the others follows
     self._asked: set[str] = set()
     self._agreements: defaultdict[str, _Agreed] = defaultdict(_Agreed)
     self._same: defaultdict[str, threading.Event] = defaultdict(threading.Event)
@@ -96,7 +97,7 @@ class Lifeline:
       wait: seconds in which news of another's failure comes first: then this one is only its consequence.
     """
     time.sleep(wait)
-    self._left = True
+    self._left = self._failing = True
     _say(self.name, text)
     try:
       self._send(failed=text, code=others)
@@ -138,7 +139,7 @@ class Lifeline:
       agreed.lock.release()
     elif "same" in message:
       self._same[message["same"]].set()
-    elif "failed" in message and message["process"] != self.process:
+    elif "failed" in message and message["process"] != self.process and not self._failing:
       _say(self.name, f"stopping: {message['failed']}")
       _exit(message["code"])
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from vit_jax import evaluation, methods, parallel
 from vit_jax.data.evaluation_batches import evaluation_batches
+from vit_jax.data.groups import Unreadable
 from vit_jax.evaluation.features import FeatureFn
 from vit_jax.evaluation.splits import open_splits
 from vit_jax.inspect import pictures
@@ -75,7 +76,12 @@ class Evaluations:
     """The principal components of the teacher's patches on a few images."""
     if self._pictured is None:
       source = self._sources[1] if self._sources else self._run.source
-      batch = next(self._batches(source, batch_size=NUM_PICTURED, max_examples=NUM_PICTURED))
+      batch = next(self._batches(source, batch_size=NUM_PICTURED, max_examples=NUM_PICTURED), None)
+      if batch is None:
+        raise Unreadable(
+          f"none of the {min(NUM_PICTURED, len(source))} images to show in pictures, such as {source.describe(0)}, can "
+          "be read. Check data.source (and evaluation.test_source, if set), or set log.pictures=false."
+        )
       self._pictured = batch["images"][batch["valid"]]
     augment, mesh = self._run.config.augment, self._run.mesh
     return {

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from vit_jax import config as configs
 from vit_jax import parallel
-from vit_jax.checkpoints import Checkpoints, latest
+from vit_jax.checkpoints import Checkpoints, NotWritten, latest
 from vit_jax.config import UserError
 from vit_jax.data.device import augmented, one_device
 from vit_jax.data.groups import SIZES, batch_shapes
@@ -34,12 +34,13 @@ from vit_jax.methods import State
 from vit_jax.parallel import processes
 from vit_jax.train import frozen, setup, starting
 from vit_jax.train import goodput as goodputs
+from vit_jax.train.alone import alone, check_folder
 from vit_jax.train.caching import caching
 from vit_jax.train.compiling import CompiledSteps, compiler_options
 from vit_jax.train.evaluations import Evaluations
 from vit_jax.train.goodput import Goodput
 from vit_jax.train.interrupts import Interrupts, Stopped
-from vit_jax.train.nonfinite import Guard, dump
+from vit_jax.train.nonfinite import Guard, dump, how_to_go_on
 from vit_jax.train.prefetch import prefetch
 from vit_jax.train.progress import Progress
 from vit_jax.train.saving import SaveTimes
@@ -55,11 +56,18 @@ PICTURED = 8  # images of the batch that is shown
 LOOK_AHEAD = 1000  # steps among which the resolutions are sought that are to be compiled ahead
 
 
-def describe(config: ConfigDict, workdir: str) -> str:
-  """What `train` would do, without compiling or writing anything."""
-  run = setup.prepare(setup.grouped_as_begun(config, Path(workdir).expanduser()))
+def describe(config: ConfigDict, workdir: str, *, accept_config_change: bool = False) -> str:
+  """What `train` would do, without compiling or writing anything.
+
+  Raises:
+    UserError: where `train` would refuse.
+  """
+  folder = Path(workdir).expanduser().absolute()
+  check_folder(folder)
+  run = setup.prepare(setup.grouped_as_begun(config, folder))
+  setup.check_unchanged(frozen.pin(run, folder).config, folder, accept_change=accept_config_change)
   facts = "\n".join(f"{name:<14}{value}" for name, value in (setup.describe(run) | {"workdir": workdir}).items())
-  step = latest(Path(workdir).expanduser())
+  step = latest(folder)
   if step is not None:
     start = f"goes on from step {step} of the workdir, whatever init_from and gram.source say"
   else:
@@ -84,10 +92,10 @@ def train(config: ConfigDict, workdir: str, *, accept_config_change: bool = Fals
   Raises:
     ConfigError: before the first compile, if the config cannot work or differs from the run's.
     Stopped: after saving, if the process was asked to stop.
-    UserError: if the loss is no longer finite.
+    UserError: if another run is in `workdir`, if there can be no such folder, or if the loss is no longer finite.
   """
   folder = Path(workdir).expanduser().absolute()
-  with caching(config.compilation_cache, folder):
+  with alone(folder), caching(config.compilation_cache, folder):
     return _train(config, folder, Goodput(folder), accept_config_change=accept_config_change)
 
 
@@ -218,7 +226,10 @@ class _Loop:
       return 0, state
     with self.goodput.measuring("restore"):
       restored = self.checkpoints.restore(abstract_state(self.run).saved())
-    self.pipeline.set_state(restored.data_state, exact=not accept_config_change)
+    try:
+      self.pipeline.set_state(restored.data_state, exact=not accept_config_change)
+    except ValueError as error:
+      raise UserError(f"data.source={self.run.config.data.source}: {error} with --accept_config_change") from error
     if restored.step < self.total:
       self.pipeline.start()
     self.last_metrics = restored.metrics
@@ -371,11 +382,13 @@ class _Loop:
     with self.progress.pausing("saving"):
       self.writers.flush()
       folder = dump(self.workdir, step, self.state, batch, data_state, self.run.config)
+      with contextlib.suppress(NotWritten):  # it is logged
+        self.checkpoints.wait()  # for the step that the message names
     raise UserError(
       f"step {step}: the loss or a gradient was not finite {self.run.config.optim.max_nonfinite} times in a row; those "
       f"updates were skipped. See where it begins, on any machine, with\n  vit-jax replay {folder}\n"
-      "and whether a change cures it by adding, for example, --config.model.dtype=float32. Then go on from an earlier "
-      "checkpoint with a lower schedules.lr.peak or optim.clip, or in float32."
+      "and whether a change cures it by adding, for example, --config.model.dtype=float32. "
+      + how_to_go_on(self.workdir, self.run.config.schedules.lr.peak)
     )
 
   def _evaluate(self, step: int) -> None:

@@ -11,6 +11,7 @@ went wrong.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from vit_jax import config as configs
-from vit_jax.checkpoints import Checkpoints
+from vit_jax.checkpoints import FOLDER as CHECKPOINTS
+from vit_jax.checkpoints import Checkpoints, steps
 from vit_jax.methods import State
+from vit_jax.parallel import processes
 
 FOLDER = "nonfinite"
 BATCH = "batch.npz"
@@ -74,12 +77,37 @@ def dump(
   state = state.saved().replace(step=state.step - 1, counters=_one_less(state.counters))
   arrays = {name: _whole(array) for name, array in batch.items()}
   if jax.process_index() == 0:
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # the run has come to this step before, with another config
+    folder.mkdir(parents=True)
     configs.save(config, folder / CONFIG)
     np.savez(folder / BATCH, **arrays)
+  processes.meet(f"the folder of step {step}, without what was in it")
   with Checkpoints(folder, keep=1) as checkpoints:
     checkpoints.save(step - 1, state, data_state, configs.to_dict(config), {})
   return folder
+
+
+def how_to_go_on(workdir: Path, peak: float) -> str:
+  """What to add to the run's command: with the same values it would come to the same step again.
+
+  Args:
+    workdir: of the run.
+    peak: its schedules.lr.peak.
+  """
+  lower = f"--config.schedules.lr.peak={peak / 2:g}"
+  other = "with a lower peak, as here, a lower optim.clip, or in float32"
+  again = f"  --accept_config_change {lower}\n"
+  saved = steps(workdir)
+  if not saved:
+    return f"No step was saved: begin again {other}, by adding to the command of the run\n{again}"
+  text = f"Then go on from step {saved[-1]}, the last saved, {other}, by adding to the command of the run\n{again}"
+  if saved[:-1]:
+    text += (
+      f"or, if it is no longer sound, begin a new run with the parameters of an earlier step (there is "
+      f"{', '.join(map(str, saved[:-1]))}), by adding\n"
+      f"  --workdir=OTHER {lower} --config.init_from={workdir / CHECKPOINTS / str(saved[-2])}\n"
+    )
+  return text
 
 
 def _one_less(counters: Mapping[str, Any]) -> dict[str, Any]:

@@ -91,8 +91,9 @@ def prepare(config: ConfigDict) -> Run:
     for alone in methods.each_student(resolved).values():
       parallel.check_batch(mesh, **sizes, micro_batches=alone.micro_batches)
       _check_koleo(alone)
-      _check_images(alone, source)
+      _check_channels(alone, source)
       _report_quantization(alone)
+    _report_repeats(resolved, len(source))
     _check_masks(resolved, views)
     _check_evaluation_size(resolved, views)
     sources = _evaluation_sources(resolved, source)
@@ -172,7 +173,19 @@ def _report_quantization(config: ConfigDict) -> None:
     log.warning("model.quantization=%s: %s: it is emulated, and slower than none.", config.model.quantization, why)
 
 
-def _check_images(config: ConfigDict, source: Source) -> None:
+def _report_repeats(config: ConfigDict, images: int) -> None:
+  if config.batch_size > images:
+    log.warning(
+      "batch_size=%d: is more than the %d images of data.source, and each comes about %.1f times in a batch: KoLeo "
+      "pushes the crops of one image apart, and Sinkhorn-Knopp spreads them over the prototypes, as if they were of "
+      "different images. Lower batch_size or add images.",
+      config.batch_size,
+      images,
+      config.batch_size / images,
+    )
+
+
+def _check_channels(config: ConfigDict, source: Source) -> None:
   """Tries one image: where it has other channels, so have all, which would be as many unreadable images."""
   channels = image_channels(config.model.in_channels)
   unused = [f"augment.{key}={config.augment[key]}" for key in RGB_ONLY if config.augment[key]]
@@ -223,28 +236,42 @@ def _evaluation_sources(config: ConfigDict, source: Source) -> tuple[str, str | 
   return None
 
 
-def remember(config: ConfigDict, workdir: Path, *, accept_change: bool) -> None:
-  """Saves the resolved config in the workdir, or compares it with that of the run that is there.
+def check_unchanged(config: ConfigDict, workdir: Path, *, accept_change: bool) -> list[str] | None:
+  """Compares the resolved config with that of the run in the workdir.
+
+  Returns:
+    What changed; None: there is no run.
 
   Raises:
     ConfigError: listing the differences, if the run was started with another config; keys of FREE are not refused.
   """
   begun = _begun_with(workdir)
-  if begun is not None:
-    changes = configs.difference(begun, config)
-    if begun.distillation.fingerprint and begun.distillation.fingerprint == config.distillation.fingerprint:
-      begun.distillation.teacher = config.distillation.teacher  # the same parameters in another place
-    refused = [change for change in configs.difference(begun, config) if not change.startswith(FREE)]
-    if refused and not accept_change:
-      listed = "\n".join(f"  {change}" for change in refused)
-      raise ConfigError(
-        f"{workdir} was started with another config:\n{listed}\n"
-        "use another --workdir, or --accept_config_change to go on with the new values"
-      )
-    for change in changes:
-      log.warning("config changed: %s", change)
-    if not changes and (workdir / CONFIG_FILE).exists():
-      return
+  if begun is None:
+    return None
+  changes = configs.difference(begun, config)
+  if begun.distillation.fingerprint and begun.distillation.fingerprint == config.distillation.fingerprint:
+    begun.distillation.teacher = config.distillation.teacher  # the same parameters in another place
+  refused = [change for change in configs.difference(begun, config) if not change.startswith(FREE)]
+  if refused and not accept_change:
+    listed = "\n".join(f"  {change}" for change in refused)
+    raise ConfigError(
+      f"{workdir} was started with another config:\n{listed}\n"
+      "use another --workdir, or --accept_config_change to go on with the new values"
+    )
+  for change in changes:
+    log.warning("config changed: %s", change)
+  return changes
+
+
+def remember(config: ConfigDict, workdir: Path, *, accept_change: bool) -> None:
+  """Saves the resolved config in the workdir, unless it is there.
+
+  Raises:
+    ConfigError: as `check_unchanged`.
+  """
+  changes = check_unchanged(config, workdir, accept_change=accept_change)
+  if changes == [] and (workdir / CONFIG_FILE).exists():
+    return
   if jax.process_index() == 0:
     workdir.mkdir(parents=True, exist_ok=True)
     configs.save(config, workdir / CONFIG_FILE)
