@@ -96,6 +96,26 @@ def test_a_model_computes_the_same_with_it(monkeypatch):
   close(jax.tree.leaves(loss(params)), jax.tree.leaves(expected))
 
 
+def test_a_device_on_which_it_is_wrong_or_fails_gets_plain_attention(monkeypatch, caplog):
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+  reasons = []
+
+  @jax.jit
+  def program(x):  # asked in the middle of a program for a mesh, as by a model
+    reasons.append(attention.why_no_fused.__wrapped__(interpret=True))
+    return x + 1
+
+  with jax.set_mesh(mesh):
+    program(jnp.zeros(8))
+    assert reasons == [None] and not caplog.text
+    monkeypatch.setattr(attention, "fused_attention", lambda *args, **_: 1.1 * interpreted(*args))
+    program(jnp.zeros(16))
+    assert "off by" in reasons[1] and "Attention by XLA" in caplog.text
+    monkeypatch.setattr(attention, "fused_attention", lambda *args, **_: 1 / 0)
+    program(jnp.zeros(24))
+    assert reasons[2] == "it fails on an example: division by zero"
+
+
 def test_it_is_for_short_sequences_on_tpus(monkeypatch):
   assert "TPUs" in why_not_fused((2, 201, 3, 6, 64), jnp.bfloat16)
   monkeypatch.setattr(fused_attention, "platform", lambda: "tpu")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
+import logging
 import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from vit_jax.ops import rope
@@ -16,6 +19,9 @@ from vit_jax.ops.splash import WHOLE, splash_attention, why_not_splash
 
 _WIDEST_HEAD = 128  # of cuDNN's flash attention on every GPU it runs on
 _HALF = (jnp.bfloat16, jnp.float16)
+_LARGEST_ERROR = 0.02  # of a result in bfloat16, as a share of the largest
+
+_log = logging.getLogger(__name__)
 
 
 def self_attention(
@@ -28,8 +34,14 @@ def self_attention(
     spec: how the mesh around this, if there is one, divides the axes of `qkv`.
     recompute: as for `attention`.
   """
-  if why_not_fused(qkv.shape, qkv.dtype, spec) is None:
+  if why_not_fused(qkv.shape, qkv.dtype, spec) is None and (jax.default_backend() != "tpu" or why_no_fused() is None):
     return fused_attention(qkv, tables, spec)
+  return _in_parts(qkv, tables, spec=spec, recompute=recompute)
+
+
+def _in_parts(
+  qkv: Float[Array, "B T 3 H d"], tables: Tables | None = None, *, spec: jax.P = WHOLE, recompute: bool = False
+) -> Float[Array, "B T H d"]:
   query, key, value = (qkv[:, :, i] for i in range(3))  # [B, T, H, d]
   if tables is not None:
     query, key = rope.rotate(query, *tables), rope.rotate(key, *tables)
@@ -85,6 +97,41 @@ def why_no_cudnn() -> str | None:
   except (RuntimeError, NotImplementedError, ValueError) as error:
     return str(error)
   return None
+
+
+@functools.cache
+def why_no_fused(*, interpret: bool = False) -> str | None:
+  """Why not to trust the kernel on this process's TPUs: it fails, or is wrong, on an example; None: it is right.
+
+  It was written without a TPU. The example is computed in a thread of its own, which knows nothing of the program that
+  is being traced.
+  """
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    try:
+      error = pool.submit(_error_of_fused, interpret).result()
+    except Exception as failure:  # whatever a compiler or a device says: there is another way
+      reason = f"it fails on an example: {str(failure).partition(chr(10))[0]}"
+    else:
+      if error <= _LARGEST_ERROR:
+        return None
+      reason = f"it is off by {error:.1%} on an example"
+  _log.warning("Attention by XLA, which is slower, instead of the kernel of ops/fused_attention.py: %s.", reason)
+  return reason
+
+
+def _error_of_fused(interpret: bool) -> float:
+  """The largest error of the kernel and its gradient on an example, as a share of the largest value."""
+  rng = np.random.default_rng(0)
+  qkv, gradient = (jnp.asarray(rng.standard_normal((3, 41, *ends)), jnp.bfloat16) for ends in ((3, 2, 64), (2, 64)))
+  angles = np.tile(rng.uniform(-3, 3, (36, 32)).astype(np.float32), 2)
+  tables = jnp.sin(angles), jnp.cos(angles)
+
+  def values(function: Any) -> list[np.ndarray]:
+    y, back = jax.vjp(lambda qkv: function(qkv, tables), qkv)
+    return [np.asarray(x, np.float32) for x in (y, *back(gradient))]
+
+  pairs = zip(values(functools.partial(fused_attention, interpret=interpret)), values(_in_parts), strict=True)
+  return max(float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs))) for ours, theirs in pairs)
 
 
 def plain_attention(

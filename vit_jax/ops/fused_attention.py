@@ -9,7 +9,8 @@ query either way, and several crops side by side would fill it with weights that
 
 Compiled for v5p, the attention of a block of ViT-L/16 with both its maps and all gradients, 89 crops of 201 tokens,
 moves 1.3 GB instead of 5.4, and 358 crops of 37 tokens 1.2 instead of 3.3. It was never run on a TPU: its values are
-checked in Pallas's interpreter, and that it compiles.
+checked in Pallas's interpreter, and that it compiles; a process that has one tries it on an example before it trusts it
+(`attention.why_no_fused`).
 """
 
 from __future__ import annotations
