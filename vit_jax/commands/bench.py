@@ -7,7 +7,14 @@ import argparse
 from vit_jax.commands.flags import Commands, add
 from vit_jax.config.errors import UserError
 
-_BENCHMARKS = ("attention", "data", "inference", "knn", "startup", "step")
+_BENCHMARKS = {
+  "attention": "by the number of tokens",
+  "data": "the input pipeline",
+  "inference": "features of a ViT-B/16",
+  "knn": "the nearest neighbours of an evaluation",
+  "startup": "launch to first step",
+  "step": "a training step",
+}
 
 
 def add_to(commands: Commands) -> None:
@@ -15,7 +22,8 @@ def add_to(commands: Commands) -> None:
   bench = add(
     commands, "bench", _bench, "measure the speed of a part on this machine, beside a peer where there is one"
   )
-  bench.add_argument("name", metavar="NAME", choices=_BENCHMARKS, help=f"of {', '.join(_BENCHMARKS)}")
+  listed = "; ".join(f"{name}: {what}" for name, what in _BENCHMARKS.items())
+  bench.add_argument("name", metavar="NAME", choices=_BENCHMARKS, help=f"one of {listed}")
   bench.add_argument("--json", metavar="FILE", help="also write the figures to this file")
   bench.add_argument(
     "--against", choices=("torch",), help="a peer that must be there (it is measured wherever it is there)"
