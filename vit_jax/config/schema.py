@@ -238,7 +238,7 @@ def default() -> ConfigDict:
   # reflectances of satellites; those of 8 bits stay as they are. None: 0 to 65535 for 16 bits, 0 to 1 for floats.
   c.data.value_range = placeholder(tuple)
   c.data.prefetch = 2  # batches kept ready on the device
-  # Share of unreadable images above which the run stops; sets of fewer than 1,000 images may have as many as such a one,
+  # Share of unreadable images above which the run stops; sets below 1,000 images may have as many as one of that size,
   # up to half of theirs.
   c.data.max_bad_fraction = 0.01
   c.data.timeout = 120.0  # seconds after which data that do not come are reported and asked for again; 0: never
