@@ -22,7 +22,7 @@ PRODUCTS = {"dot_general"}
 MOVES = {
   "broadcast_in_dim", "concatenate", "copy", "gather", "name", "optimization_barrier", "pad", "reshape", "reshard",
   "scan", "select_n", "slice", "split", "squeeze", "stop_gradient", "transpose", "dynamic_slice",
-  "dynamic_update_slice", "rev",
+  "dynamic_update_slice", "rev", "scatter",
 }  # fmt: skip
 ELEMENTWISE = {"add", "add_any", "convert_element_type", "mul", "neg", "sub"}
 SCATTERS = {"scatter-add"}  # of rows that are all different: one addition each
