@@ -124,7 +124,9 @@ def default() -> ConfigDict:
   c.koleo = ConfigDict()
   c.koleo.loss_weight = 0.1
   c.koleo.topk = 1
-  c.koleo.group_size = placeholder(int)  # images among which neighbours are searched; None: see config/resolving.py
+  # Images among which neighbours are searched. None: those of a loss group or, where many devices make these small, of
+  # several, up to 64.
+  c.koleo.group_size = placeholder(int)
 
   c.distillation = ConfigDict()  # of method="distillation": a frozen teacher in place of the student's average
   # The teacher, with both heads: a run, one of its steps or students, or a .pth training export {"teacher": …}. A run
