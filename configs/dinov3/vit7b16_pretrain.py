@@ -8,8 +8,8 @@ Stages 2 and 3: vit7b16_gram_anchor.py and vit7b16_high_res.py. The reference's 
 `--config.model.quantization=fp8`; the default is bfloat16.
 Hardware: the reference's was 256 H100. Wall time: not measured. Expected: not measured.
 Planned by `vit-jax plan`, not run, for each device (memory; step by roofline, from all overlapping to no overlap of the
-network): h100:256 33.6 of 74.5 GiB, 0.49 to 0.67 s, with fp8 half the bytes gathered; v5p:4x4x8 69.1 of 95.7 GiB, 2.12 to 2.35 s,
-with `--config.model.remat=blocks` about 21 GiB, 2.64 to 2.87 s. On a v5p:4x4x4, remat="dots" does not fit.
+network): h100:256 33.6 of 74.5 GiB, 0.49 to 0.67 s, with fp8 half the bytes gathered; v5p:4x4x8 69.1 of 95.7 GiB, 2.12
+to 2.35 s, with `--config.model.remat=blocks` about 21 GiB, 2.64 to 2.87 s. On a v5p:4x4x4, remat="dots" does not fit.
 """
 
 from vit_jax.config import default
