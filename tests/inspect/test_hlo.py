@@ -115,3 +115,35 @@ def test_a_program_that_was_really_compiled():
   (gather,) = (c for c in collectives(Program(text), devices=8, host=8) if c.kind == "all-gather")
   assert gather.payload == 6 * 64 * 64 * 4 and gather.wire == gather.payload * 7 / 8
   assert memory_traffic(Program(text), fast=False) >= gather.payload
+
+
+def test_what_a_fusion_within_a_fusion_slices_counts_as_the_slice():
+  """As a TPU's products have the fusions of their operands inside, those too that read one layer of all."""
+  text = """\
+HloModule jit_step
+
+%layer (stack: f32[24,64,8], i: s32[]) -> f32[64,8] {
+  %stack = f32[24,64,8]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %slice = f32[1,64,8]{2,1,0} dynamic-slice(%stack, %i, %zero, %zero), dynamic_slice_sizes={1,64,8}
+  ROOT %rows = f32[64,8]{1,0} bitcast(%slice)
+}
+
+%product (all: f32[24,64,8], which: s32[], x: f32[64,8]) -> f32[8,8] {
+  %all = f32[24,64,8]{2,1,0} parameter(0)
+  %which = s32[] parameter(1)
+  %x = f32[64,8]{1,0} parameter(2)
+  %own = f32[64,8]{1,0} fusion(%all, %which), kind=kLoop, calls=%layer
+  ROOT %y = f32[8,8]{1,0} convolution(%own, %x), dim_labels=fb_io->bf
+}
+
+ENTRY %main (a: f32[24,64,8], b: s32[], c: f32[64,8]) -> f32[8,8] {
+  %a = f32[24,64,8]{2,1,0} parameter(0)
+  %b = s32[] parameter(1)
+  %c = f32[64,8]{1,0} parameter(2)
+  ROOT %done = f32[8,8]{1,0} fusion(%a, %b, %c), kind=kOutput, calls=%product
+}
+"""
+  layer, index, rows, result = 4 * 64 * 8, 4, 4 * 64 * 8, 4 * 8 * 8
+  assert memory_traffic(Program(text), fast=True) == layer + index + rows + result
