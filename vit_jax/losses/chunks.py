@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from vit_jax.ops.platform import devices_of
 
 CHUNK_SCORES = 2**25  # scores of a device in a chunk, where no other size is asked for: 128 MiB in float32
 
 
 def devices_along(logical: str) -> int:
   """Over how many devices the mesh and its rules spread a logical axis; 1 without them."""
-  mesh, spec = jax.sharding.get_abstract_mesh(), nn.logical_to_mesh_axes((logical,))
-  axes = spec[0] if spec else None
-  names = (axes,) if isinstance(axes, str) else axes or ()
-  return math.prod(mesh.shape.get(name, 1) for name in names)
+  return devices_of(*nn.logical_to_mesh_axes((logical,)))
 
 
 def shares(x: Float[Array, "U ..."]) -> Float[Array, "x u ..."]:

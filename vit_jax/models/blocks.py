@@ -16,6 +16,8 @@ from vit_jax.models.layers import LayerScale, make_norm
 from vit_jax.models.mlp import MLPS
 from vit_jax.models.remat import block_inputs
 
+_WHERE = {"unique_indices": True, "mode": "promise_in_bounds"}  # of the rows that drop path keeps
+
 
 @flax.struct.dataclass
 class BlockInputs:
@@ -137,9 +139,6 @@ def _put(rest: Float[Array, "B T D"], rows: Float[Array, "groups*m T D"], kept: 
 
 _take.defvjp(lambda x, kept: (_take(x, kept), kept), lambda kept, by: (_with_rows(by[1], by[0], kept), None))
 _put.defvjp(lambda *inputs: (_put(*inputs), inputs[2]), lambda kept, by: (by, _rows(by, kept), None))
-
-
-_WHERE = {"unique_indices": True, "mode": "promise_in_bounds"}
 
 
 def _rows(x: Float[Array, "B T D"], kept: Int[Array, "groups m"]) -> Float[Array, "groups*m T D"]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from jaxtyping import Array
 
 from vit_jax.ops.linear import joined, kernel_gradient, product
 from vit_jax.ops.normalize import upcast
+from vit_jax.ops.platform import devices_of
 from vit_jax.ops.quantized import quantize, quantized_product, quantized_transpose
 
 
@@ -105,6 +105,4 @@ def _by_shard(function: Callable[..., Array], shards: int, *arrays: Array) -> Ar
 
 def batch_shards() -> int:
   """Over how many parts the mesh around this spreads the rows of a batch; 1 without a mesh."""
-  mesh, (axes,) = jax.sharding.get_abstract_mesh(), nn.logical_to_mesh_axes(("batch",))
-  axes = (axes,) if isinstance(axes, str) else axes or ()
-  return math.prod(mesh.shape.get(axis, 1) for axis in axes)
+  return devices_of(*nn.logical_to_mesh_axes(("batch",)))

@@ -27,9 +27,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from vit_jax.ops.platform import platform
+from vit_jax.ops.platform import devices_of, platform
 from vit_jax.ops.rope import by_row
-from vit_jax.ops.splash import LEAST_TOKENS, WHOLE, devices_of
+from vit_jax.ops.splash import LEAST_TOKENS, WHOLE
 
 Tables = tuple[Float[Array, "... N d"], Float[Array, "... N d"]]
 _LANES = 128

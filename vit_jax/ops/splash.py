@@ -9,14 +9,13 @@ and 768. It was never run on a TPU: its values are checked in Pallas's interpret
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vit_jax.ops.platform import platform
+from vit_jax.ops.platform import devices_of, platform
 
 LEAST_TOKENS = 512
 WHOLE = jax.P()  # nothing is divided
@@ -93,10 +92,3 @@ def _on_one_device(query: Array, key: Array, value: Array, *, interpret: bool) -
   query = query * jnp.asarray(width**-0.5, query.dtype)  # the kernel does not scale
   y = jax.vmap(lambda q, k, v: kernel(q, k, v, segment_ids=segments))(*map(prepare, (query, key, value)))
   return jnp.swapaxes(y[:, :, :tokens], 1, 2)  # [B, T, H, d]
-
-
-def devices_of(names: str | tuple[str, ...] | None) -> int:
-  """Over how many devices these axes of the mesh divide something."""
-  mesh = jax.sharding.get_abstract_mesh()
-  names = (names,) if isinstance(names, str) else names or ()
-  return math.prod(mesh.shape.get(name, 1) for name in names)
