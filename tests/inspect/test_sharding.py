@@ -13,7 +13,7 @@ import pytest
 from vit_jax import cli, parallel
 from vit_jax import config as configs
 from vit_jax.inspect.sharding import leaves, sharding_table
-from vit_jax.methods import dinov3
+from vit_jax.methods.dino import dinov3
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from vit_jax.config import default, load
 from vit_jax.inspect.cost import count, dino_step
 from vit_jax.inspect.tables import config_table, flops, model_table, training_table
-from vit_jax.methods import dinov3
+from vit_jax.methods.dino import dinov3
 from vit_jax.models import ProjectionHead, create_model
 
 

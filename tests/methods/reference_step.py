@@ -9,8 +9,8 @@ import numpy as np
 from tests.golden import Golden
 from vit_jax import config as configs
 from vit_jax import weights
-from vit_jax.methods import dinov3
-from vit_jax.methods.state import State
+from vit_jax.methods.base import State
+from vit_jax.methods.dino import dinov3
 
 
 def build_config(settings, *, groups=1, rope_dtype="float32"):
@@ -85,7 +85,7 @@ def build_state(config, name) -> State:
     step=jnp.zeros((), jnp.int32),
     student=build_params(config, g.under("student")),
     teacher=build_params(config, g.under("teacher")),
-    gram_teacher=build_params(config, gram, names=("backbone",))["backbone"] if gram else None,
+    own={"gram_teacher": build_params(config, gram, names=("backbone",))["backbone"]} if gram else {},
     opt_state=zeros[0],
     counters=zeros[1],
     key=jax.random.key(0),

@@ -8,7 +8,7 @@ import jax
 
 from vit_jax import config as configs
 from vit_jax.checkpoints import Checkpoints
-from vit_jax.methods import dinov3
+from vit_jax.methods.dino import dinov3
 
 WIDTH = 48  # of the teacher: no other model of the tests has it
 

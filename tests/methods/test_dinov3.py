@@ -13,7 +13,7 @@ from vit_jax import config as configs
 from vit_jax import parallel
 from vit_jax.data.pipeline import make_pipeline
 from vit_jax.data.sources import open_source
-from vit_jax.methods import dinov3
+from vit_jax.methods.dino import dinov3
 from vit_jax.train.loop import mesh_context
 
 

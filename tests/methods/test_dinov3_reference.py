@@ -12,7 +12,9 @@ import pytest
 
 from tests.golden import Golden
 from tests.methods import reference_step as reference
-from vit_jax.methods import dinov3, gram
+from vit_jax.methods.dino import dinov3
+from vit_jax.methods.dino.student import SELF_DISTILLATION, Student
+from vit_jax.methods.dino.targets import assign
 
 STEPS = ("step_base", "step_gram")
 TERMS = {
@@ -45,16 +47,17 @@ def run(name="step_base"):
 
 def objective(config, state, batch, temperature):
   """student -> (loss, terms) of a batch."""
-  net = dinov3.modules(config)
-  targets = dinov3.assign(dinov3.teacher_outputs(config, net, state.teacher, batch), temperature)
-  anchor = gram.features(config, net.backbone, state, dinov3.normalized(config, batch), targets.anchor)
-  targets = targets._replace(anchor=anchor)
+  learner, net = Student.of(config, SELF_DISTILLATION), dinov3.modules(config)
+  batch = learner.normalization(batch)
+  targets = assign(dinov3.teacher_outputs(net, state.teacher, batch, keep_patches=learner.shares_patches), temperature)
+  if learner.anchoring is not None:
+    targets = targets._replace(anchor=learner.anchoring.features(net.backbone, state, batch, targets.anchor))
   weights = jnp.float32(1), jnp.float32(config.schedules.gram_loss_weight.peak)
-  draws = dinov3.draw(net, state.student, batch, jax.random.key(0))
+  draws = learner.draw(state.student, batch, jax.random.key(0))
 
   def losses(student):
-    total, terms, cls = dinov3.student_loss(config, net, student, targets, batch, draws, *weights)
-    koleo, more = dinov3.spread_loss(config, cls)
+    total, terms, cls = learner.loss(student, targets, batch, draws, *weights)
+    koleo, more = learner.objective.spread(cls, num_global=2)
     return total + koleo, terms | more
 
   return losses

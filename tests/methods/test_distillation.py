@@ -14,7 +14,10 @@ from tests.methods.teacher import WIDTH, distilling, save_teacher
 from vit_jax import parallel
 from vit_jax.data.pipeline import make_pipeline
 from vit_jax.data.sources import open_source
-from vit_jax.methods import dinov3, distillation, frozen_teacher
+from vit_jax.methods import frozen_teacher
+from vit_jax.methods.dino import dinov3, distillation
+from vit_jax.methods.dino.crops import Normalization, flatten_crops, gather_masked
+from vit_jax.methods.dino.targets import assign
 from vit_jax.optim import ema
 from vit_jax.train.loop import mesh_context
 
@@ -40,6 +43,10 @@ TWO = (
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
   return save_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+def normalized(config, batch):
+  return Normalization(config.augment.mean, config.augment.std)(batch)
 
 
 def batches(config, num):
@@ -110,19 +117,19 @@ def test_the_average_of_the_student_is_kept_and_exported(single):
 
 def test_the_losses_are_those_of_an_unmasked_student_at_the_masked_positions(single):
   config, states, metrics = single
-  batch = dinov3.normalized(config, batches(config, 1)[0])
+  batch = normalized(config, batches(config, 1)[0])
   net = dinov3.modules(config)
-  outputs = dinov3.teacher_outputs(config, frozen_teacher(config).modules, states[0].frozen, batch)
-  targets = dinov3.assign(outputs, metrics[0]["teacher_temperature"])
+  outputs = dinov3.teacher_outputs(frozen_teacher(config).modules, states[0].frozen, batch)
+  targets = assign(outputs, metrics[0]["teacher_temperature"])
   apply = lambda name, x: getattr(net, name).apply({"params": states[0].student[name]}, x)  # noqa: E731
-  features = apply("backbone", dinov3.flatten_crops(batch["global_crops"]))
-  scores = apply("ibot_head", dinov3.gather_masked(features.patches, batch["mask_indices"]))
+  features = apply("backbone", flatten_crops(batch["global_crops"]))
+  scores = apply("ibot_head", gather_masked(features.patches, batch["mask_indices"]))
   cross_entropy = -jnp.sum(targets.patches.probs() * jax.nn.log_softmax(scores / 0.1), -1)
   ibot = jnp.sum(cross_entropy * batch["mask_weights"].reshape(-1)) / (2 * config.batch_size)
   np.testing.assert_allclose(metrics[0]["ibot"], ibot, rtol=1e-5)
   masks = batch["masks"].reshape(-1, batch["masks"].shape[-1])
   masked = net.backbone.apply(
-    {"params": states[0].student["backbone"]}, dinov3.flatten_crops(batch["global_crops"]), masks=masks
+    {"params": states[0].student["backbone"]}, flatten_crops(batch["global_crops"]), masks=masks
   )
   assert not np.allclose(features.patches, masked.patches)
 
@@ -189,18 +196,18 @@ def test_the_teachers_images_are_resized_to_the_grid_of_the_student(teacher, pat
   config = distilling(teacher, **{"model.patch_size": patch_size})
   assert distillation.views(config).mask_grid == (32 // patch_size,) * 2
   states, metrics = run(config, 1)
-  batch = dinov3.normalized(config, batches(config, 1)[0])
+  batch = normalized(config, batches(config, 1)[0])
   size = 32 // patch_size * 8  # the teacher has patches of 8 pixels
   resized = [
     np.stack([np.asarray(Image.fromarray(np.asarray(crop[..., c]), "F").resize((size, size), Image.BILINEAR))
               for c in range(3)], -1)
-    for crop in dinov3.flatten_crops(batch["global_crops"])
+    for crop in flatten_crops(batch["global_crops"])
   ]  # fmt: skip
   crops = np.stack(resized).reshape(config.batch_size, 2, size, size, 3)
   np.testing.assert_allclose(distillation.resized(batch["global_crops"], size), crops, atol=1e-5)
   seen = batch | {"global_crops": jnp.asarray(crops)}
-  outputs = dinov3.teacher_outputs(config, frozen_teacher(config).modules, states[0].frozen, seen)
-  targets = dinov3.assign(outputs, metrics[0]["teacher_temperature"])
+  outputs = dinov3.teacher_outputs(frozen_teacher(config).modules, states[0].frozen, seen)
+  targets = assign(outputs, metrics[0]["teacher_temperature"])
   entropy = -jnp.sum(targets.cls.probs() * targets.cls.logs(), -1).mean()
   np.testing.assert_allclose(metrics[0]["teacher_entropy"], entropy, rtol=1e-5)
   assert np.isfinite(metrics[0]["loss"])

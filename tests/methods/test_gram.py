@@ -16,8 +16,10 @@ from tests.methods.test_dinov3 import run as run_on_mesh
 from vit_jax import losses
 from vit_jax.data.pipeline import make_pipeline
 from vit_jax.data.sources import open_source
-from vit_jax.methods import dinov3, distillation, gram
-from vit_jax.methods.state import State
+from vit_jax.methods.base import State
+from vit_jax.methods.dino import dinov3, distillation, gram
+from vit_jax.methods.dino.crops import flatten_crops
+from vit_jax.methods.dino.student import SELF_DISTILLATION, Student
 
 
 def settings(**values):
@@ -30,14 +32,14 @@ def simulated(config, steps):
   counters = {"gram_loaded": jnp.int32(0), "gram_refreshes": jnp.int32(0)}
   teacher = lambda i: {"backbone": {"w": jnp.float32(i)}}  # noqa: E731
   state = State(
-    step=jnp.int32(0), student=None, teacher=teacher(0), gram_teacher={"w": jnp.float32(-1)}, opt_state=None,
+    step=jnp.int32(0), student=None, teacher=teacher(0), own={"gram_teacher": {"w": jnp.float32(-1)}}, opt_state=None,
     key=None, counters=counters, model=None,
   )  # fmt: skip
-  used = []
+  used, anchoring = [], gram.Anchoring.of(config)
   for i in range(steps):
-    state = gram.load(config, state)
-    used.append((int(state.gram_teacher["w"]), bool(gram.loaded(config, state))))
-    state = gram.refresh(config, state.replace(step=state.step + 1, teacher=teacher(i + 1)))
+    state = anchoring.load(state)
+    used.append((int(state.own["gram_teacher"]["w"]), bool(anchoring.loaded(state))))
+    state = anchoring.refresh(state.replace(step=state.step + 1, teacher=teacher(i + 1)))
   return used, {name: int(value) for name, value in state.counters.items()}
 
 
@@ -87,7 +89,7 @@ def groups_of_patches():
 def test_each_loss_group_has_a_matrix_of_its_own_chosen_patches(tokens):
   student, teacher, batch = groups_of_patches()
   config = settings(**{"gram.tokens": tokens, "gram.per_image": False, "gram.stats": True})
-  found = gram.terms(config, student, teacher, batch)
+  found = gram.Anchoring.of(config).terms(student, teacher, batch)
   masks = np.asarray(batch["masks"]).reshape(2, -1)
   chosen = {"all": masks | True, "masked": masks, "unmasked": ~masks}
 
@@ -106,16 +108,17 @@ def test_each_loss_group_has_a_matrix_of_its_own_chosen_patches(tokens):
 def test_matrices_per_image_do_not_depend_on_groups_and_statistics_have_no_gradient():
   student, teacher, batch = groups_of_patches()
   config = settings(**{"gram.stats": True})
-  terms = gram.terms(config, student, teacher, batch)
+  anchoring = gram.Anchoring.of(config)
+  terms = anchoring.terms(student, teacher, batch)
   np.testing.assert_allclose(terms["gram"], losses.gram(student, teacher), rtol=1e-6)
-  gradient = jax.grad(lambda s: gram.terms(config, s, teacher, batch)["gram_masked"])(student)
+  gradient = jax.grad(lambda s: anchoring.terms(s, teacher, batch)["gram_masked"])(student)
   assert not np.any(gradient)
 
 
 def test_without_anchoring_the_state_and_the_metrics_know_nothing_of_it():
   config = tiny()
   state = jax.eval_shape(functools.partial(dinov3.init, config), jax.random.key(0))
-  assert state.gram_teacher is None and set(state.counters) == {"nonfinite"}
+  assert state.own == {} and set(state.counters) == {"nonfinite"}
   _, metrics = jax.eval_shape(dinov3.make_step(config), state, batches()[0])
   assert not [name for name in metrics if "gram" in name]
 
@@ -127,7 +130,7 @@ def test_gram_crops_of_any_size_come_to_the_grid_of_the_student(size):
   rows = {"global_crops": jax.ShapeDtypeStruct((4, 2, 32, 32, 3), jnp.float32)}
   rows["gram_crops"] = jax.ShapeDtypeStruct((4, 2, size, size, 3), jnp.float32)
   net = dinov3.modules(config)
-  anchor = jax.eval_shape(lambda state, rows: gram.features(config, net.backbone, state, rows, None), state, rows)
+  anchor = jax.eval_shape(lambda *given: gram.Anchoring.of(config).features(net.backbone, *given, None), state, rows)
   assert anchor.shape == (8, 16, 32)
 
 
@@ -156,7 +159,7 @@ def test_eight_devices_give_one_devices_metrics():
   for ours, expected in zip(metrics, run().metrics, strict=False):
     for name in ("loss", "gram", "gram_masked", "gram_unmasked", "grad_norm/backbone"):
       np.testing.assert_allclose(ours[name], expected[name], rtol=2e-4, atol=1e-6, err_msg=name)
-  kernel = states[-1].gram_teacher["blocks"]["mlp"]["fc1"]["kernel"]
+  kernel = states[-1].own["gram_teacher"]["blocks"]["mlp"]["fc1"]["kernel"]
   assert kernel.sharding == states[-1].teacher["backbone"]["blocks"]["mlp"]["fc1"]["kernel"].sharding
   assert not kernel.sharding.is_fully_replicated
 
@@ -169,7 +172,7 @@ def test_micro_batches_give_the_step_of_the_whole_batch():
     np.testing.assert_allclose(values[name], run().metrics[3][name], rtol=1e-5, err_msg=name)
   for a, b in zip(jax.tree.leaves(state.student), jax.tree.leaves(run().states[4].student), strict=True):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
-  assert_same(state.gram_teacher, state.teacher["backbone"])
+  assert_same(state.own["gram_teacher"], state.teacher["backbone"])
 
 
 @pytest.mark.parametrize(("source", "own"), [("ema", False), ("teacher", False), ("init", True)])
@@ -179,7 +182,7 @@ def test_a_distilled_student_is_anchored_too(tmp_path, source, own):
   rows = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch_of(config).items()}
   after, metrics = jax.eval_shape(distillation.make_step(config), state, rows)
   assert {"gram", "gram_loss_weight"} <= set(metrics)
-  assert (after.gram_teacher is not None) == own
+  assert ("gram_teacher" in after.own) == own
 
 
 def batch_of(config):
@@ -207,7 +210,7 @@ def test_steps_load_then_refresh_the_gram_teacher_from_the_average():
     (5, 4),
     (6, 6),
   ]:  # after step i: a copy of the teacher after `source`
-    assert_same(states[i].gram_teacher, states[source].teacher["backbone"])
+    assert_same(states[i].own["gram_teacher"], states[source].teacher["backbone"])
   assert int(states[6].counters["gram_loaded"]) == 1
   assert int(states[6].counters["gram_refreshes"]) == 2
 
@@ -246,15 +249,14 @@ def test_a_head_warm_up_holds_the_backbone_and_nothing_else():
 def test_two_loss_groups_are_the_mean_of_each_alone():
   """With one matrix over the patches of a group, the term of the batch is the mean of the groups' terms."""
   ours, state = run(), run().states[3]
-  net = dinov3.modules(ours.config)
-  rows = dinov3.normalized(ours.config, {name: jnp.asarray(x) for name, x in batches()[0].items()})
-  anchor = gram.features(ours.config, net.backbone, state, rows, None)
-  student = net.backbone.apply(
-    {"params": state.student["backbone"]}, dinov3.flatten_crops(rows["global_crops"])
-  ).patches
-  whole = gram.terms(ours.config, student, anchor, rows)["gram"]
+  learner = Student.of(ours.config, SELF_DISTILLATION)
+  backbone, anchoring = learner.net.backbone, learner.anchoring
+  rows = learner.normalization({name: jnp.asarray(x) for name, x in batches()[0].items()})
+  anchor = anchoring.features(backbone, state, rows, None)
+  student = backbone.apply({"params": state.student["backbone"]}, flatten_crops(rows["global_crops"])).patches
+  whole = anchoring.terms(student, anchor, rows)["gram"]
   parts = []
   for g in range(8):  # groups of two images, four crops
     part = {"masks": rows["masks"][2 * g : 2 * g + 2], "mask_indices": rows["mask_indices"][g : g + 1]}
-    parts.append(gram.terms(ours.config, student[4 * g : 4 * g + 4], anchor[4 * g : 4 * g + 4], part)["gram"])
+    parts.append(anchoring.terms(student[4 * g : 4 * g + 4], anchor[4 * g : 4 * g + 4], part)["gram"])
   np.testing.assert_allclose(whole, np.mean(parts), rtol=1e-5)

@@ -13,7 +13,7 @@ import pytest
 from tests.methods.test_accumulation import abstract_batch, config_of, fresh_state
 from tests.methods.test_dinov3 import batches
 from vit_jax import parallel
-from vit_jax.methods import dinov3
+from vit_jax.methods.dino import dinov3
 from vit_jax.ops.quantized import QUANTIZATIONS
 
 # All that may have a bfloat16 operand. Products accumulate in float32 and round once; the others move values, or round

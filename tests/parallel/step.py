@@ -14,7 +14,7 @@ from vit_jax import parallel
 from vit_jax.data.groups import batch_shapes
 from vit_jax.data.pipeline import make_pipeline
 from vit_jax.data.sources import open_source
-from vit_jax.methods import dinov3
+from vit_jax.methods.dino import dinov3
 from vit_jax.train.loop import mesh_context
 
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # the step is tiny
@@ -114,7 +114,7 @@ def first_state() -> Any:
 
   student = jax.tree_util.tree_map_with_path(drawn, shapes.student)
   zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes.replace(key=None))
-  return zeros.replace(student=student, teacher=student, gram_teacher=student["backbone"], key=jax.random.key(0))
+  return zeros.replace(student=student, teacher=student, own={"gram_teacher": student["backbone"]}, key=jax.random.key(0))
 
 
 def losses(what: Compiled) -> list[dict[str, float]]:

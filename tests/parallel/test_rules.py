@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from vit_jax import config as configs
 from vit_jax import parallel
-from vit_jax.methods import dinov3
+from vit_jax.methods.dino import dinov3
 from vit_jax.models import MODELS, PositionTable, ProjectionHead, create_model
 from vit_jax.parallel.rules import logical_axes
 

@@ -14,7 +14,7 @@ from tests.methods.teacher import WIDTH, distilling, save_teacher
 from vit_jax import cli, weights
 from vit_jax import config as configs
 from vit_jax.checkpoints import read_meta, restore_params, steps
-from vit_jax.methods.teachers import frozen_teacher
+from vit_jax.methods.frozen_teacher import frozen_teacher
 from vit_jax.train import loop, setup
 from vit_jax.weights.pth import write_pth
 

@@ -14,8 +14,8 @@ import vit_jax
 from vit_jax import config as configs
 from vit_jax import weights
 from vit_jax.checkpoints import Checkpoints
-from vit_jax.methods import dinov3
 from vit_jax.methods.architecture import attributes, config_keys
+from vit_jax.methods.dino import dinov3
 from vit_jax.methods.settings import build_backbone
 from vit_jax.models import MODELS, create_model
 from vit_jax.train import loop, setup, starting
@@ -94,7 +94,7 @@ def test_a_step_is_named_by_its_folder_and_the_gram_teacher_has_a_source_of_its_
   step = source / "checkpoints" / "3"
   state, report = started(**{"init_from": str(source), "gram.source": str(step)})
   _, saved = trained()
-  assert_same(state.gram_teacher, saved.teacher["backbone"])
+  assert_same(state.own["gram_teacher"], saved.teacher["backbone"])
   assert_same(state.teacher["ibot_head"], jax.tree.map(lambda x: x + 1, saved.teacher["ibot_head"]))
   lines = [line for line in report.splitlines() if "gram_teacher" in line]
   assert len(lines) == 1 and "step 3" in lines[0]
@@ -102,8 +102,8 @@ def test_a_step_is_named_by_its_folder_and_the_gram_teacher_has_a_source_of_its_
 
 def test_the_gram_teacher_of_source_init_is_the_backbone_that_the_run_starts_from(source):
   state, report = started(**{"init_from": str(source), "gram.source": "init"})
-  assert_same(state.gram_teacher, state.teacher["backbone"])
-  assert_same(state.gram_teacher["cls_token"], trained()[1].teacher["backbone"]["cls_token"] + 1)
+  assert_same(state.own["gram_teacher"], state.teacher["backbone"])
+  assert_same(state.own["gram_teacher"]["cls_token"], trained()[1].teacher["backbone"]["cls_token"] + 1)
   assert "backbone (student, teacher, gram_teacher)" in report
 
 

@@ -24,7 +24,7 @@ def model_table(config: ConfigDict) -> str:
   from vit_jax.config import loss_group_size
   from vit_jax.data.masks import masked_patches
   from vit_jax.inspect import tables
-  from vit_jax.methods import gram
+  from vit_jax.methods.dino import gram
 
   method = methods.get(config.method)
   views, group = method.views(config), loss_group_size(config)

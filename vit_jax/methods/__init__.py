@@ -18,11 +18,14 @@ from types import ModuleType
 from typing import Any
 
 from vit_jax.config.students import each_student
+from vit_jax.methods.base import State
+from vit_jax.methods.frozen_teacher import FrozenTeacher, frozen_teacher
 from vit_jax.methods.settings import build_backbone
-from vit_jax.methods.state import State
-from vit_jax.methods.teachers import FrozenTeacher, frozen_teacher
 
-METHODS = ("dinov3", "distillation")
+METHODS = {  # by name: its module
+  "dinov3": "vit_jax.methods.dino.dinov3",
+  "distillation": "vit_jax.methods.dino.distillation",
+}
 
 
 def get(name: str) -> ModuleType:
@@ -34,7 +37,7 @@ def get(name: str) -> ModuleType:
   if name not in METHODS:
     near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.0) or list(METHODS)
     raise ValueError(f"method={name!r}: there is no such method; nearest: {near[0]!r}.")
-  return importlib.import_module(f"vit_jax.methods.{name}")
+  return importlib.import_module(METHODS[name])
 
 
 def backbone(config: Any) -> Any:

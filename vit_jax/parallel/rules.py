@@ -136,13 +136,13 @@ def parameter_sharding(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedShar
   return lambda path, shape: NamedSharding(mesh, placed(path, shape, mesh)[0])
 
 
-# Subtrees of a state that have the structure of the parameters.
-_LIKE_PARAMETERS = re.compile(r"^(student|teacher|gram_teacher|frozen|centers|opt_state/([^/]+/)?(mu|nu))/")
 _STUDENT = re.compile(r"^student/")
 
 
 def state_shardings(state: Any, mesh: Mesh | AbstractMesh, *, zero: int = 3) -> Any:
-  """A sharding for every leaf of a training state (arrays or shapes): parameters by rule, all else replicated.
+  """A sharding for every leaf of a training state (arrays or shapes): arrays by rule, scalars on every device.
+
+  What is like parameters (averages, moments, further teachers) has their paths, and so their rules.
 
   Args:
     zero: what is spread over `fsdp`. 3: parameters, teachers and optimizer state; 1: all but the student's parameters
@@ -151,7 +151,7 @@ def state_shardings(state: Any, mesh: Mesh | AbstractMesh, *, zero: int = 3) -> 
 
   def sharding(path: tuple, leaf: Any) -> NamedSharding:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
-    if not _LIKE_PARAMETERS.match(name):
+    if not leaf.shape:
       return NamedSharding(mesh, PartitionSpec())
     without = ("fsdp",) if zero == 1 and _STUDENT.match(name) else ()
     return NamedSharding(mesh, placed(name, leaf.shape, mesh, without=without)[0])

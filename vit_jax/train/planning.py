@@ -37,7 +37,7 @@ from vit_jax.inspect.chips import Topology, target_config, topology
 from vit_jax.inspect.collectives import collectives
 from vit_jax.inspect.errors import PlanError
 from vit_jax.inspect.plan import Memory, Plan
-from vit_jax.methods import gram
+from vit_jax.methods.dino import gram
 from vit_jax.train import setup
 from vit_jax.train.loop import abstract_batch, abstract_state, jitted_step, mesh_context
 

@@ -24,7 +24,8 @@ from vit_jax.data.pipeline import Pipeline, make_pipeline
 from vit_jax.data.sources import Source, open_source, share_images, split_specs
 from vit_jax.data.views import Views, image_channels
 from vit_jax.evaluation import EvaluationError, check_image_size
-from vit_jax.methods import State, gram
+from vit_jax.methods import State
+from vit_jax.methods.dino import gram
 from vit_jax.methods.settings import RGB_ONLY, slow_quantization
 from vit_jax.parallel import lifeline, processes
 

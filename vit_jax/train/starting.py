@@ -18,7 +18,7 @@ from vit_jax.config import ConfigError
 from vit_jax.config.students import config_at
 from vit_jax.inspect import tables
 from vit_jax.methods import State
-from vit_jax.methods.starting import Place, Source, Start, Taken, match, open_file
+from vit_jax.methods.init_from import Place, Source, Start, Taken, match, open_file
 from vit_jax.train.setup import Run
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,8 @@ def report(opened: list[Opened]) -> str:
 
 def _name(places: tuple[Place, ...], sub_module: str) -> str:
   """ "backbone (student, teacher)"; of several students "backbone (student/small, teacher/small)"."""
-  return f"{sub_module} ({', '.join('/'.join(place).removesuffix(f'/{sub_module}') for place in places)})"
+  named = ("/".join(place).removeprefix("own/").removesuffix(f"/{sub_module}") for place in places)
+  return f"{sub_module} ({', '.join(named)})"
 
 
 def _open(start: Start, wanted: Mapping[str, Any]) -> Source:

@@ -43,7 +43,11 @@ class Start(NamedTuple):
 
   def of_student(self, student: str) -> Start:
     """The same of one of several students, whose keys and places have its name."""
-    places = {name: tuple((field, student, *rest) for field, *rest in found) for name, found in self.places.items()}
+
+    def of(field: str, *rest: str) -> Place:
+      return (field, rest[0], student, *rest[1:]) if field == "own" else (field, student, *rest)
+
+    places = {name: tuple(of(*place) for place in found) for name, found in self.places.items()}
     return Start(f"{SECTION}.{student}.{self.key}", self.path, places)
 
 

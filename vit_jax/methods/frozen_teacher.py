@@ -20,7 +20,7 @@ from flax.traverse_util import flatten_dict
 from vit_jax import checkpoints
 from vit_jax.config.saving import from_dict
 from vit_jax.config.students import config_at
-from vit_jax.methods.dinov3 import Modules, modules
+from vit_jax.methods.dino.networks import Modules, modules
 from vit_jax.weights import WeightsError, from_state_dict, parameter_shapes
 from vit_jax.weights.infer import infer_head
 from vit_jax.weights.opening import HEADS, open_weights

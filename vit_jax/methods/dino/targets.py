@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ class TeacherOutputs(NamedTuple):
     cls: [2B, K] logits of the class tokens of the global crops.
     patches: [groups * M, K] logits of the masked patches.
     features: [2B, D] class tokens.
-    similarity: [2B] of patches by name: see `health.similarity`.
+    similarity: [2B] of patches by name: see `diagnostics.similarity`.
     anchor: [2B, N, D] patch features, where they are to anchor the student's; else None.
   """
 
@@ -56,12 +57,6 @@ class Targets(NamedTuple):
     return self._replace(cls=self.cls.shared_with(whole.cls), patches=self.patches.shared_with(whole.patches))
 
 
-def fresh_centers(config: Any) -> Centers | None:
-  """Zero centres of the heads with softmax centering; None if there are none."""
-  heads = [head for head in HEADS if config[head].centering == "softmax"]
-  return {head: jnp.zeros(config[head].prototypes) for head in heads} or None
-
-
 @jax.named_scope("targets")
 def assign(
   outputs: TeacherOutputs, temperature: jax.Array, centers: Centers | None = None, *, chunk: int | None = None
@@ -81,26 +76,55 @@ def assign(
   return jax.lax.stop_gradient(targets)
 
 
-def moved_centers(
-  config: Any, centers: Centers | None, outputs: TeacherOutputs, batch: dict[str, jax.Array], keep: Bool[Array, ""]
-) -> Centers | None:
-  """The centres for the next step: moved towards the mean scores of this batch, over all devices.
+class CenteredHead(NamedTuple):
+  """A head whose scores become targets by a softmax, less their running mean.
 
-  Of class tokens that is the plain mean. Of patches it is the mean over the masked crops of the mean over the masked
-  patches of each (reference section 3.2): an image with many masked patches counts no more than one with few.
-
-  Args:
-    outputs: of the whole batch.
-    keep: leaves the centres as they are: the step is skipped.
+  Attributes:
+    prototypes: K.
+    momentum: of the running mean.
   """
-  if centers is None:
-    return None
-  share = batch["mask_weights"].reshape(-1, 1)  # [groups * M, 1]  1 / masked patches of the crop
-  means = {"dino": lambda: jnp.mean(upcast(outputs.cls), axis=0)}
-  if outputs.patches.shape[0]:  # without masks there is nothing to move towards
-    means["ibot"] = lambda: jnp.sum(share * upcast(outputs.patches), axis=0) / jnp.sum(share)
-  moved = dict(centers)
-  for head in centers.keys() & means.keys():
-    momentum = config[head].center_momentum
-    moved[head] = jnp.where(keep, centers[head], momentum * centers[head] + (1 - momentum) * means[head]())
-  return moved
+
+  prototypes: int
+  momentum: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Centering:
+  """The running means of the teacher's scores, for the heads that need one; the others use Sinkhorn-Knopp."""
+
+  heads: dict[str, CenteredHead]
+
+  @classmethod
+  def of(cls, config: Any) -> Centering:
+    """What a config asks for."""
+    sections = {head: config[head] for head in HEADS if config[head].centering == "softmax"}
+    return cls({head: CenteredHead(values.prototypes, values.center_momentum) for head, values in sections.items()})
+
+  def init(self) -> dict[str, Centers]:
+    """Zero centres as a part of a fresh state: {"centers": ...}, or nothing."""
+    return {"centers": {name: jnp.zeros(head.prototypes) for name, head in self.heads.items()}} if self.heads else {}
+
+  def moved(
+    self, own: dict[str, Any], outputs: TeacherOutputs, batch: dict[str, jax.Array], keep: Bool[Array, ""]
+  ) -> dict[str, Any]:
+    """`own` with the centres for the next step: moved towards the mean scores of this batch, over all devices.
+
+    Of class tokens that is the plain mean. Of patches it is the mean over the masked crops of the mean over the masked
+    patches of each, as in the published code: an image with many masked patches counts no more than one with few.
+
+    Args:
+      own: that of the state.
+      outputs: of the whole batch.
+      keep: leaves the centres as they are: the step is skipped.
+    """
+    if not self.heads:
+      return own
+    share = batch["mask_weights"].reshape(-1, 1)  # [groups * M, 1]  1 / masked patches of the crop
+    means = {"dino": lambda: jnp.mean(upcast(outputs.cls), axis=0)}
+    if outputs.patches.shape[0]:  # without masks there is nothing to move towards
+      means["ibot"] = lambda: jnp.sum(share * upcast(outputs.patches), axis=0) / jnp.sum(share)
+    moved = dict(own["centers"])
+    for name in self.heads.keys() & means.keys():
+      momentum, before = self.heads[name].momentum, moved[name]
+      moved[name] = jnp.where(keep, before, momentum * before + (1 - momentum) * means[name]())
+    return own | {"centers": moved}

@@ -27,23 +27,28 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax.core import FrozenDict
 from jaxtyping import Array, Float
 
 from vit_jax.config.students import each_student
 from vit_jax.data.views import Views
-from vit_jax.methods import dinov3, health
-from vit_jax.methods.dinov3 import Batch, Params, modules
+from vit_jax.methods import diagnostics
+from vit_jax.methods.base import Batch, Metrics, Params, State
+from vit_jax.methods.dino import dinov3, gram
+from vit_jax.methods.dino.crops import flatten_crops
+from vit_jax.methods.dino.networks import init_params, modules
+from vit_jax.methods.dino.student import DISTILLATION, Student
+from vit_jax.methods.dino.targets import Centering, TeacherOutputs, assign
+from vit_jax.methods.frozen_teacher import FrozenTeacher, frozen_teacher
+from vit_jax.methods.init_from import Start
 from vit_jax.methods.settings import build_schedules, build_views
-from vit_jax.methods.starting import Start
-from vit_jax.methods.state import State
-from vit_jax.methods.targets import TeacherOutputs, assign, moved_centers
-from vit_jax.methods.teachers import FrozenTeacher, frozen_teacher
 from vit_jax.ops.resize import resize_map
 
-# The fields of a state that each of several students has for itself.
-_OWN = ("student", "teacher", "gram_teacher", "opt_state", "counters", "model")
+__all__ = ["export", "init", "make_step", "modules", "starts", "views"]
+
+# The fields of a state, and the parts of its `own`, that each of several students has for itself.
+_EACH = ("student", "teacher", "opt_state", "counters", "model")
+_EACH_OWN = (gram.TEACHER,)
 
 
 def views(config: Any) -> Views:
@@ -72,14 +77,7 @@ def init(config: Any, key: jax.Array) -> State:
   """
   students = {name: dinov3.init(alone, key) for name, alone in each_student(config).items()}
   net = frozen_teacher(config).modules
-  image = jnp.zeros((1, net.backbone.stride, net.backbone.stride, net.backbone.in_channels))
-  token = jnp.zeros((1, net.backbone.width))
-  frozen = {
-    "backbone": net.backbone.init(key, image)["params"],
-    "dino_head": net.dino_head.init(key, token)["params"],
-    "ibot_head": net.ibot_head.init(key, token)["params"],
-  }
-  return _merged(students).replace(frozen=frozen)
+  return _merged(students).replace(frozen=init_params(net, (key, key, key), net.backbone.stride))
 
 
 def starts(config: Any) -> tuple[Start, ...]:
@@ -97,41 +95,41 @@ def make_step(config: Any) -> Callable[[State, Batch], tuple[State, dict[str, ja
 
   The metrics of several students begin with their names: "small/loss".
   """
-  net, students = frozen_teacher(config).modules, each_student(config)
-  learners = {name: dinov3.make_learner(alone, distilling=True) for name, alone in students.items()}
-  stride = modules(next(iter(students.values()))).backbone.stride
+  net = frozen_teacher(config).modules
+  students = {name: Student.of(alone, DISTILLATION) for name, alone in each_student(config).items()}
+  first, centering = next(iter(students.values())), Centering.of(config)
   temperature = build_schedules(config, 1.0)["teacher_temperature"]
-  keep_patches = any(alone.gram.source == "teacher" for alone in students.values())
+  keep_patches = any(student.shares_patches for student in students.values())
 
-  def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
-    size = teacher_size(batch["global_crops"].shape[2], stride, net.backbone.stride)
+  def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+    size = teacher_size(batch["global_crops"].shape[2], first.net.backbone.stride, net.backbone.stride)
 
     def look(part: Batch) -> TeacherOutputs:
-      crops = resized(dinov3.normalized(config, part)["global_crops"], size)
-      seen = part | {"global_crops": crops}
-      return dinov3.teacher_outputs(config, net, state.frozen, seen, keep_patches=keep_patches)
+      crops = resized(first.normalization(part)["global_crops"], size)
+      return dinov3.teacher_outputs(net, state.frozen, part | {"global_crops": crops}, keep_patches=keep_patches)
 
     now = temperature(state.step)
-    outputs = dinov3.micro_batches(config, batch).map(look, batch)
-    targets = assign(outputs, now, state.centers, chunk=config.losses.chunk)
-    centers = moved_centers(config, state.centers, outputs, batch, ~targets.cls.finite())
-    metrics = health.targets(targets.cls.probs()) | {"teacher_temperature": now}
+    outputs = first.parts(batch).map(look, batch)
+    targets = assign(outputs, now, state.own.get("centers"), chunk=first.objective.chunk)
+    own = centering.moved(state.own, outputs, batch, ~targets.cls.finite())
+    metrics = diagnostics.targets(targets.cls.probs()) | {"teacher_temperature": now}
     parts: dict[str, State] = {}
-    for name, learn in learners.items():
-      part, values = learn(_part(state, name), batch, targets)
+    for name, student in students.items():
+      part, values = student.learn(_part(state, name), batch, targets)
       del values["teacher_temperature"]  # which is common
       metrics |= {f"{name}/{key}": value for key, value in values.items()} if name else values
       parts[name], targets, batch = jax.lax.optimization_barrier((part, targets, batch))
-    return _merged(parts).replace(frozen=state.frozen, centers=centers), metrics
+    merged = _merged(parts)
+    return merged.replace(frozen=state.frozen, own=merged.own | _common(own)), metrics
 
   return step
 
 
 def resized(crops: Float[Array, "B C H W 3"], size: int) -> Float[Array, "B C size size 3"]:
-  """The crops with `size` pixels a side: bilinear, antialiased (reference section 11.31)."""
+  """The crops with `size` pixels a side: bilinear, antialiased, as in the published code."""
   if crops.shape[2:4] == (size, size):
     return crops
-  rows = dinov3.flatten_crops(crops)  # [B * C, H, W, 3]
+  rows = flatten_crops(crops)  # [B * C, H, W, 3]
   rows = resize_map(rows, (size, size), method="bilinear", antialias=True)
   return rows.reshape(*crops.shape[:2], size, size, crops.shape[-1])
 
@@ -143,21 +141,29 @@ def teacher_size(size: int, stride: int, teacher_stride: int) -> int:
 
 def _part(state: State, student: str) -> State:
   """The state of one student, as in a run of its own."""
-  own = {name: getattr(state, name) for name in _OWN}
-  if student:
-    own = {name: value if value is None else value[student] for name, value in own.items()}
-  return state.replace(**own, frozen=None)
+  if not student:
+    return state.replace(frozen=None)
+  each = {name: getattr(state, name)[student] for name in _EACH}
+  own = {name: state.own[name][student] for name in _EACH_OWN if student in state.own.get(name, {})}
+  return state.replace(**each, own=_common(state.own) | own, frozen=None)
 
 
 def _merged(parts: dict[str, State]) -> State:
   """The state of which these are the students' parts: `_part` undone."""
   if "" in parts:
     return parts[""]
-  own: dict[str, Any] = {name: {student: getattr(part, name) for student, part in parts.items()} for name in _OWN}
-  if all(part is None for part in own["gram_teacher"].values()):
-    own["gram_teacher"] = None
-  own["model"] = FrozenDict(own["model"])
-  return next(iter(parts.values())).replace(**own)
+  each: dict[str, Any] = {name: {student: getattr(part, name) for student, part in parts.items()} for name in _EACH}
+  each["model"] = FrozenDict(each["model"])
+  own = {
+    name: {student: part.own[name] for student, part in parts.items() if name in part.own} for name in _EACH_OWN
+  }
+  first = next(iter(parts.values()))
+  return first.replace(**each, own=_common(first.own) | {name: found for name, found in own.items() if found})
+
+
+def _common(own: dict[str, Any]) -> dict[str, Any]:
+  """What of a state's `own` all students share."""
+  return {name: value for name, value in own.items() if name not in _EACH_OWN}
 
 
 def _check(config: Any, teacher: FrozenTeacher) -> None:
