@@ -1,4 +1,4 @@
-"""Steps compiled ahead for batches of several shapes, one at once and the others in a thread."""
+"""Steps compiled ahead for several variants of the views, one at once and the others in a thread."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from vit_jax import parallel
 from vit_jax.train import compiling
-from vit_jax.train.compiling import CompiledSteps, abstract, compiler_options, signature
+from vit_jax.train.compiling import CompiledSteps, compiler_options
 from vit_jax.train.loop import mesh_context
 
 
@@ -45,9 +45,9 @@ def batch_of(mesh, width):
 def steps(mesh, traced, *widths, context=mesh_context):
   replicated = NamedSharding(mesh, PartitionSpec())
   state = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated)
-  batches = [(f"width {width}", abstract(batch_of(mesh, width))) for width in widths]
-  jitted = jax.jit(traced, donate_argnums=0, out_shardings=(replicated, None))
-  return CompiledSteps(jitted, state, batches, lambda: context(mesh)), jax.device_put(jnp.float32(0), replicated)
+  batches = {width: jax.tree.map(jax.typeof, batch_of(mesh, width)) for width in widths}  # in place of views
+  make = lambda width: jax.jit(traced, donate_argnums=0, out_shardings=(replicated, None))  # noqa: E731
+  return CompiledSteps(make, state, batches, lambda: context(mesh)), jax.device_put(jnp.float32(0), replicated)
 
 
 def until(condition):
@@ -61,37 +61,25 @@ def test_the_first_is_compiled_here_the_others_in_a_thread_all_under_the_mesh(me
   traced = Traced()
   compiled, state = steps(mesh, traced, 3, 5, 8)
   with compiled:
-    assert not compiled.ready(batch_of(mesh, 3)) and not traced.seen
-    compiled.wait(batch_of(mesh, 3))
+    assert not compiled.ready(3) and not traced.seen
+    compiled.wait(3)
     assert traced.seen[3] == (threading.current_thread(), True)
-    until(lambda: compiled.ready(batch_of(mesh, 8)))
+    until(lambda: compiled.ready(8))
     for width in (5, 8):
       thread, under_mesh = traced.seen[width]
       assert thread is not threading.current_thread() and under_mesh
-    assert [name for name, seconds in compiled.news() if seconds > 0] == ["width 3", "width 5", "width 8"]
+    assert [width for width, seconds in compiled.news() if seconds > 0] == [3, 5, 8]
     assert not list(compiled.news())
     total = 0.0
     for width in (5, 3, 8, 5):
       batch = batch_of(mesh, width)
       before = state
-      state, metrics = compiled(state, batch)
+      state, metrics = compiled(width, state, batch)
       total += float(batch["x"].sum())
       assert float(metrics["mean"]) == float(batch["x"].mean())
       assert before.is_deleted()  # donated
     assert float(state) == total
   assert list(traced.seen) == [3, 5, 8]  # each once, in the order given
-
-
-def test_a_batch_of_another_shape_is_compiled_when_it_comes(mesh):
-  traced = Traced()
-  compiled, state = steps(mesh, traced, 3)
-  with compiled:
-    compiled.wait(batch_of(mesh, 3))
-    assert not compiled.ready(batch_of(mesh, 4))
-    compiled.wait(batch_of(mesh, 4))
-    state, _ = compiled(state, batch_of(mesh, 4))
-    assert float(state) == float(batch_of(mesh, 4)["x"].sum())
-    assert [name for name, _ in compiled.news()] == ["width 3", ""]
 
 
 def test_what_fails_in_the_thread_is_raised_before_it_is_needed(mesh):
@@ -101,9 +89,9 @@ def test_what_fails_in_the_thread_is_raised_before_it_is_needed(mesh):
 
   compiled, _ = steps(mesh, Traced(fail), 3, 5)
   with compiled:
-    compiled.wait(batch_of(mesh, 3))
+    compiled.wait(3)
     with pytest.raises(ValueError, match="no room for 5"):
-      until(lambda: not compiled.ready(batch_of(mesh, 3)))
+      until(lambda: not compiled.ready(3))
 
 
 def test_closing_waits_for_the_running_compilation_and_drops_the_rest(mesh):
@@ -116,7 +104,7 @@ def test_closing_waits_for_the_running_compilation_and_drops_the_rest(mesh):
 
   traced = Traced(block)
   compiled, _ = steps(mesh, traced, 3, 5, 8)
-  compiled.wait(batch_of(mesh, 3))
+  compiled.wait(3)
   assert running.wait(60)
   closing = threading.Thread(target=compiled.close)
   closing.start()
@@ -127,19 +115,12 @@ def test_closing_waits_for_the_running_compilation_and_drops_the_rest(mesh):
   assert not closing.is_alive() and list(traced.seen) == [3, 5]
 
 
-def test_signatures_tell_resolutions_apart_and_nothing_else():
-  a = {"x": np.zeros((2, 3)), "y": np.zeros(4)}
-  assert signature(a) == signature({"y": np.ones(4), "x": np.ones((2, 3))})
-  assert signature(a) != signature({**a, "y": np.zeros(5)})
-  assert signature(a) != signature({**a, "z": np.zeros(1)})
-
-
 def test_without_further_shapes_no_thread_works(mesh):
-  compiled, state = steps(mesh, Traced(), context=lambda mesh: contextlib.nullcontext())
+  compiled, state = steps(mesh, Traced(), 3, context=lambda mesh: contextlib.nullcontext())
   before = threading.active_count()
   with compiled:
-    compiled.wait(batch_of(mesh, 3))
-    compiled(state, batch_of(mesh, 3))
+    compiled.wait(3)
+    compiled(3, state, batch_of(mesh, 3))
     assert threading.active_count() == before
 
 

@@ -13,8 +13,9 @@ class Numbers:
   def __init__(self, count):
     self.made, self.count = 0, count
 
-  def __iter__(self):
-    return self
+  @property
+  def views(self):
+    return f"views {self.made + 1}"
 
   def __next__(self):
     if self.made == self.count:
@@ -36,8 +37,8 @@ class One:
 @pytest.mark.parametrize("size", [0, 1, 2, 5])
 def test_every_batch_comes_in_order_with_its_own_state(size):
   batches = prefetch(Numbers(7), One(), size=size)
-  seen = [(int(batch["number"][0]), state["next_batch"]) for batch, state in batches]
-  assert seen == [(i, i) for i in range(1, 8)]
+  seen = [(int(batch["number"][0]), views, state["next_batch"]) for batch, views, state in batches]
+  assert seen == [(i, f"views {i}", i) for i in range(1, 8)]
 
 
 def test_the_first_batch_does_not_wait_for_others_and_no_more_than_asked_are_held():

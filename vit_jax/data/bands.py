@@ -11,6 +11,11 @@ from PIL import Image
 _MODES = {1: "L", 4: "CMYK"}  # Pillow's modes of so many equal channels, other than RGB; RGBA would weigh by the last
 
 
+def image_channels(in_channels: int) -> int:
+  """Channels to load for a model with `in_channels` inputs: RGB (3) also for a model of grey values."""
+  return 3 if in_channels == 1 else in_channels
+
+
 class Bands:
   """An image of C channels as several of Pillow's, with those of its methods that are needed here.
 

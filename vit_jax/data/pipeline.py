@@ -27,9 +27,9 @@ import grain
 import numpy as np
 from absl import flags
 
-from vit_jax.data.groups import BAD, LossGroups, Unreadable, batch_shapes
+from vit_jax.data.groups import BAD, LossGroups, Unreadable
 from vit_jax.data.sources import Source
-from vit_jax.data.views import Views
+from vit_jax.data.views.base import Views
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ def _automatic_workers(buffers: int) -> int:
 
 def _group_bytes(views: Views, group_size: int) -> int:
   """Of the largest loss group."""
-  shapes = [batch_shapes(view, group_size).values() for view in views.variants()]
+  shapes = [view.arrays(group_size).values() for view in views.variants()]
   return max(sum(math.prod(shape) * kind.itemsize for shape, kind in arrays) for arrays in shapes)
 
 
@@ -150,13 +150,9 @@ class _LocalGroups:
 
 
 class Pipeline:
-  """An endless iterator over batches: dicts of arrays of this process's rows (house.md section 2).
+  """An endless iterator over batches: dicts of the arrays of this process's rows that the views describe.
 
-  global_crops uint8 [B, 2, H, W, C], local_crops uint8 [B, L, h, w, C], label int32 [B] (-1: none) and, if the views
-  have masks, masks bool [B, 2, N], mask_indices int32 [groups, M], mask_weights float32 [groups, M]; if they have gram
-  crops, gram_crops uint8 [B, 2, Hg, Wg, C]. With a canvas, in place of all crops: canvas uint8 [B, Hc, Wc, C], valid
-  int32 [B, 2], random float32 [B, R, U] and sizes [0, 3 sizes], of which `device.augmented` makes the crops. Where
-  the views have several resolutions, each batch has one of them.
+  Where the views have several variants, each batch is of one of them: `views` says which the next is.
 
   `get_state()` is a small dict that JSON can hold; `set_state()` of it makes the next batch exactly the one that would
   have come next, on any number of workers and processes.
@@ -230,6 +226,11 @@ class Pipeline:
     group = self._begun.result()
     self._begun = None
     return group
+
+  @property
+  def views(self) -> Views:
+    """The variant of the next batch."""
+    return self._groups.views(self._next_batch)
 
   def upcoming(self, batches: int) -> list[Views]:
     """The views that the next so many batches need, each once, in the order in which they come first."""

@@ -1,4 +1,4 @@
-"""The compiled training step for every shape of batch, made ahead.
+"""The compiled training step for every variant of the views, made ahead.
 
 The step of a run with several resolutions is a program for each. The one that is needed first is compiled while
 everything waits; a thread then compiles the others, in the order in which they will be needed, while the first trains.
@@ -10,17 +10,18 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import jax
 
+from vit_jax.data.views.base import Views
+
 log = logging.getLogger(__name__)
 
 Batch = Mapping[str, Any]  # of arrays, or of jax.ShapeDtypeStruct with shardings
-Signature = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 # Fusions of the library YNNPACK: those around a reduction, attention's for one, but no single matrix products, in which
@@ -52,62 +53,61 @@ class _Compiled(NamedTuple):
 
 
 class CompiledSteps:
-  """Compiles a jitted step (state, batch) -> (state, metrics) for batches of several shapes.
+  """Compiles the steps (state, batch) -> (state, metrics) of several variants of the views.
 
-      with CompiledSteps(jitted, abstract_state, [("512/112", batch_a), ("768/112", batch_b)], context) as steps:
-        if not steps.ready(batch):
-          steps.wait(batch)
-        state, metrics = steps(state, batch)
+      with CompiledSteps(make_step, abstract_state, {views_a: batch_a, views_b: batch_b}, context) as steps:
+        if not steps.ready(views_a):
+          steps.wait(views_a)
+        state, metrics = steps(views_a, state, batch)
 
   Args:
-    step: the jitted function.
+    make: the jitted step of a variant.
     state: its first argument: shapes, types and shardings.
-    batches: (name, shapes, types and shardings) of the batches to expect, in the order in which they will come.
-    context: makes the context in which the step is traced; entered in each thread that compiles.
+    batches: shapes, types and shardings of the batches of each variant, in the order in which they will come.
+    context: makes the context in which a step is traced; entered in each thread that compiles.
   """
 
   def __init__(
     self,
-    step: Any,
+    make: Callable[[Views], Any],
     state: Any,
-    batches: Iterable[tuple[str, Batch]],
+    batches: Mapping[Views, Batch],
     context: Callable[[], AbstractContextManager],
   ):
-    self._step, self._state, self._context = step, state, context
-    self._expected = {signature(batch): (name, batch) for name, batch in batches}
-    self._compiled: dict[Signature, _Compiled] = {}
-    self._pending: dict[Signature, Future[_Compiled]] = {}
-    self._news: list[tuple[str, float]] = []
+    self._make, self._state, self._context = make, state, context
+    self._batches = dict(batches)
+    self._compiled: dict[Views, _Compiled] = {}
+    self._pending: dict[Views, Future[_Compiled]] = {}
+    self._news: list[tuple[Views, float]] = []
     self._thread: ThreadPoolExecutor | None = None
 
-  def ready(self, batch: Batch) -> bool:
-    """Whether the step for this batch can run at once.
+  def ready(self, views: Views) -> bool:
+    """Whether the step of this variant can run at once.
 
     Raises:
       Exception: what went wrong while any step was compiled in the background: better now than when it is needed.
     """
-    for key in [key for key, future in self._pending.items() if future.done()]:
-      self._take(key)
-    return signature(batch) in self._compiled
+    for other in [other for other, future in self._pending.items() if future.done()]:
+      self._keep(other, self._pending.pop(other).result())
+    return views in self._compiled
 
-  def wait(self, batch: Batch) -> None:
-    """Makes the step for this batch ready; the first call compiles it here and begins with the others."""
-    key = signature(batch)
-    if key in self._pending:
-      self._take(key)
-    elif key not in self._compiled:
-      self._keep(key, self._compile(batch))
+  def wait(self, views: Views) -> None:
+    """Makes the step of this variant ready; the first call compiles it here and begins with the others."""
+    if views in self._pending:
+      self._keep(views, self._pending.pop(views).result())
+    elif views not in self._compiled:
+      self._keep(views, self._compile(views))
     if self._thread is None:
       self._thread = ThreadPoolExecutor(1, "compile")
-      for other, (_, shapes) in self._expected.items():
+      for other in self._batches:
         if other not in self._compiled:
-          self._pending[other] = self._thread.submit(self._compile, shapes)
+          self._pending[other] = self._thread.submit(self._compile, other)
 
-  def __call__(self, state: Any, batch: Batch) -> Any:
-    return self._compiled[signature(batch)].call(state, batch)
+  def __call__(self, views: Views, state: Any, batch: Batch) -> Any:
+    return self._compiled[views].call(state, batch)
 
-  def news(self) -> Iterator[tuple[str, float]]:
-    """(name, seconds) of every compilation that has ended since this was asked last."""
+  def news(self) -> Iterator[tuple[Views, float]]:
+    """(variant, seconds) of every compilation that has ended since this was asked last."""
     while self._news:
       yield self._news.pop(0)
 
@@ -125,26 +125,12 @@ class CompiledSteps:
   def __exit__(self, *unused: object) -> None:
     self.close()
 
-  def _take(self, key: Signature) -> None:
-    self._keep(key, self._pending.pop(key).result())
+  def _keep(self, views: Views, compiled: _Compiled) -> None:
+    self._compiled[views] = compiled
+    self._news.append((views, compiled.seconds))
 
-  def _keep(self, key: Signature, compiled: _Compiled) -> None:
-    self._compiled[key] = compiled
-    name = self._expected[key][0] if key in self._expected else ""
-    self._news.append((name, compiled.seconds))
-
-  def _compile(self, batch: Batch) -> _Compiled:
+  def _compile(self, views: Views) -> _Compiled:
     start = time.perf_counter()
     with self._context():
-      compiled = self._step.lower(self._state, abstract(batch)).compile()
+      compiled = self._make(views).lower(self._state, self._batches[views]).compile()
     return _Compiled(compiled, time.perf_counter() - start)
-
-
-def abstract(batch: Batch) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes, types and shardings of a batch."""
-  return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in batch.items()}
-
-
-def signature(batch: Batch) -> Signature:
-  """What tells the batches of one resolution from those of another."""
-  return tuple(sorted((name, tuple(array.shape)) for name, array in batch.items()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vit_jax.data.augment import Colours, Crop
+from vit_jax.data.views.multi_crop.host import Colours, Crop
 
 _ADJUSTMENTS = ("brightness", "contrast", "saturation", "hue")  # as numbered in `operations.ADJUSTMENTS`
 

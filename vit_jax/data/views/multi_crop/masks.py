@@ -1,4 +1,4 @@
-"""Masks of the global crops: block masks with exact quotas for a loss group (reference [6.5]).
+"""Masks of the global crops: block masks with exact quotas for a loss group, as in iBOT and DINOv2.
 
 How many patches each row masks is fixed by (rows, patches, probability, ratio); only which crop gets which quota and
 which patches are hidden is random. So the number of masked patches of a loss group is a constant, and every array made
@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32
+
+from vit_jax.data.views.multi_crop.parameters import NUM_GLOBAL
 
 _MIN_BLOCK = 4  # patches: the least area that is drawn for a block
 _LOG_ASPECT = math.log(0.3)  # a block's aspect ratio is log-uniform in [0.3, 1 / 0.3]
@@ -44,7 +46,7 @@ def _linspace_float32(start: float, stop: float, num: int) -> Float32[np.ndarray
 
 def masked_patches(group_size: int, grid: tuple[int, int], probability: float, ratio: tuple[float, float]) -> int:
   """M, the constant number of masked patches of a loss group of `group_size` images (two global crops each)."""
-  return int(mask_counts(2 * group_size, grid[0] * grid[1], probability, ratio).sum())
+  return int(mask_counts(NUM_GLOBAL * group_size, grid[0] * grid[1], probability, ratio).sum())
 
 
 def block_mask(rng: np.random.Generator, grid: tuple[int, int], count: int) -> Bool[np.ndarray, "h w"]:
@@ -121,16 +123,16 @@ def group_masks(
     shift: roll each mask by an independent random offset per axis, around the edges.
   """
   height, width = grid
-  masks = np.zeros((2 * group_size, height, width), bool)  # [2g, h, w]
-  counts = mask_counts(2 * group_size, height * width, probability, ratio)  # [2g]
-  for row, count in zip(rng.permutation(2 * group_size), counts, strict=True):
+  masks = np.zeros((NUM_GLOBAL * group_size, height, width), bool)  # [2g, h, w]
+  counts = mask_counts(NUM_GLOBAL * group_size, height * width, probability, ratio)  # [2g]
+  for row, count in zip(rng.permutation(NUM_GLOBAL * group_size), counts, strict=True):
     if count == 0:
       continue
     mask = block_mask(rng, grid, int(count))
     if shift:
       mask = np.roll(mask, (int(rng.integers(height)), int(rng.integers(width))), axis=(0, 1))
     masks[row] = mask
-  return masks.reshape(group_size, 2, height * width)
+  return masks.reshape(group_size, NUM_GLOBAL, height * width)
 
 
 def indices_and_weights(

@@ -1,4 +1,4 @@
-"""Multi-crop augmentation on the host: draw the parameters of every crop of an image, then apply them (see [6.3]).
+"""Multi-crop augmentation on the host: draw the parameters of every crop of an image, then apply them (DINOv3's recipe).
 
 Drawing and applying are apart, so that a recorded draw can be replayed and the distributions be tested without images.
 The order within a crop: random resized crop, horizontal flip, colour jitter, grayscale, blur, solarize.
@@ -21,7 +21,7 @@ from jaxtyping import Float32, UInt8
 from vit_jax.data import operations
 from vit_jax.data.operations import Pixels
 from vit_jax.data.resampling import Planes, crop_and_resize, planes, resize
-from vit_jax.data.views import Views
+from vit_jax.data.views.multi_crop.parameters import NUM_GLOBAL, Parameters
 
 TRIES = 10  # proposals for a crop box before the centre crop
 LOG_RATIO = (math.log(3.0 / 4.0), math.log(4.0 / 3.0))  # a box's aspect ratio is log-uniform in this range
@@ -54,16 +54,16 @@ class Crop(NamedTuple):
   window: tuple[int, int] | None = None
 
 
-def draw_crops(rng: np.random.Generator, height: int, width: int, views: Views) -> list[Crop]:
+def draw_crops(rng: np.random.Generator, height: int, width: int, views: Parameters) -> list[Crop]:
   """Draws the crops of an image of this size: first global, second global, then the local ones.
 
   A fixed number of random numbers is drawn whatever the image and the outcome, all at once: a call of the generator
   for each would cost more than the rest.
   """
-  uniforms = rng.random((2 + views.local_number, UNIFORMS)).tolist()
-  boxes = [_draw_box(row, height, width, views.global_scale) for row in uniforms[:2]]
+  uniforms = rng.random((NUM_GLOBAL + views.local_number, UNIFORMS)).tolist()
+  boxes = [_draw_box(row, height, width, views.global_scale) for row in uniforms[:NUM_GLOBAL]]
   crops = [_draw_crop(row, views, i, box) for i, (row, box) in enumerate(zip(uniforms, boxes, strict=False))]
-  for i, row in enumerate(uniforms[2:]):
+  for i, row in enumerate(uniforms[NUM_GLOBAL:]):
     if views.local_inside_global:
       base = crops[2 * i // views.local_number]  # the first half lies in the first global crop
       local = _draw_crop(row, views, 2, base[:4])._replace(flip=base.flip, window=_draw_window(row, views))
@@ -73,26 +73,26 @@ def draw_crops(rng: np.random.Generator, height: int, width: int, views: Views) 
   return crops
 
 
-def random_numbers(rng: np.random.Generator, views: Views) -> Float32[np.ndarray, "R U"]:
+def random_numbers(rng: np.random.Generator, views: Parameters) -> Float32[np.ndarray, "R U"]:
   """The numbers from which `multi_crop` would draw: a row for each crop and, with `share_color_jitter`, one for all."""
   numbers = np.zeros(random_shape(views), np.float32)
-  numbers[: 2 + views.local_number] = rng.random((2 + views.local_number, UNIFORMS))
+  numbers[: NUM_GLOBAL + views.local_number] = rng.random((NUM_GLOBAL + views.local_number, UNIFORMS))
   if views.share_color_jitter:
     numbers[-1, :COLOURS] = rng.random(COLOURS)
   return numbers
 
 
-def random_shape(views: Views) -> tuple[int, int]:
+def random_shape(views: Parameters) -> tuple[int, int]:
   """Of the random numbers of one image."""
-  return 2 + views.local_number + views.share_color_jitter, UNIFORMS
+  return NUM_GLOBAL + views.local_number + views.share_color_jitter, UNIFORMS
 
 
-def draw_colours(rng: np.random.Generator, views: Views) -> tuple[tuple[tuple[int, float], ...], bool]:
+def draw_colours(rng: np.random.Generator, views: Parameters) -> tuple[tuple[tuple[int, float], ...], bool]:
   """Draws (jitter, grayscale), as in `Crop`, for a whole image."""
   return _colours(rng.random(COLOURS).tolist(), views)
 
 
-def _draw_crop(uniforms: list[float], views: Views, kind: int, box: tuple[int, int, int, int]) -> Crop:
+def _draw_crop(uniforms: list[float], views: Parameters, kind: int, box: tuple[int, int, int, int]) -> Crop:
   """A crop of this box; kind 0: first global, 1: second global, 2: local."""
   flip, *colours, blurred, sigma, inverted = uniforms[PLACES:]
   jitter, grayscale = ((), False) if views.share_color_jitter else _colours(colours, views)
@@ -106,7 +106,7 @@ def _draw_crop(uniforms: list[float], views: Views, kind: int, box: tuple[int, i
   )
 
 
-def _colours(uniforms: list[float], views: Views) -> tuple[tuple[tuple[int, float], ...], bool]:
+def _colours(uniforms: list[float], views: Parameters) -> tuple[tuple[tuple[int, float], ...], bool]:
   jitter, order, brightness, contrast, saturation, hue, gray = uniforms
   if jitter >= views.jitter:
     return (), gray < views.grayscale
@@ -121,7 +121,7 @@ def _colours(uniforms: list[float], views: Views) -> tuple[tuple[tuple[int, floa
   return tuple((i, factors[i]) for i in which if strengths[i] > 0), gray < views.grayscale
 
 
-def _draw_window(uniforms: list[float], views: Views) -> tuple[int, int]:
+def _draw_window(uniforms: list[float], views: Parameters) -> tuple[int, int]:
   """The place (top, left) of a local crop inside a global one: a multiple of the stride.
 
   As in the reference, the last place that would fit is never drawn; the only one, where the reference fails, is.
@@ -129,6 +129,13 @@ def _draw_window(uniforms: list[float], views: Views) -> tuple[int, int]:
   places = max(1, (views.global_size - views.local_size) // views.stride)
   top, left = (views.stride * int(uniform * places) for uniform in uniforms[PLACES - 2 : PLACES])
   return top, left
+
+
+def draw_box(
+  rng: np.random.Generator, height: int, width: int, scale: tuple[float, float]
+) -> tuple[int, int, int, int]:
+  """A crop box (top, left, height, width) of an image; see `_draw_box`."""
+  return _draw_box(rng.random(PLACES).tolist(), height, width, scale)
 
 
 def _draw_box(uniforms: list[float], height: int, width: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
@@ -163,7 +170,7 @@ def apply_crop(image: Planes, crop: Crop, size: int) -> UInt8[np.ndarray, "size 
 def apply_crops(
   image: Planes,
   crops: Sequence[Crop],
-  views: Views,
+  views: Parameters,
   global_crops: UInt8[np.ndarray, "2 G G C"],
   local_crops: UInt8[np.ndarray, "L l l C"],
   gram_crops: UInt8[np.ndarray, "2 Gg Gg C"] | None = None,
@@ -176,7 +183,7 @@ def apply_crops(
   from the global crop.
   """
   plain = []  # the two global crops, neither distorted nor flipped
-  for i, crop in enumerate(crops[:2]):
+  for i, crop in enumerate(crops[:NUM_GLOBAL]):
     base = _cut(image, crop, views.base_size)
     plain.append(resize(base, views.global_size))
     shared = gram_crops is not None and views.gram_distortions
@@ -189,7 +196,7 @@ def apply_crops(
     global_crops[i] = operations.flip(pixels, crop.flip)
     if gram_crops is not None:
       gram_crops[i] = operations.flip(resize(base, views.gram_size), crop.flip)
-  for i, crop in enumerate(crops[2:]):
+  for i, crop in enumerate(crops[NUM_GLOBAL:]):
     if crop.window is None:
       local_crops[i] = apply_crop(image, crop, views.local_size)
     else:
@@ -201,7 +208,7 @@ def apply_crops(
 def multi_crop(
   image: UInt8[np.ndarray, "H W C"],
   rng: np.random.Generator,
-  views: Views,
+  views: Parameters,
   global_crops: UInt8[np.ndarray, "2 G G C"],
   local_crops: UInt8[np.ndarray, "L l l C"],
   gram_crops: UInt8[np.ndarray, "2 Gg Gg C"] | None = None,

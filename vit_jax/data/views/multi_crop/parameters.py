@@ -1,21 +1,13 @@
-"""What a training method asks of the data: the crops of an image and the masks of a loss group, and nothing else.
-
-A method builds one `Views` from its config; the pipeline obeys it. Plain values only, so that it travels to worker
-processes and says the same thing everywhere.
-"""
+"""What decides the crops of an image and the masks of a loss group: plain values, checked."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
+NUM_GLOBAL = 2  # global crops of an image, as in all of DINO's recipes
 _CANVAS_STEP = 64  # pixels: sides that matrix units like
-
-
-def image_channels(in_channels: int) -> int:
-  """Channels of the images that serve a model of so many: RGB (3) also for one of grey values."""
-  return 3 if in_channels == 1 else in_channels
 
 
 class Resolution(NamedTuple):
@@ -28,8 +20,8 @@ class Resolution(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Views:
-  """Crops, photometric distortions and masks of a batch (reference [6.3], [6.5]); the defaults are the config's.
+class Parameters:
+  """Crops, photometric distortions and masks of a batch; the defaults are the config's.
 
   Triples hold the probabilities for (first global crop, second global crop, each local crop). Ranges are (low, high).
 
@@ -108,7 +100,7 @@ class Views:
       return self.loss_group_size
     return next(size for size in range(min(batch_size, 64), 0, -1) if batch_size % size == 0)
 
-  def variants(self) -> tuple[Views, ...]:
+  def variants(self) -> tuple[Self, ...]:
     """The views of one step each: one for every resolution, or these themselves where there is one only."""
     if not self.resolutions:
       return (self,)
@@ -125,9 +117,20 @@ class Views:
     )
 
   @property
+  def shares(self) -> tuple[float, ...]:
+    """The share of the steps of each of several variants, as far as they are normalised; one variant: (1.0,)."""
+    return tuple(size.probability for size in self.resolutions) or (1.0,)
+
+  @property
+  def sizes(self) -> dict[str, int]:
+    """Sides of the crops of one step, in pixels, by kind."""
+    gram = {"gram": self.gram_size} if self.gram_size else {}
+    return {"global": self.global_size, "local": self.local_size} | gram
+
+  @property
   def name(self) -> str:
     """The sizes of the crops of one step, "global/local" or "global/local/gram"."""
-    return "/".join(map(str, (self.global_size, self.local_size, self.gram_size)[: 3 if self.gram_size else 2]))
+    return "/".join(map(str, self.sizes.values()))
 
   @property
   def base_size(self) -> int:

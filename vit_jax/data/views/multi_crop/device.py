@@ -1,7 +1,7 @@
-"""The multi-crop on the device: what `augment.py` does on the host, for a whole batch within the compiled step.
+"""The multi-crop on the device: what `host.py` does on the host, for a whole batch within the compiled step.
 
 A batch that is to be augmented here holds images as they were decoded, each in the top left corner of a canvas, and
-the random numbers that `augment.py` would have used for it: they belong to the seed and the image's place in the
+the random numbers that `host.py` would have used for it: they belong to the seed and the image's place in the
 stream. So neither the number of devices nor an interruption changes a crop, and both paths cut and distort alike, up
 to the rounding of float32.
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,9 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from vit_jax.data import augment
-from vit_jax.data.groups import CANVAS, RANDOM, RAW, SIZES, VALID, crop_sizes
-from vit_jax.data.views import Views
+from vit_jax.data.views.multi_crop import host
+from vit_jax.data.views.multi_crop.parameters import NUM_GLOBAL, Parameters
 from vit_jax.ops import colours
 from vit_jax.ops.blur import gaussian_blur
 from vit_jax.ops.cropping import crop_weights, resample, resize
@@ -30,7 +28,6 @@ from vit_jax.ops.cropping import crop_weights, resample, resize
 _CHUNK = 32  # images at a time on one device: bounds what lies between the two products, 8 MB an image at full size
 
 Levels = Float[Array, "B K C h w"]
-Batch = Mapping[str, Array]
 
 
 @functools.partial(
@@ -40,7 +37,7 @@ Batch = Mapping[str, Array]
 )
 @dataclasses.dataclass(frozen=True)
 class Crops:
-  """Everything that was drawn for K crops of each of B images; `augment.Crop` for all of them at once.
+  """Everything that was drawn for K crops of each of B images; `host.Crop` for all of them at once.
 
   Attributes:
     box: top, left, height, width in pixels of the image, int32 [B, K, 4].
@@ -67,36 +64,38 @@ class Crops:
     return jax.tree.map(lambda x: x[:, crops], self)
 
 
-def augmented(batch: Batch, views: Views, mesh: jax.sharding.Mesh | None = None, axes: Any = None) -> dict[str, Array]:
-  """The batch with its crops in place of its images; one that has crops already is returned as it is.
+def augmented(
+  canvas: UInt8[Array, "B Hc Wc C"],
+  valid: Int[Array, "B 2"],
+  random: Float[Array, "B R U"],
+  views: Parameters,
+  mesh: jax.sharding.Mesh | None = None,
+  axes: Any = None,
+) -> dict[str, UInt8[Array, "B K h w C"]]:
+  """`make_crops` on a mesh: every device makes the crops of its own images.
 
   Args:
-    batch: as `groups.batch_shapes` describes it.
-    views: of all resolutions; that of the batch is found by the sizes it carries.
-    mesh: over which the leading axis is spread; every device makes the crops of its own images. None: one device.
+    canvas, valid, random, views: as `make_crops`.
+    mesh: over which the leading axis is spread; None: one device.
     axes: of the mesh, over which it is spread.
   """
-  if CANVAS not in batch:
-    return dict(batch)
-  view = next(view for view in views.variants() if crop_sizes(view) == batch[SIZES].shape[1:])
-  make = functools.partial(make_crops, views=view)
-  arrays = [batch[name] for name in (CANVAS, VALID, RANDOM)]
+  make = functools.partial(make_crops, views=views)
   if mesh is not None:
     spec = jax.sharding.PartitionSpec(axes)
     make = jax.shard_map(make, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
   with jax.named_scope("augment"):
-    return {name: array for name, array in batch.items() if name not in RAW} | make(*arrays)
+    return make(canvas, valid, random)
 
 
 def make_crops(
-  canvas: UInt8[Array, "B Hc Wc C"], valid: Int[Array, "B 2"], random: Float[Array, "B R U"], views: Views
+  canvas: UInt8[Array, "B Hc Wc C"], valid: Int[Array, "B 2"], random: Float[Array, "B R U"], views: Parameters
 ) -> dict[str, UInt8[Array, "B K h w C"]]:
   """The crops of images of one resolution.
 
   Args:
     canvas: the images, each in the top left corner.
     valid: height and width of each.
-    random: numbers from 0 to 1, as `augment.random_numbers` draws them.
+    random: numbers from 0 to 1, as `host.random_numbers` draws them.
     views: what crops.
   """
   rows = canvas.shape[0]
@@ -109,24 +108,24 @@ def make_crops(
   return jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), made)
 
 
-def draw(random: Float[Array, "B R U"], valid: Int[Array, "B 2"], views: Views) -> Crops:
-  """The parameters of the crops of each image, by the arithmetic of `augment.draw_crops`: global, then local ones."""
+def draw(random: Float[Array, "B R U"], valid: Int[Array, "B 2"], views: Parameters) -> Crops:
+  """The parameters of the crops of each image, by the arithmetic of `host.draw_crops`: global, then local ones."""
   n = views.local_number
-  random = random[:, : 2 + n]  # what is left is for the image as a whole
-  scales = np.array([views.global_scale] * 2 + [views.local_scale] * n, np.float32)  # [K, 2]
+  random = random[:, : NUM_GLOBAL + n]  # what is left is for the image as a whole
+  scales = np.array([views.global_scale] * NUM_GLOBAL + [views.local_scale] * n, np.float32)  # [K, 2]
   box = _boxes(random, valid, scales)
-  numbers = random[..., augment.PLACES :]  # flip, colours, blurred, sigma, inverted
+  numbers = random[..., host.PLACES :]  # flip, colours, blurred, sigma, inverted
   flip = numbers[..., 0] < views.flip
   if views.local_inside_global:  # half of them lie in each global crop, and share its box and its flip
     base = np.array([0, 1, *(2 * i // n for i in range(n))])
     box, flip = box[:, base], flip[:, base]
-  order, factors, gray = draw_colours(numbers[..., 1 : 1 + augment.COLOURS], views)
+  order, factors, gray = draw_colours(numbers[..., 1 : 1 + host.COLOURS], views)
   if views.share_color_jitter:
     order, gray = jnp.full_like(order, colours.NOTHING), jnp.zeros_like(gray)
-  blurred, sigma, inverted = (numbers[..., 1 + augment.COLOURS + i] for i in range(3))
+  blurred, sigma, inverted = (numbers[..., 1 + host.COLOURS + i] for i in range(3))
   kinds = np.array([0, 1, *[2] * n])
   places = max(1, (views.global_size - views.local_size) // views.stride)
-  window = jnp.floor(random[..., augment.PLACES - 2 : augment.PLACES] * places).astype(jnp.int32)
+  window = jnp.floor(random[..., host.PLACES - 2 : host.PLACES] * places).astype(jnp.int32)
   return Crops(
     box=box,
     flip=flip,
@@ -140,14 +139,14 @@ def draw(random: Float[Array, "B R U"], valid: Int[Array, "B 2"], views: Views) 
 
 
 def draw_colours(
-  numbers: Float[Array, "... 7"], views: Views
+  numbers: Float[Array, "... 7"], views: Parameters
 ) -> tuple[Int[Array, "... 4"], Float[Array, "... 4"], Bool[Array, " ..."]]:
   """(order, factors, grayscale) as in `Crops`."""
   jitter, order, *factors, gray = jnp.moveaxis(numbers, -1, 0)
   strengths = (views.brightness, views.contrast, views.saturation)
   drawn = [_between(u, max(0.0, 1.0 - x), 1.0 + x) for u, x in zip(factors, strengths, strict=False)]
   drawn.append(_between(factors[3], -views.hue, views.hue))
-  orders = np.array(augment.ORDERS, np.int32)
+  orders = np.array(host.ORDERS, np.int32)
   which = jnp.asarray(orders)[jnp.minimum((order * len(orders)).astype(jnp.int32), len(orders) - 1)]  # [..., 4]
   unused = np.array([x <= 0.0 for x in (*strengths, views.hue)])
   skipped = (jitter >= views.jitter)[..., None] | jnp.asarray(unused)[which]
@@ -156,16 +155,16 @@ def draw_colours(
 
 def _boxes(random: Float[Array, "B K U"], valid: Int[Array, "B 2"], scales: np.ndarray) -> Int[Array, "B K 4"]:
   """The first proposal that fits into the image, or else the largest centred box of an allowed aspect."""
-  tries = augment.TRIES
+  tries = host.TRIES
   height, width = (valid[:, i, None].astype(jnp.float32) for i in range(2))  # [B, 1]
   area = (height * width)[..., None] * _between(random[..., 0 : 2 * tries : 2], scales[:, :1], scales[:, 1:])
-  ratio = jnp.exp(_between(random[..., 1 : 2 * tries : 2], *augment.LOG_RATIO))  # [B, K, tries]
+  ratio = jnp.exp(_between(random[..., 1 : 2 * tries : 2], *host.LOG_RATIO))  # [B, K, tries]
   w, h = jnp.round(jnp.sqrt(area * ratio)), jnp.round(jnp.sqrt(area / ratio))
   fits = (w > 0) & (w <= width[..., None]) & (h > 0) & (h <= height[..., None])
   first = jnp.argmax(fits, -1)[..., None]
   w, h = (jnp.take_along_axis(x, first, -1)[..., 0] for x in (w, h))  # [B, K]
   top, left = (
-    jnp.minimum(jnp.floor(random[..., augment.PLACES - 2 + i] * (room + 1)), room)
+    jnp.minimum(jnp.floor(random[..., host.PLACES - 2 + i] * (room + 1)), room)
     for i, room in enumerate((height - h, width - w))
   )
   tallest = jnp.where(width / height < 3 / 4, jnp.round(width / (3 / 4)), height)  # [B, 1]
@@ -180,12 +179,12 @@ def _between(uniform: Array, low: Any, high: Any) -> Array:
   return low + uniform * (high - low)
 
 
-def _crops_of(canvas: Array, valid: Array, random: Array, views: Views) -> dict[str, Array]:
+def _crops_of(canvas: Array, valid: Array, random: Array, views: Parameters) -> dict[str, Array]:
   crops = draw(random, valid, views)
   images = jnp.moveaxis(canvas, -1, 1).astype(jnp.float32)  # [B, C, Hc, Wc]
   if views.share_color_jitter:
-    images = _shared_colours(images, valid, random[:, -1, : augment.COLOURS], views)
-  both = crops[:2]
+    images = _shared_colours(images, valid, random[:, -1, : host.COLOURS], views)
+  both = crops[:NUM_GLOBAL]
   base = _cut(images, both, views.base_size)  # [B, 2, C, H, W]
   plain = resize(base, views.global_size)
   shared = views.gram_size is not None and views.gram_distortions
@@ -197,7 +196,7 @@ def _crops_of(canvas: Array, valid: Array, random: Array, views: Views) -> dict[
     made["global_crops"] = distort(plain, both, views)
   if views.gram_size is not None:
     made["gram_crops"] = resize(base, views.gram_size)
-  local = crops[2:]
+  local = crops[NUM_GLOBAL:]
   if views.local_number and views.local_inside_global:
     half = views.local_number // 2
     whole = distort(jnp.repeat(plain, half, axis=1, total_repeat_length=2 * half), local, views)
@@ -216,7 +215,7 @@ def _cut(images: Float[Array, "B C Hc Wc"], crops: Crops, size: int) -> Levels:
   return resample(images, rows, columns)
 
 
-def distort(image: Levels, crops: Crops, views: Views) -> Levels:
+def distort(image: Levels, crops: Crops, views: Parameters) -> Levels:
   """The photometric part, on crops that are flipped already: nothing in it knows left from right."""
   if views.jitter > 0.0 and not views.share_color_jitter:
     image = _jitter(image, crops.order, crops.factors, views)
@@ -229,7 +228,7 @@ def distort(image: Levels, crops: Crops, views: Views) -> Levels:
   return image
 
 
-def _jitter(image: Array, order: Array, factors: Array, views: Views, valid: Array | None = None) -> Array:
+def _jitter(image: Array, order: Array, factors: Array, views: Parameters, valid: Array | None = None) -> Array:
   def adjusted(place: Array, image: Array) -> Array:
     which = order[..., place]
     factor = jnp.take_along_axis(factors, jnp.minimum(which, 3)[..., None], -1)[..., 0]
@@ -239,7 +238,7 @@ def _jitter(image: Array, order: Array, factors: Array, views: Views, valid: Arr
 
 
 def _shared_colours(
-  images: Float[Array, "B C Hc Wc"], valid: Array, numbers: Float[Array, "B 7"], views: Views
+  images: Float[Array, "B C Hc Wc"], valid: Array, numbers: Float[Array, "B 7"], views: Parameters
 ) -> Array:
   """Jitter and grayscale of the whole images; what of the canvas lies outside them does not count."""
   order, factors, gray = draw_colours(numbers, views)
@@ -258,8 +257,3 @@ def _windows(whole: Levels, places: Int[Array, "B K 2"], size: int) -> Levels:
     return jax.lax.dynamic_slice(image, (0, place[0], place[1]), (image.shape[0], size, size))
 
   return jax.vmap(jax.vmap(window))(whole, places)
-
-
-def one_device(views: Views) -> Callable[[Batch], dict[str, Array]]:
-  """`augmented` compiled for one device: for pictures and for looking at a batch."""
-  return jax.jit(functools.partial(augmented, views=views))
