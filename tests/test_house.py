@@ -33,11 +33,14 @@ LAW = {
   "checkpoints": {"parallel"},
   "methods": {"models", "losses", "ops", "optim", "weights", "data", "checkpoints", "config"},
   "evaluation": {"models", "data", "parallel", "checkpoints"},
-  "inspect": {"models", "methods", "parallel", "checkpoints"},
+  "inspect": {"models", "methods", "parallel", "checkpoints", "data"},
   "train": {"methods", "data", "parallel", "checkpoints", "evaluation", "inspect", "config"},
 }
 # Rooms of which only these files may be imported: a description of views; a saved config, and a student's part of one.
-ONE_FILE = {"methods": {"data.views", "config.saving", "config.students"}}
+ONE_FILE = {
+  "methods": {"data.views", "data.bands", "config.schema", "config.saving", "config.students"},
+  "inspect": {"data.views"},
+}
 ANYTHING = {"cli", "commands", "__main__", "__init__", "hub", "bench"}  # the faces of the package
 
 # Distributions whose import name is another.

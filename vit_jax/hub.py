@@ -130,9 +130,9 @@ def load_images(
     BadImage: naming the file that cannot be read.
     UnknownModel: if there is no model at `like`.
   """
+  from vit_jax.data.bands import image_channels
   from vit_jax.data.decode import decode
   from vit_jax.data.evaluation_batches import resize_and_crop
-  from vit_jax.data.views import image_channels
 
   seen, _ = _preprocessing(pathlib.Path(like).expanduser())
   kind = {"channels": image_channels(len(seen.mean)), "value_range": seen.value_range}

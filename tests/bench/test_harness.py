@@ -60,7 +60,7 @@ def test_a_report_names_the_machine_and_is_written_whole(tmp_path):
 def test_the_reference_recipe_makes_its_ten_crops(kind):
   from vit_jax.bench import reference_recipe
 
-  views = data.Views(jitter=1.0, blur=(1.0, 1.0, 1.0), grayscale=0.5, solarize=(0.5, 0.5, 0.5))
+  views = data.MultiCrop(jitter=1.0, blur=(1.0, 1.0, 1.0), grayscale=0.5, solarize=(0.5, 0.5, 0.5))
   recipe = reference_recipe._with_pillow(views) if kind == "Pillow" else reference_recipe.reference_recipe(views)[1]
   crops = recipe(data.Photographs().encoded[0])
   assert [tuple(crop.shape) for crop in crops] == [(3, 224, 224)] * 2 + [(3, 96, 96)] * 8

@@ -8,10 +8,11 @@ import pytest
 
 from tests.data import pictures
 from tests.golden import FOLDER, Golden
-from vit_jax.data import augment, operations
-from vit_jax.data.augment import Crop, apply_crop, apply_crops, draw_crops, multi_crop
+from vit_jax.data import operations
 from vit_jax.data.resampling import crop_and_resize, planes, resize
-from vit_jax.data.views import Views
+from vit_jax.data.views import MultiCrop
+from vit_jax.data.views.multi_crop import host as augment
+from vit_jax.data.views.multi_crop.host import Crop, apply_crop, apply_crops, draw_crops, multi_crop
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 NAMES = ("brightness", "contrast", "saturation", "hue")
@@ -90,7 +91,7 @@ def test_recorded_gram_crops_are_reproduced(distorted, image, monkeypatch):
   golden = Golden("aug_pipeline")
   kind = f"gram_{'distorted' if distorted else 'clean'}/{image}"
   trace = [(name, values) for name, values in golden.settings["traces"][kind]["ops"] if name != "Resize"]
-  views = Views(global_size=32, local_size=16, local_number=2, gram_size=48, gram_distortions=distorted)
+  views = MultiCrop(global_size=32, local_size=16, local_number=2, gram_size=48, gram_distortions=distorted)
   made = []
   for cut in (crop_and_resize, rows_first):
     monkeypatch.setattr(augment, "crop_and_resize", cut)
@@ -115,7 +116,7 @@ def empty(views):
 def drawn():
   """Draws for many images of the statistics' size: {"global1" | "global2" | "local": crops}."""
   stats = json.loads((FOLDER / "augmentation_stats.json").read_text())
-  views = Views(local_number=stats["local_crops_per_image"])
+  views = MultiCrop(local_number=stats["local_crops_per_image"])
   rng = np.random.default_rng(11)
   images = [draw_crops(rng, *stats["image_hw"], views) for _ in range(4000)]
   return stats, {
@@ -171,7 +172,7 @@ def test_jitter_orders_are_all_equally_likely(drawn):
 
 
 def test_hopeless_aspect_falls_back_to_the_centre():
-  views = Views(global_scale=(1.0, 1.0), local_number=0)
+  views = MultiCrop(global_scale=(1.0, 1.0), local_number=0)
   wide = draw_crops(np.random.default_rng(0), 10, 100, views)[0]
   assert (wide.top, wide.left, wide.height, wide.width) == (0, 43, 10, 13)
   tall = draw_crops(np.random.default_rng(0), 100, 10, views)[0]
@@ -180,7 +181,7 @@ def test_hopeless_aspect_falls_back_to_the_centre():
 
 @pytest.mark.parametrize("shape", [(2, 2), (2, 90), (3, 5), (31, 17)])
 def test_the_smallest_images_can_be_cropped(shape):
-  views = Views(global_size=16, local_size=8, local_number=3)
+  views = MultiCrop(global_size=16, local_size=8, local_number=3)
   pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
   global_crops, local_crops = np.zeros((2, 16, 16, 3), np.uint8), np.zeros((3, 8, 8, 3), np.uint8)
   for seed in range(30):
@@ -188,7 +189,7 @@ def test_the_smallest_images_can_be_cropped(shape):
 
 
 def test_without_distortions_a_crop_of_everything_is_the_image():
-  views = Views(
+  views = MultiCrop(
     global_size=24,
     global_scale=(1.0, 1.0),
     local_number=0,
@@ -222,7 +223,7 @@ def crops_of(picture, views, seed=0):
 
 @pytest.mark.parametrize("gram_size", [16, 32, 64])
 def test_gram_crops_show_what_the_global_crops_show(picture, gram_size):
-  views = Views(global_size=32, local_size=16, local_number=0, gram_size=gram_size, **PLAIN)
+  views = MultiCrop(global_size=32, local_size=16, local_number=0, gram_size=gram_size, **PLAIN)
   for seed in range(10):
     arrays = crops_of(picture, views, seed)
     small = min(gram_size, 32)
@@ -233,7 +234,7 @@ def test_gram_crops_show_what_the_global_crops_show(picture, gram_size):
 
 
 def test_gram_crops_are_not_distorted_unless_asked(picture):
-  views = Views(global_size=32, local_size=16, local_number=2, gram_size=48, grayscale=1.0, jitter=0.0)
+  views = MultiCrop(global_size=32, local_size=16, local_number=2, gram_size=48, grayscale=1.0, jitter=0.0)
   clean = crops_of(picture, views)
   assert np.ptp(clean["global"], axis=-1).max() == 0 < np.ptp(clean["gram"], axis=-1).max()
   shared = crops_of(picture, dataclasses.replace(views, gram_distortions=True))
@@ -242,13 +243,13 @@ def test_gram_crops_are_not_distorted_unless_asked(picture):
 
 
 def test_gram_crops_no_larger_than_the_global_ones_leave_everything_else_as_it_is(picture):
-  views = Views(global_size=32, local_size=16, local_number=2)
+  views = MultiCrop(global_size=32, local_size=16, local_number=2)
   without, beside = crops_of(picture, views), crops_of(picture, dataclasses.replace(views, gram_size=32))
   for name in without:
     np.testing.assert_array_equal(without[name], beside[name])
 
 
-INSIDE = Views(global_size=64, local_size=24, local_number=6, local_inside_global=True, stride=8)
+INSIDE = MultiCrop(global_size=64, local_size=24, local_number=6, local_inside_global=True, stride=8)
 
 
 def test_local_crops_inside_global_ones_are_windows_of_them(picture):
@@ -292,7 +293,7 @@ def test_local_crops_inside_global_ones_have_their_own_distortions(picture):
 
 
 def test_shared_colours_are_drawn_once_for_all_crops(picture):
-  views = Views(global_size=32, local_size=16, local_number=2, share_color_jitter=True, flip=0.0)
+  views = MultiCrop(global_size=32, local_size=16, local_number=2, share_color_jitter=True, flip=0.0)
   grey, own = 0, set()
   for seed in range(200):
     crops = draw_crops(np.random.default_rng(seed), 20, 24, views)

@@ -10,7 +10,7 @@ from tests.data import pictures
 from vit_jax.data import jpeg
 from vit_jax.data.canvas import fit_into, fitting
 from vit_jax.data.decode import BadImage, decode
-from vit_jax.data.views import Views
+from vit_jax.data.views import MultiCrop
 
 
 def jpeg_of(pixels, **options):
@@ -70,9 +70,9 @@ def test_an_image_lies_in_the_corner_of_its_canvas_in_its_own_shape(size):
 
 
 def test_on_the_canvas_that_is_chosen_no_crop_of_a_photograph_is_enlarged():
-  for views in (Views(), Views(global_size=512, local_size=112), Views(gram_size=448)):
+  for views in (MultiCrop(), MultiCrop(global_size=512, local_size=112), MultiCrop(gram_size=448)):
     height, width = fitting((3000, 4000), views.enough_canvas)
     assert views.base_size**2 <= views.global_scale[0] * height * width
     assert views.local_size**2 <= views.local_scale[0] * height * width
   with pytest.raises(ValueError, match="data.canvas"):
-    Views(canvas=(1, 5))
+    MultiCrop(canvas=(1, 5))

@@ -3,11 +3,11 @@
 import numpy as np
 
 from tests.data.test_pipeline import VIEWS, Numbered
-from vit_jax.data.augment import Crop, apply_crops
-from vit_jax.data.captions import colour_caption, crop_caption
 from vit_jax.data.decode import decode
-from vit_jax.data.groups import LossGroups, batch_shapes
+from vit_jax.data.groups import _CROPS, LossGroups, _generator
 from vit_jax.data.resampling import planes
+from vit_jax.data.views.multi_crop.captions import colour_caption, crop_caption
+from vit_jax.data.views.multi_crop.host import Crop, apply_crops, draw_crops
 from vit_jax.inspect.captioned import captioned_sheet
 
 
@@ -26,11 +26,13 @@ def test_what_is_said_to_be_drawn_makes_the_crops_of_the_training_stream():
   source = Numbered(20, bad=[4, 11])
   groups = LossGroups(source, VIEWS, 3, 4)
   for number in range(5):
-    group, shapes = groups[number], batch_shapes(VIEWS, 1)
-    for i, (name, size, crops, colours) in enumerate(groups.drawn(number, 4)):
-      assert name == f"picture-{group['label'][i]}" and colours is None
+    group, shapes = groups[number], VIEWS.arrays(1)
+    for i, (name, drawn) in enumerate(groups.drawn(number, 4)):
+      assert name == f"picture-{group['label'][i]}" and drawn.shared == []
       image = decode(source[int(group["label"][i])]["image"])
-      assert image.shape[:2] == size
+      assert image.shape[:2] == drawn.size
+      crops = draw_crops(_generator(3, _CROPS, 4 * number + i), *drawn.size, VIEWS)
+      assert drawn.captions == [crop_caption(crop, *drawn.size) for crop in crops]
       made = {key: np.empty(*shapes[key])[0] for key in ("global_crops", "local_crops")}
       apply_crops(planes(image), crops, VIEWS, made["global_crops"], made["local_crops"])
       for key, array in made.items():

@@ -7,23 +7,24 @@ import jax
 import numpy as np
 import pytest
 
-from vit_jax.data import augment, device, operations
+from vit_jax.data import operations
 from vit_jax.data.canvas import fit_into
 from vit_jax.data.converting import _encoded
 from vit_jax.data.decode import OtherChannels, decode
 from vit_jax.data.evaluation_batches import evaluation_batches
-from vit_jax.data.groups import LossGroups, batch_shapes
+from vit_jax.data.groups import LossGroups
 from vit_jax.data.resampling import crop_and_resize, planes
 from vit_jax.data.scanning import scan
 from vit_jax.data.sources import open_source
-from vit_jax.data.views import Views
+from vit_jax.data.views import MultiCrop, on_one_device
+from vit_jax.data.views.multi_crop import host as augment
 from vit_jax.inspect import pictures
 
 DEEP = np.random.default_rng(0).integers(0, 10_000, (20, 30, 13), dtype=np.uint16)
 LEVELS = np.round(DEEP / 10_000 * 255).astype(np.uint8)
 RANGE = (0, 10_000)
 SPEC = "synthetic:photo?size=48x40&count=30&distinct=5&classes=2&channels=5&dtype=uint16"
-VIEWS = Views(
+VIEWS = MultiCrop(
   global_size=32, local_size=16, local_number=2, mask_grid=(2, 2), loss_group_size=4, channels=5,
   saturation=0.0, hue=0.0, grayscale=0.0, jitter=1.0, blur=(1.0, 0.0, 0.5), solarize=(0.0, 1.0, 0.0),
 )  # fmt: skip
@@ -97,13 +98,13 @@ def test_host_and_device_make_the_same_crops_of_five_channels():
   source = open_source(SPEC)
   host, group = (LossGroups(source, views, 5, 4)[1] for views in (VIEWS, raw))
   del host["bad_records"], group["bad_records"]
-  ours = jax.device_get(device.one_device(raw)(group))
-  for name, (shape, kind) in batch_shapes(VIEWS, 4).items():
+  ours = jax.device_get(on_one_device(raw)(group))
+  for name, (shape, kind) in VIEWS.arrays(4).items():
     assert (host[name].shape, host[name].dtype) == (shape, kind) == (ours[name].shape, ours[name].dtype)
     if name.endswith("crops"):
       difference = np.abs(ours[name].astype(int) - host[name])
       assert (difference <= 2).mean() > 0.98 and difference.mean() < 0.3, name
-  assert pictures.contact_sheet(host, images=2).shape[-1] == 3
+  assert pictures.contact_sheet(VIEWS.panels(host), images=2).shape[-1] == 3
 
 
 def test_views_refuse_colour_operations_without_colours():

@@ -10,12 +10,13 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tests.data import pictures
-from vit_jax.data import augment, device
-from vit_jax.data.groups import CANVAS, SIZES, LossGroups, batch_shapes
-from vit_jax.data.views import Views
+from vit_jax.data.groups import LossGroups
+from vit_jax.data.views import MultiCrop, on_one_device
+from vit_jax.data.views.multi_crop import device
+from vit_jax.data.views.multi_crop import host as augment
 from vit_jax.ops import colours
 
-SMALL = Views(global_size=32, local_size=16, local_number=2, mask_grid=(2, 2), loss_group_size=4)
+SMALL = MultiCrop(global_size=32, local_size=16, local_number=2, mask_grid=(2, 2), loss_group_size=4)
 PLAIN = dataclasses.replace(SMALL, jitter=0.0, blur=(0.0, 0.0, 0.0))  # compiles in a third of the time
 PHOTOS = [pictures.smooth(height, width, seed) for seed, (height, width) in enumerate([(60, 48), (48, 60), (40, 64)])]
 
@@ -39,12 +40,11 @@ class Photos:
 def both(views, groups=(0, 1), canvas=(64, 64)):
   """The crops of some loss groups, as the host and as the device makes them."""
   raw = dataclasses.replace(views, canvas=canvas)
-  make = device.one_device(raw)
+  make = on_one_device(raw)
   for number in groups:
     host, group = (LossGroups(Photos(), v, 5, 4)[number] for v in (views, raw))
-    assert {name: (array.shape, array.dtype) for name, array in group.items() if name != "bad_records"} == batch_shapes(
-      raw.variants()[0], 4
-    )
+    shapes = {name: (array.shape, array.dtype) for name, array in group.items() if name != "bad_records"}
+    assert shapes == raw.arrays(4)
     del host["bad_records"], group["bad_records"]
     yield host, jax.device_get(make(group))
 
@@ -72,7 +72,7 @@ def test_both_paths_make_the_same_crops(views):
 
 def test_a_canvas_that_is_too_small_holds_the_image_shrunk():
   group = LossGroups(Photos(), dataclasses.replace(SMALL, canvas=(32, 32)), 5, 4)[0]
-  for canvas, (height, width) in zip(group[CANVAS], group["valid"], strict=True):
+  for canvas, (height, width) in zip(group["canvas"], group["valid"], strict=True):
     assert max(height, width) == 32 and min(height, width) in (20, 26)
     assert canvas[:height, :width].min() >= 0 and not canvas[height:].any() and not canvas[:, width:].any()
 
@@ -81,7 +81,7 @@ def test_crops_do_not_depend_on_the_number_of_devices():
   views = dataclasses.replace(PLAIN, canvas=(64, 64))
   group = LossGroups(Photos(), views, 5, 4)[0]
   group = {name: array for name, array in group.items() if not name.startswith(("mask", "bad"))}
-  alone = device.one_device(views)(group)
+  alone = on_one_device(views)(group)
   mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
   spread = jax.device_put(group, NamedSharding(mesh, PartitionSpec("data")))
   together = jax.jit(functools.partial(device.augmented, views=views, mesh=mesh, axes="data"))
@@ -106,7 +106,7 @@ def test_images_are_worked_on_in_chunks_with_the_same_result(monkeypatch):
 @pytest.fixture(scope="module")
 def drawn():
   """The parameters of 10,000 images on both paths, from the same random numbers."""
-  views = Views(local_number=2)
+  views = MultiCrop(local_number=2)
   sizes = np.array([(375, 500), (500, 375), (300, 900), (64, 64)] * 2500, np.int32)
   rng = np.random.default_rng(3)
   numbers = np.stack([augment.random_numbers(rng, views) for _ in sizes])
@@ -141,23 +141,22 @@ def test_blur_comes_as_often_as_the_published_weights_had_it(drawn):
     assert abs(blurred[:, crop].mean() - rate) < 4 * np.sqrt(rate * (1 - rate) / 10_000)
 
 
-def test_several_resolutions_are_told_apart_by_the_sizes_alone():
+def test_each_of_several_resolutions_makes_its_own_crops():
   views = dataclasses.replace(PLAIN, canvas=(64, 64), resolutions=((32, 16, 0, 0.5), (32, 24, 0, 0.5)))
-  make = device.one_device(views)
   groups = LossGroups(Photos(), views, 5, 4)
   seen = set()
   for number in range(6):
-    group = groups[number]
+    group, variant = groups[number], groups.views(number)
     del group["bad_records"]
-    crops = make(group)
-    assert crops["local_crops"].shape[-2] == group[SIZES].shape[2]
+    crops = on_one_device(variant)(group)
+    assert crops["local_crops"].shape[-2] == variant.sizes["local"]
     seen.add(crops["local_crops"].shape[-2])
   assert seen == {16, 24}
 
 
 def test_the_whole_multi_crop_is_a_small_part_of_a_training_step():
   """Of ViT-S/16 at 2 x 224 and 8 x 96, counted by XLA; the step's products, by hand, without heads and attention."""
-  views = Views()
+  views = MultiCrop()
   canvas = dataclasses.replace(views, canvas=views.enough_canvas).canvas
   assert canvas == (576, 576)
   shapes = [((1, *canvas, 3), jnp.uint8), ((1, 2), jnp.int32), ((1, *augment.random_shape(views)), jnp.float32)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.golden import Golden
-from vit_jax.data import masks
+from vit_jax.data.views.multi_crop import masks
 
 GRIDS = ("g14_n30", "g14_n98", "g6_n10", "g10x14_n50")
 DRAWS = 4000

@@ -17,7 +17,7 @@ from vit_jax.data.mixture import is_mixture, period_shares
 from vit_jax.data.order import make_order
 from vit_jax.data.pipeline import make_pipeline
 from vit_jax.data.sources import open_source, rescan, split_specs
-from vit_jax.data.views import Views
+from vit_jax.data.views import MultiCrop
 
 PNG = [pictures.encoded(pictures.smooth(9, 9, i), "PNG") for i in range(12)]
 
@@ -266,7 +266,7 @@ class TestMixture:
     assert not np.array_equal(make_order(source, seed=2)(np.arange(100)), whole)
 
   def test_a_run_resumes_exactly_and_other_weights_are_refused(self, source, tmp_path):
-    views = Views(global_size=8, local_size=8, local_number=1, mask_grid=(2, 2))
+    views = MultiCrop(global_size=8, local_size=8, local_number=1, mask_grid=(2, 2))
 
     def pipeline(of):
       return make_pipeline(of, views, batch_size=8, seed=3, workers=0)

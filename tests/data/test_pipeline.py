@@ -14,13 +14,13 @@ import pytest
 from tests.data import pictures
 from vit_jax.data import pipeline as pipeline_module
 from vit_jax.data.decode import BadImage
-from vit_jax.data.groups import LossGroups, Unreadable, batch_shapes
-from vit_jax.data.masks import masked_patches
+from vit_jax.data.groups import LossGroups, Unreadable
 from vit_jax.data.pipeline import BadRecords, make_pipeline
 from vit_jax.data.sources import open_source
-from vit_jax.data.views import Views
+from vit_jax.data.views import MultiCrop
+from vit_jax.data.views.multi_crop.masks import masked_patches
 
-VIEWS = Views(global_size=16, local_size=8, local_number=2, mask_grid=(4, 4), loss_group_size=4)
+VIEWS = MultiCrop(global_size=16, local_size=8, local_number=2, mask_grid=(4, 4), loss_group_size=4)
 
 
 class Numbered:
@@ -194,7 +194,7 @@ def test_processes_may_share_a_batch_in_any_way():
 
 
 def test_without_masks_there_are_no_mask_arrays():
-  views = Views(global_size=16, local_size=8, local_number=0, mask_grid=None)
+  views = MultiCrop(global_size=16, local_size=8, local_number=0, mask_grid=None)
   batch = batches(1, views=views)[0]
   assert set(batch) == {"global_crops", "local_crops", "label"}
   assert batch["local_crops"].shape == (8, 0, 8, 8, 3)
@@ -212,7 +212,7 @@ def named(batch):
 
 @pytest.mark.parametrize("views", [VIEWS, dataclasses.replace(VIEWS, gram_size=24, mask_grid=None), SEVERAL])
 def test_batches_have_the_announced_shapes(views):
-  announced = {variant.name: batch_shapes(variant, 8) for variant in views.variants()}
+  announced = {variant.name: variant.arrays(8) for variant in views.variants()}
   for batch in batches(6, views=views):
     shapes = {key: (value.shape, value.dtype) for key, value in batch.items()}
     assert shapes in announced.values()

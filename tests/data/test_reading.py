@@ -9,9 +9,9 @@ import pytest
 from vit_jax.data import reading
 from vit_jax.data.pipeline import make_pipeline
 from vit_jax.data.reading import Reader, Stalled
-from vit_jax.data.views import Views
+from vit_jax.data.views import MultiCrop
 
-VIEWS = Views(global_size=8, local_size=8, local_number=0, mask_grid=None)
+VIEWS = MultiCrop(global_size=8, local_size=8, local_number=0, mask_grid=None)
 
 
 class Slow:

@@ -13,13 +13,13 @@ import pytest
 from tests.data import pictures
 from vit_jax.data.order import ShuffledOrder
 from vit_jax.data.pipeline import make_pipeline
-from vit_jax.data.views import Views
+from vit_jax.data.views import MultiCrop
 
 RECORDS, BAD, KILLS, BATCH, SEED = 200_000, 2_000, 50, 500, 11
 EPOCH = RECORDS // BATCH  # batches; the first is killed again and again, the second runs through
 SAVED = 4  # batches from one saved state to the next
 
-VIEWS = Views(
+VIEWS = MultiCrop(
   global_size=8, local_size=8, local_number=0, mask_grid=(2, 2), loss_group_size=50, jitter=0.0, grayscale=0.0,
   blur=(0.0, 0.0, 0.0), solarize=(0.0, 0.0, 0.0),
 )  # fmt: skip

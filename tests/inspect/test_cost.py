@@ -10,7 +10,7 @@ import pytest
 
 from tests.models.sizes import PARAMETERS
 from vit_jax.config import load, resolve
-from vit_jax.data.masks import masked_patches
+from vit_jax.data.views.multi_crop.masks import masked_patches
 from vit_jax.inspect.cost import abstract_params, count, dino_step, executed, head_flops, parameter_count
 from vit_jax.methods.dino import dinov3
 from vit_jax.models import MODELS, ProjectionHead, create_model

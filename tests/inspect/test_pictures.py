@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vit_jax.data.views import MultiCrop
 from vit_jax.inspect.cost import abstract_params
 from vit_jax.inspect.pca import foreground_mask, otsu, principal_colours, principal_components
 from vit_jax.inspect.pictures import contact_sheet, feature_sheet, overlay_masks, pca_sheet, save, stacked, to_uint8
@@ -28,6 +29,11 @@ def make_batch(rng, *, size=32, local=16, number=5, images=3):
   }
 
 
+def sheet_of(batch, **options):
+  batch = {"local_crops": np.zeros((len(batch["global_crops"]), 0, 8, 8, 3), np.uint8)} | batch
+  return contact_sheet(MultiCrop().panels(batch), **options)
+
+
 def test_a_mask_changes_exactly_the_masked_cells(rng):
   crops = rng.integers(0, 100, (2, 2, 24, 40, 3), np.uint8)  # 3 x 5 patches of 8; darker than the grey of the overlay
   masks = np.zeros((2, 2, 15), bool)
@@ -46,7 +52,7 @@ def test_masks_that_do_not_tile_the_crops_are_an_error():
 
 def test_the_sheet_contains_every_crop_enlarged_by_whole_pixels(rng):
   batch = make_batch(rng)
-  sheet = contact_sheet(batch, min_side=64)
+  sheet = sheet_of(batch, min_side=64)
   for crop in (
     *batch["global_crops"][:, 0],
     *batch["global_crops"][:, 1],
@@ -60,9 +66,9 @@ def test_the_sheet_contains_every_crop_enlarged_by_whole_pixels(rng):
 
 def test_a_mask_shows_on_the_sheet_at_its_crop_only(rng):
   batch = make_batch(rng)
-  plain = contact_sheet(batch, min_side=32)
+  plain = sheet_of(batch, min_side=32)
   batch["masks"][2, 1, 5] = True
-  rows, columns = np.nonzero((contact_sheet(batch, min_side=32) != plain).any(axis=-1))
+  rows, columns = np.nonzero((sheet_of(batch, min_side=32) != plain).any(axis=-1))
   assert np.ptp(rows) < 8 and np.ptp(columns) < 8
   assert rows.min() > plain.shape[0] * 2 // 3
 
@@ -70,23 +76,23 @@ def test_a_mask_shows_on_the_sheet_at_its_crop_only(rng):
 def test_gram_crops_are_on_the_sheet(rng):
   batch = make_batch(rng)
   batch["gram_crops"] = rng.integers(0, 256, (3, 2, 48, 48, 3), np.uint8)
-  sheet = contact_sheet(batch, min_side=32)
+  sheet = sheet_of(batch, min_side=32)
   for crop in batch["gram_crops"].reshape(-1, 48, 48, 3):
     corners = np.argwhere((sheet == crop[0, 0]).all(axis=-1))
     assert any(np.array_equal(sheet[y : y + 48, x : x + 48], crop) for y, x in corners)
 
 
 def test_stacked_sheets_lie_above_each_other(rng):
-  narrow, wide = contact_sheet(make_batch(rng, number=0)), contact_sheet(make_batch(rng))
+  narrow, wide = sheet_of(make_batch(rng, number=0)), sheet_of(make_batch(rng))
   both = stacked([narrow, wide])
   assert np.array_equal(both[: len(narrow), : narrow.shape[1]], narrow) and np.array_equal(both[len(narrow) :], wide)
 
 
 def test_sheets_of_few_images_and_without_local_crops(rng):
   batch = make_batch(rng, number=0)
-  assert contact_sheet(batch, images=2, min_side=32).shape[0] < contact_sheet(batch, min_side=32).shape[0]
+  assert sheet_of(batch, images=2, min_side=32).shape[0] < sheet_of(batch, min_side=32).shape[0]
   del batch["local_crops"], batch["masks"]
-  assert contact_sheet(batch).shape[-1] == 3
+  assert sheet_of(batch).shape[-1] == 3
 
 
 def test_normalised_crops_look_like_the_pixels_they_were(rng):
@@ -94,7 +100,7 @@ def test_normalised_crops_look_like_the_pixels_they_were(rng):
   floats = {name: (batch[name].astype(np.float32) / 255 - MEAN) / STD for name in ("global_crops", "local_crops")} | {
     "masks": batch["masks"]
   }
-  assert np.array_equal(contact_sheet(floats, mean=MEAN, std=STD), contact_sheet(batch))
+  assert np.array_equal(sheet_of(floats, mean=MEAN, std=STD), sheet_of(batch))
   with pytest.raises(ValueError, match=r"augment\.mean"):
     to_uint8(floats["local_crops"], None, None)
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.methods.test_dinov3 import batches, tiny
 from vit_jax import parallel
-from vit_jax.data.masks import masked_patches
+from vit_jax.data.views.multi_crop.masks import masked_patches
 from vit_jax.methods.accumulation import MicroBatches
 from vit_jax.methods.dino import dinov3
 from vit_jax.models.features import Draws

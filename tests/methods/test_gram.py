@@ -89,7 +89,7 @@ def groups_of_patches():
 def test_each_loss_group_has_a_matrix_of_its_own_chosen_patches(tokens):
   student, teacher, batch = groups_of_patches()
   config = settings(**{"gram.tokens": tokens, "gram.per_image": False, "gram.stats": True})
-  found = gram.Anchoring.of(config).terms(student, teacher, batch)
+  found = gram.Anchoring.of(config).terms(student, teacher, batch, groups=2)
   masks = np.asarray(batch["masks"]).reshape(2, -1)
   chosen = {"all": masks | True, "masked": masks, "unmasked": ~masks}
 
@@ -109,9 +109,9 @@ def test_matrices_per_image_do_not_depend_on_groups_and_statistics_have_no_gradi
   student, teacher, batch = groups_of_patches()
   config = settings(**{"gram.stats": True})
   anchoring = gram.Anchoring.of(config)
-  terms = anchoring.terms(student, teacher, batch)
+  terms = anchoring.terms(student, teacher, batch, groups=2)
   np.testing.assert_allclose(terms["gram"], losses.gram(student, teacher), rtol=1e-6)
-  gradient = jax.grad(lambda s: anchoring.terms(s, teacher, batch)["gram_masked"])(student)
+  gradient = jax.grad(lambda s: anchoring.terms(s, teacher, batch, groups=2)["gram_masked"])(student)
   assert not np.any(gradient)
 
 
@@ -254,9 +254,9 @@ def test_two_loss_groups_are_the_mean_of_each_alone():
   rows = learner.normalization({name: jnp.asarray(x) for name, x in batches()[0].items()})
   anchor = anchoring.features(backbone, state, rows, None)
   student = backbone.apply({"params": state.student["backbone"]}, flatten_crops(rows["global_crops"])).patches
-  whole = anchoring.terms(student, anchor, rows)["gram"]
+  whole = anchoring.terms(student, anchor, rows, groups=8)["gram"]
   parts = []
   for g in range(8):  # groups of two images, four crops
     part = {"masks": rows["masks"][2 * g : 2 * g + 2], "mask_indices": rows["mask_indices"][g : g + 1]}
-    parts.append(anchoring.terms(student[4 * g : 4 * g + 4], anchor[4 * g : 4 * g + 4], part)["gram"])
+    parts.append(anchoring.terms(student[4 * g : 4 * g + 4], anchor[4 * g : 4 * g + 4], part, groups=1)["gram"])
   np.testing.assert_allclose(whole, np.mean(parts), rtol=1e-5)

@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 
 from vit_jax import config as configs
 from vit_jax import parallel
-from vit_jax.data.groups import batch_shapes
 from vit_jax.data.pipeline import make_pipeline
 from vit_jax.data.sources import open_source
 from vit_jax.methods.dino import dinov3
@@ -74,7 +73,7 @@ def laid_out(num_devices: int, **overrides: Any) -> Compiled:
   shardings = parallel.state_shardings(shapes, mesh, zero=config.mesh.zero)
   batch = {
     name: jax.ShapeDtypeStruct(shape, kind, sharding=parallel.batch_sharding(mesh))
-    for name, (shape, kind) in batch_shapes(dinov3.views(config), config.batch_size).items()
+    for name, (shape, kind) in dinov3.views(config).arrays(config.batch_size).items()
   }
   return Compiled(config, mesh, shapes, shardings, batch)
 

@@ -42,10 +42,14 @@ def batch_of(mesh, width):
   }
 
 
+def abstract(batch):
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch)
+
+
 def steps(mesh, traced, *widths, context=mesh_context):
   replicated = NamedSharding(mesh, PartitionSpec())
   state = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated)
-  batches = {width: jax.tree.map(jax.typeof, batch_of(mesh, width)) for width in widths}  # in place of views
+  batches = {width: abstract(batch_of(mesh, width)) for width in widths}  # widths in place of views
   make = lambda width: jax.jit(traced, donate_argnums=0, out_shardings=(replicated, None))  # noqa: E731
   return CompiledSteps(make, state, batches, lambda: context(mesh)), jax.device_put(jnp.float32(0), replicated)
 

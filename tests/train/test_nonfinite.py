@@ -141,7 +141,7 @@ class Small:
 def test_a_step_that_is_given_up_again_leaves_its_own_state(tmp_path):
   for value in (1.0, 2.0):
     state = Small(jnp.int32(3), {"nonfinite": jnp.int32(1)}, {"x": jnp.float32(value)})
-    folder = dump(tmp_path, 3, state, {"x": jnp.ones(2)}, {}, tiny())
+    folder = dump(tmp_path, 3, state, {"x": jnp.ones(2)}, 0, {}, tiny())
     assert float(restore_params(folder, path=("params",))["x"]) == value
 
 

@@ -21,10 +21,9 @@ from PIL import Image
 
 from vit_jax.bench.harness import Row, Timing, alternate, repeat
 from vit_jax.bench.reference_recipe import reference_recipe
-from vit_jax.data import device
 from vit_jax.data.groups import LossGroups
 from vit_jax.data.sources import open_source
-from vit_jax.data.views import Views
+from vit_jax.data.views import MultiCrop, on_one_device
 
 WIDTH, HEIGHT, QUALITY = 500, 375, 90
 IMAGES = 32  # in one repetition
@@ -59,7 +58,7 @@ class Photographs:
 
 def measure(seconds: float) -> Iterator[Row]:
   """The rows of the table; each takes about so many seconds."""
-  photographs, views = Photographs(), Views(loss_group_size=IMAGES)
+  photographs, views = Photographs(), MultiCrop(loss_group_size=IMAGES)
   raw = dataclasses.replace(views, canvas=views.enough_canvas)
   paths = {"decode only (crops on the device)": raw, "host path": views}
   name, recipe = reference_recipe(views)
@@ -80,7 +79,7 @@ def measure(seconds: float) -> Iterator[Row]:
   yield _waiting()
 
 
-def _groups(source: Photographs, views: Views) -> Callable[[], object]:
+def _groups(source: Photographs, views: MultiCrop) -> Callable[[], object]:
   """Makes loss groups as a worker does, masks and all: each call the next."""
   groups, number = LossGroups(source, views, 0, IMAGES), iter(range(1 << 30))
   return lambda: groups[next(number)]
@@ -91,11 +90,11 @@ def _plain_decode(source: Photographs) -> None:
     np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def _on_device(source: Photographs, views: Views, seconds: float) -> Row:
+def _on_device(source: Photographs, views: MultiCrop, seconds: float) -> Row:
   images = BATCHES.get(jax.default_backend(), 256)
   group = LossGroups(source, dataclasses.replace(views, mask_grid=None), 0, images)[0]
   batch = jax.device_put({name: array for name, array in group.items() if isinstance(array, np.ndarray)})
-  augment = device.one_device(views)
+  augment = on_one_device(views)
   timing = repeat(lambda: jax.block_until_ready(augment(batch)), units=images, seconds=seconds)
   return Row(f"device augmentation on {jax.devices()[0].device_kind}", "image, wall", timing, note=f"batch {images}")
 

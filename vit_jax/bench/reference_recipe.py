@@ -14,21 +14,21 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import ndimage
 
-from vit_jax.data.views import Views
+from vit_jax.data.views import MultiCrop
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Recipe = Callable[[bytes], list]
 
 
-def reference_recipe(views: Views) -> tuple[str, Recipe]:
+def reference_recipe(views: MultiCrop) -> tuple[str, Recipe]:
   """(its name, encoded image -> the normalised crops) for one thread."""
   if importlib.util.find_spec("torchvision"):
     return "torchvision recipe", _with_torchvision(views)
   return "the recipe in Pillow", _with_pillow(views)
 
 
-def _with_torchvision(views: Views) -> Recipe:
+def _with_torchvision(views: MultiCrop) -> Recipe:
   import torch
   from torchvision import transforms
 
@@ -53,7 +53,7 @@ def _with_torchvision(views: Views) -> Recipe:
   return _over_crops(views, crop)
 
 
-def _with_pillow(views: Views) -> Recipe:
+def _with_pillow(views: MultiCrop) -> Recipe:
   def crop(kind: int, size: int, scale: tuple[float, float]) -> Callable:
     def apply(image: Image.Image) -> np.ndarray:
       image = _resized_crop(image, size, scale)
@@ -75,7 +75,7 @@ def _with_pillow(views: Views) -> Recipe:
   return _over_crops(views, crop)
 
 
-def _over_crops(views: Views, crop: Callable) -> Recipe:
+def _over_crops(views: MultiCrop, crop: Callable) -> Recipe:
   parts = [crop(i, views.global_size, views.global_scale) for i in range(2)]
   parts += [crop(2, views.local_size, views.local_scale)] * views.local_number
 
@@ -99,7 +99,7 @@ def _resized_crop(image: Image.Image, size: int, scale: tuple[float, float]) -> 
   return image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BICUBIC)
 
 
-def _jittered(image: Image.Image, views: Views) -> Image.Image:
+def _jittered(image: Image.Image, views: MultiCrop) -> Image.Image:
   def turned(image: Image.Image) -> Image.Image:
     hue, saturation, value = image.convert("HSV").split()
     moved = np.array(hue, np.uint8) + np.uint8(int(random.uniform(-views.hue, views.hue) * 255) % 256)

@@ -22,9 +22,9 @@ from vit_jax import config as configs
 from vit_jax import methods, parallel
 from vit_jax.bench.harness import Row, Timing, alternate, repeat
 from vit_jax.bench.peer import PEER_PYTHON, Peer, find_peer, peer_python
-from vit_jax.data.masks import masked_patches
 from vit_jax.data.pipeline import make_pipeline
 from vit_jax.data.sources import open_source
+from vit_jax.data.views.multi_crop.masks import masked_patches
 from vit_jax.inspect import cost
 from vit_jax.inspect.chips import peak_flops
 from vit_jax.train import loop

@@ -22,7 +22,7 @@ def model_table(config: ConfigDict) -> str:
   """Parameters, tokens and FLOPs of what a config trains."""
   from vit_jax import methods
   from vit_jax.config import loss_group_size
-  from vit_jax.data.masks import masked_patches
+  from vit_jax.data.views.multi_crop.masks import masked_patches
   from vit_jax.inspect import tables
   from vit_jax.methods.dino import gram
 

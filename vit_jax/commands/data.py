@@ -129,9 +129,8 @@ def _preview(args: argparse.Namespace) -> None:
   config = load(args)
   import jax
 
-  from vit_jax.data.captions import colour_caption, crop_caption
-  from vit_jax.data.device import one_device
   from vit_jax.data.groups import BAD, LossGroups
+  from vit_jax.data.views import on_one_device
   from vit_jax.inspect import pictures
   from vit_jax.inspect.captioned import captioned_sheet
   from vit_jax.train import setup
@@ -144,24 +143,22 @@ def _preview(args: argparse.Namespace) -> None:
     raise UserError(f"--images={args.images}: a step is shown by its first loss group, loss_group_size={size} images")
   groups = LossGroups(run.source, run.views, run.config.seed, size, per_batch, timeout=run.config.data.timeout or None)
   first = args.step * per_batch
+  views = groups.views(args.step)
   arrays = {name: array for name, array in groups[first].items() if name != BAD}
-  group, rows = jax.device_get(one_device(run.views)(arrays)), []
-  group |= {name: pictures.visible(array) for name, array in group.items() if name.endswith("crops")}
-  crops = group["global_crops"]  # [g, 2, H, W, 3]
-  if "masks" in group:
-    crops = pictures.overlay_masks(crops, group["masks"])
-  for i, (name, (height, width), drawn, colours) in enumerate(groups.drawn(first, args.images or 4)):
-    shared = "" if colours is None else "; all crops: " + ", ".join(colour_caption(colours))
-    title = f"{name}, decoded to {width} x {height}, label {group['label'][i]}{shared}"
-    captions = [crop_caption(crop, height, width) for crop in drawn]
-    cells = [(crops[i, j], [f"global {j + 1}, {crops.shape[2]} px", *captions[j]]) for j in range(2)]
-    if "masks" in group:
-      for (_, lines), mask in zip(cells, group["masks"][i], strict=True):
-        lines.append(f"{mask.sum()} of {mask.size} patches masked")
-    if "gram_crops" in group:
-      cells += [(gram, [f"gram {j + 1}, {gram.shape[0]} px"]) for j, gram in enumerate(group["gram_crops"][i])]
-    local = zip(group["local_crops"][i], captions[2:], strict=True)
-    cells += [(crop, [f"local {j + 1}, {crop.shape[0]} px", *lines]) for j, (crop, lines) in enumerate(local)]
+  made, rows = jax.device_get(on_one_device(views)(arrays)), []
+  panels = [(panel, pictures.shown_panel(panel)) for panel in views.panels(made)]
+  for i, (name, drawn) in enumerate(groups.drawn(first, args.images or 4)):
+    height, width = drawn.size
+    shared = f"; all crops: {', '.join(drawn.shared)}" if drawn.shared else ""
+    title = f"{name}, decoded to {width} x {height}, label {made['label'][i]}{shared}"
+    captions, cells = iter(drawn.captions), []
+    for panel, shown in panels:
+      for j, crop in enumerate(shown[i]):
+        lines = [f"{panel.name} {j + 1}, {crop.shape[0]} px", *next(captions)]
+        if panel.masks is not None:
+          mask = panel.masks[i, j]
+          lines.append(f"{mask.sum()} of {mask.size} patches masked")
+        cells.append((crop, lines))
     rows.append((title, cells))
   print(f"wrote {pictures.save(captioned_sheet(rows), args.output)}")
 

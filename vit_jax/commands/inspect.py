@@ -73,8 +73,8 @@ def _inspect_batch(args: argparse.Namespace) -> None:
   config = load(args)
   import jax
 
-  from vit_jax.data.device import one_device
   from vit_jax.data.pipeline import make_pipeline
+  from vit_jax.data.views import on_one_device
   from vit_jax.inspect import pictures
   from vit_jax.train import setup
 
@@ -82,8 +82,8 @@ def _inspect_batch(args: argparse.Namespace) -> None:
   sheets, variants = [], run.views.variants()
   for views in variants:
     with make_pipeline(run.source, views, batch_size=config.batch_size, seed=config.seed, workers=0) as batches:
-      batch = jax.device_get(one_device(views)(next(batches)))
-      sheets.append(pictures.contact_sheet(batch, images=max(3, 8 // len(variants))))
+      batch = jax.device_get(on_one_device(views)(next(batches)))
+      sheets.append(pictures.contact_sheet(views.panels(batch), images=max(3, 8 // len(variants))))
   print(f"wrote {pictures.save(pictures.stacked(sheets), args.output)}")
 
 

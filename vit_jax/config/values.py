@@ -58,7 +58,7 @@ _RANGES: tuple[_Rule, ...] = (  # what is right, its test, the keys (of tuples: 
     "epoch_steps batch_size micro_batches loss_group_size model.patch_size model.width model.depth model.num_heads "
     "model.mlp_hidden model.in_channels model.depths model.widths model.position_table.image_size "
     "model.rope.jitter model.rope.rescale model.unroll dino.hidden dino.bottleneck dino.num_layers ibot.hidden "
-    "ibot.bottleneck ibot.num_layers koleo.topk koleo.group_size crops.global_size crops.local_size crops.local_number "
+    "ibot.bottleneck ibot.num_layers koleo.topk koleo.group_size crops.global_size crops.local_size "
     "crops.gram_size data.prefetch evaluation.image_size evaluation.batch_size evaluation.max_examples checkpoint.keep "
     "log.every gram.refresh.max optim.max_nonfinite losses.chunk",
   ),
@@ -74,7 +74,7 @@ _RANGES: tuple[_Rule, ...] = (  # what is right, its test, the keys (of tuples: 
   (
     "must not be negative",
     lambda v: v >= 0,
-    "data.timeout model.num_registers model.rope.shift dino.loss_weight ibot.loss_weight koleo.loss_weight optim.clip "
+    "data.timeout crops.local_number model.num_registers model.rope.shift dino.loss_weight ibot.loss_weight koleo.loss_weight optim.clip "
     "optim.patch_embed_lr augment.brightness augment.contrast augment.saturation schedules.lr.start schedules.lr.peak "
     "schedules.lr.end schedules.weight_decay.start schedules.weight_decay.peak schedules.weight_decay.end "
     "schedules.local_loss_weight.start schedules.local_loss_weight.peak schedules.local_loss_weight.end "

@@ -14,10 +14,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from vit_jax.data.bands import picture
+from vit_jax.data.bands import image_channels, picture
 from vit_jax.data.decode import BadImage, decode
 from vit_jax.data.sources import Source
-from vit_jax.data.views import image_channels
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from vit_jax.data.views.base import Panel
 from vit_jax.inspect.pca import foreground_mask, principal_colours
 from vit_jax.models import ConvNeXt, VisionTransformer
 from vit_jax.models.inputs import prepare_images
@@ -26,52 +27,55 @@ from vit_jax.parallel import processes
 Picture = UInt8[np.ndarray, "height width 3"]
 
 _GAP, _HEADER, _FONT = 6, 24, 14
-_CROPS = ("global_crops", "gram_crops", "local_crops")
 _PAPER, _INK = 255, (60, 66, 74)
 _HIDDEN = np.array([128.0, 128.0, 128.0])  # a masked patch is mostly this grey …
 _HIDING = 0.85  # … by this share
 
 
 def contact_sheet(
-  batch: Mapping[str, Any],
+  panels: Sequence[Panel],
   *,
   images: int = 8,
   mean: Sequence[float] | None = None,
   std: Sequence[float] | None = None,
   min_side: int = 112,
 ) -> Picture:
-  """Some images of a batch, one a row: both global crops with their masked patches greyed, gram crops, local crops.
+  """Some images of a batch, one a row, as its views show them; masked patches are greyed.
 
   The name above a column says how many pixels the crops have; they may be shown enlarged.
 
   Args:
-    batch: global_crops [B, 2, H, W, 3]; gram_crops [B, 2, Hg, Wg, 3], local_crops [B, L, h, w, 3] and masks [B, 2, N]
-      where there are any.
+    panels: of a batch, see `data.views`.
     images: rows of the sheet, at most.
-    mean, std: of the normalisation, to undo it when the crops are floating-point.
-    min_side: small crops are enlarged, all by the same whole factor, until a global crop has this height.
+    mean: of the normalisation, to undo it when the crops are floating-point.
+    std: likewise.
+    min_side: small crops are enlarged, all by the same whole factor, until those of the first panel have this height.
   """
-  batch = dict(batch) | {name: visible(batch[name][:images], mean, std) for name in _CROPS if name in batch}
-  crops = batch["global_crops"]  # [b, 2, H, W, 3]
-  if "masks" in batch:
-    crops = overlay_masks(crops, np.asarray(batch["masks"][:images]))
-  factor = max(1, math.ceil(min_side / crops.shape[2]))
-  crops = _enlarge(crops, factor)
-  rows = [list(row) for row in crops]
-  names = [f"global {i + 1}, {batch['global_crops'].shape[-2]}" for i in range(crops.shape[1])]
-  if "gram_crops" in batch:
-    gram = _enlarge(batch["gram_crops"], factor)  # [b, 2, Hg, Wg, 3]
-    for row, mine in zip(rows, gram, strict=True):
-      row += list(mine)
-    names += [f"gram {i + 1}, {batch['gram_crops'].shape[-2]}" for i in range(gram.shape[1])]
-  if "local_crops" in batch and batch["local_crops"].shape[1]:
-    local = _enlarge(batch["local_crops"], factor)  # [b, L, h, w, 3]
-    highest = max(picture.shape[0] for picture in rows[0])
-    stack = max(1, (highest + _GAP) // (local.shape[2] + _GAP))  # local crops above each other
-    for row, mine in zip(rows, local, strict=True):
-      row += [_column(mine[i : i + stack]) for i in range(0, len(mine), stack)]
-    names += [f"local crops ({local.shape[1]}), {batch['local_crops'].shape[-2]}"]
+  shown = [shown_panel(panel._replace(images=panel.images[:images]), mean, std) for panel in panels]  # [b, K, H, W, 3]
+  factor = max(1, math.ceil(min_side / shown[0].shape[2]))
+  shown = [_enlarge(crops, factor) for crops in shown]
+  rows: list[list[Picture]] = [[] for _ in shown[0]]
+  names: list[str] = []
+  for panel, crops in zip(panels, shown, strict=True):
+    side, count = panel.images.shape[-2], crops.shape[1]
+    together = 1
+    if panel.stacked:  # as many above each other as are no higher than what is there
+      highest = max((picture.shape[0] for picture in rows[0]), default=crops.shape[2])
+      together = max(1, (highest + _GAP) // (crops.shape[2] + _GAP))
+      names.append(f"{panel.name} crops ({count}), {side}")
+    else:
+      names += [f"{panel.name} {i + 1}, {side}" for i in range(count)]
+    for row, mine in zip(rows, crops, strict=True):
+      row += [_column(mine[i : i + together]) for i in range(0, count, together)]
   return _sheet(rows, names)
+
+
+def shown_panel(
+  panel: Panel, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> UInt8[np.ndarray, "B K H W 3"]:
+  """The images of a panel as a person sees them: RGB, not normalised, masked patches greyed."""
+  crops = visible(panel.images, mean, std)
+  return crops if panel.masks is None else overlay_masks(crops, np.asarray(panel.masks[: len(crops)]))
 
 
 def stacked(sheets: Sequence[Picture]) -> Picture:

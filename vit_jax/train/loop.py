@@ -26,9 +26,7 @@ from vit_jax import config as configs
 from vit_jax import parallel
 from vit_jax.checkpoints import Checkpoints, NotWritten, latest
 from vit_jax.config import UserError
-from vit_jax.data.device import augmented, one_device
-from vit_jax.data.groups import SIZES, batch_shapes
-from vit_jax.data.views import Views
+from vit_jax.data.views import Views, on_one_device
 from vit_jax.inspect import pictures, tables
 from vit_jax.methods import State
 from vit_jax.parallel import processes
@@ -50,7 +48,6 @@ from vit_jax.train.writers import METRICS, Writers, read_lines
 
 log = logging.getLogger(__name__)
 
-CROPS = ("global", "local", "gram")
 Batch = Mapping[str, jax.Array]
 PICTURED = 8  # images of the batch that is shown
 LOOK_AHEAD = 1000  # steps among which the resolutions are sought that are to be compiled ahead
@@ -141,25 +138,25 @@ def abstract_batch(run: setup.Run, views: Views) -> dict[str, jax.ShapeDtypeStru
   sharding = parallel.batch_sharding(run.mesh)
   return {
     name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding)
-    for name, (shape, kind) in batch_shapes(views, run.config.batch_size).items()
+    for name, (shape, kind) in views.arrays(run.config.batch_size).items()
   }
 
 
-def make_step(run: setup.Run) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
-  """One step of the method: (state, batch) -> (state, metrics). Crops that are not made yet are made first."""
+def make_step(run: setup.Run, views: Views) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
+  """One step of the method on batches of a variant of its views, whose part on the device comes first."""
   step = run.method.make_step(run.config)
 
   def whole(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
-    return step(state, augmented(batch, run.views, run.mesh, parallel.BATCH_AXES))
+    return step(state, views.on_device(batch, run.mesh, parallel.BATCH_AXES))
 
   return whole
 
 
-def jitted_step(run: setup.Run, state: State) -> Any:
+def jitted_step(run: setup.Run, state: State, views: Views) -> Any:
   """The training step for `jax.jit`'s stages; the state is donated and keeps the shardings of the abstract `state`."""
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
   options = compiler_options(run.mesh.devices.flat[0].platform)
-  return jax.jit(make_step(run), donate_argnums=0, out_shardings=(shardings, None), compiler_options=options)
+  return jax.jit(make_step(run, views), donate_argnums=0, out_shardings=(shardings, None), compiler_options=options)
 
 
 def fresh_state(run: setup.Run) -> State:
@@ -197,7 +194,7 @@ class _Loop:
     self.local = parallel.LocalBatch(parallel.batch_sharding(run.mesh))
     self.pipeline = setup.open_pipeline(run, self.local, bad_records=workdir / bad_records_file())
     self.last_metrics: dict[str, float] = {}  # the last value of each
-    self.programs: set[str] = set()  # batches for which a step has run, by their sizes
+    self.programs: set[Views] = set()  # variants for which a step has run
     self.step_number, self.state = self._start(sources, accept_config_change)
     self.first_step = self.step_number
     teacher = abstract_state(run).frozen
@@ -285,17 +282,17 @@ class _Loop:
     times = SaveTimes(self.run.steps("checkpoint.every"), config.checkpoint.minutes, self.total)
     # "step" is what is not measured inside: the device works while the host keeps its books.
     with contextlib.closing(batches), self.progress, self._steps() as step_fn, self.goodput.measuring("step"):
-      self._make_ready(step_fn, abstract_batch(self.run, self.pipeline.upcoming(1)[0]))
+      self._make_ready(step_fn, self.pipeline.views)
       for step in range(self.step_number + 1, self.total + 1):
         with self.progress.waiting(functools.partial(_running, pending)):
-          batch, data_state = next(batches)
+          batch, views, data_state = next(batches)
         if step == 1 and config.log.pictures:
           with self.progress.pausing("pictures"):
-            self._picture_batch(batch)
-        self._make_ready(step_fn, batch)
+            self._picture_batch(batch, views)
+        self._make_ready(step_fn, views)
         self.interrupts.protect()
-        self.state, metrics = step_fn(self.state, batch)
-        metrics |= self._sizes(batch)
+        self.state, metrics = step_fn(views, self.state, batch)
+        metrics |= self._sizes(views)
         self.step_number = step
         self.goodput.at(step)
         if pending is not None:
@@ -303,7 +300,7 @@ class _Loop:
         pending = (step, metrics)
         if guard.reached(metrics):
           self._log(*pending)
-          self._give_up(step, batch, data_state)
+          self._give_up(step, batch, views, data_state)
         if self._due(step, "evaluation.every"):
           pending = self._log(*pending)
           self._evaluate(step)
@@ -323,36 +320,36 @@ class _Loop:
   def _steps(self) -> CompiledSteps:
     """The training step, for the batches of every resolution that will come."""
     state = abstract_state(self.run)
-    step = jitted_step(self.run, state)
     left = self.total - self.step_number
     coming = self.pipeline.upcoming(min(left, LOOK_AHEAD))
     if left > LOOK_AHEAD:
       coming += [views for views in self.run.views.variants() if views not in coming]
-    batches = [(views.name, abstract_batch(self.run, views)) for views in coming]
-    return CompiledSteps(step, state, batches, functools.partial(mesh_context, self.run.mesh))
+    batches = {views: abstract_batch(self.run, views) for views in coming}
+    make = functools.partial(jitted_step, self.run, state)
+    return CompiledSteps(make, state, batches, functools.partial(mesh_context, self.run.mesh))
 
-  def _make_ready(self, steps: CompiledSteps, batch: dict[str, jax.Array]) -> None:
+  def _make_ready(self, steps: CompiledSteps, views: Views) -> None:
     """Compiles ahead, so that the time is reported and does not count as training."""
-    if not steps.ready(batch):
+    if not steps.ready(views):
       with self.progress.pausing("compiling"):
-        steps.wait(batch)
-    sizes = str(sorted((name, array.shape) for name, array in batch.items()))
-    if sizes not in self.programs:
+        steps.wait(views)
+    if views not in self.programs:
       # A first collective waits only half a minute for processes that still compile: they meet here before it.
-      self.programs.add(sizes)
-      processes.meet(f"the training step for {sizes}")
-    for name, seconds in steps.news():
-      several = self.run.views.resolutions
-      log.info("Compiled the training step%s in %.1f s.", f" at {name}" if several else "", seconds)
-      self.writers.timing(self.step_number, {f"compile_seconds/{name}" if several else "compile_seconds": seconds})
+      self.programs.add(views)
+      processes.meet(f"the training step at {views.name}")
+    for compiled, seconds in steps.news():
+      name = f"compile_seconds/{compiled.name}" if self._several else "compile_seconds"
+      log.info("Compiled the training step%s in %.1f s.", f" at {compiled.name}" if self._several else "", seconds)
+      self.writers.timing(self.step_number, {name: seconds})
 
-  def _sizes(self, batch: dict[str, jax.Array]) -> dict[str, int]:
+  @property
+  def _several(self) -> bool:
+    """Whether the resolution differs from step to step."""
+    return len(self.run.views.variants()) > 1
+
+  def _sizes(self, views: Views) -> dict[str, int]:
     """The sizes of a batch's crops, where they differ from step to step."""
-    if not self.run.views.resolutions:
-      return {}
-    if SIZES in batch:
-      return {f"{kind}_size": size for kind, size in zip(CROPS, batch[SIZES].shape[1:], strict=True) if size}
-    return {f"{kind}_size": batch[f"{kind}_crops"].shape[-2] for kind in CROPS if f"{kind}_crops" in batch}
+    return {f"{kind}_size": size for kind, size in views.sizes.items()} if self._several else {}
 
   def _due(self, step: int, key: str) -> bool:
     every = self.run.steps(key)
@@ -377,11 +374,12 @@ class _Loop:
       if jax.process_index() == 0:  # all know the same
         log.warning("%s", alarm)
 
-  def _give_up(self, step: int, batch: dict[str, jax.Array], data_state: dict[str, Any]) -> None:
+  def _give_up(self, step: int, batch: dict[str, jax.Array], views: Views, data_state: dict[str, Any]) -> None:
     """Leaves what makes the step again, and stops."""
     with self.progress.pausing("saving"):
       self.writers.flush()
-      folder = dump(self.workdir, step, self.state, batch, data_state, self.run.config)
+      variant = self.run.views.variants().index(views)
+      folder = dump(self.workdir, step, self.state, batch, variant, data_state, self.run.config)
       with contextlib.suppress(NotWritten):  # it is logged
         self.checkpoints.wait()  # for the step that the message names
     raise UserError(
@@ -405,12 +403,12 @@ class _Loop:
       if self.run.config.log.pictures:
         self.writers.images(step, self.evaluations.pictures(self.state))
 
-  def _picture_batch(self, batch: dict[str, jax.Array]) -> None:
+  def _picture_batch(self, batch: dict[str, jax.Array], views: Views) -> None:
     local = {
       name: np.concatenate([s.data for s in array.addressable_shards])[:PICTURED] for name, array in batch.items()
     }
-    augment, crops = self.run.config.augment, jax.device_get(one_device(self.run.views)(local))
-    self.writers.images(0, {"batch": pictures.contact_sheet(crops, mean=augment.mean, std=augment.std)})
+    augment, made = self.run.config.augment, jax.device_get(on_one_device(views)(local))
+    self.writers.images(0, {"batch": pictures.contact_sheet(views.panels(made), mean=augment.mean, std=augment.std)})
 
   def _save(self, step: int, data_state: dict[str, Any]) -> None:
     with self.progress.pausing("saving"):

@@ -31,6 +31,7 @@ from vit_jax.parallel import processes
 FOLDER = "nonfinite"
 BATCH = "batch.npz"
 CONFIG = "config.json"
+VARIANT = "variant"  # which of the views' variants the batch is of
 _COUNTER = "nonfinite"
 
 
@@ -64,7 +65,13 @@ def _most(counters: Mapping[str, Any]) -> int:
 
 
 def dump(
-  workdir: Path, step: int, state: State, batch: Mapping[str, jax.Array], data_state: dict[str, Any], config: ConfigDict
+  workdir: Path,
+  step: int,
+  state: State,
+  batch: Mapping[str, jax.Array],
+  variant: int,
+  data_state: dict[str, Any],
+  config: ConfigDict,
 ) -> Path:
   """Writes what makes `step` again, and returns the folder.
 
@@ -72,10 +79,11 @@ def dump(
     state: after the step, which left parameters and moments as they were. A frozen teacher, which a file holds, is
       left out.
     batch: of the step, as global arrays.
+    variant: of the method's views, of which the batch is.
   """
   folder = workdir / FOLDER / str(step)
   state = state.saved().replace(step=state.step - 1, counters=_one_less(state.counters))
-  arrays = {name: _whole(array) for name, array in batch.items()}
+  arrays = {name: _whole(array) for name, array in batch.items()} | {VARIANT: np.int32(variant)}
   if jax.process_index() == 0:
     shutil.rmtree(folder, ignore_errors=True)  # the run has come to this step before, with another config
     folder.mkdir(parents=True)

@@ -29,8 +29,8 @@ from ml_collections import ConfigDict
 from vit_jax import config as configs
 from vit_jax import methods, parallel
 from vit_jax.config import ConfigError
-from vit_jax.data.masks import masked_patches
 from vit_jax.data.views import Views
+from vit_jax.data.views.multi_crop.masks import masked_patches
 from vit_jax.inspect import cost, hlo
 from vit_jax.inspect import plan as plans
 from vit_jax.inspect.chips import Topology, target_config, topology
@@ -104,11 +104,11 @@ def make_plan(config: ConfigDict, where: Topology, devices: Sequence[Any], compi
     ConfigError: if the config does not fit the devices.
   """
   run = prepare(config, devices)
-  views = max(run.views.variants(), key=lambda v: (v.global_size, v.local_size, v.gram_size or 0))
+  views = max(run.views.variants(), key=lambda views: tuple(views.sizes.values()))
   state, batch = abstract_state(run), abstract_batch(run, views)
   began = time.perf_counter()
   with mesh_context(run.mesh):
-    traced = jitted_step(run, state).trace(state, batch)
+    traced = jitted_step(run, state, views).trace(state, batch)
     executed = cost.executed(traced.jaxpr) / run.mesh.size
     lowered = traced.lower()
     lowering, began = time.perf_counter() - began, time.perf_counter()
@@ -195,7 +195,7 @@ def prepare(config: ConfigDict, devices: Sequence[Any]) -> setup.Run:
     for alone in methods.each_student(resolved).values():
       sizes = {key: resolved[key] for key in ("batch_size", "loss_group_size")}
       parallel.check_batch(mesh, **sizes, micro_batches=alone.micro_batches)
-    views = setup.with_canvas(resolved, method.views(resolved), "accelerator")
+    views = setup.placed(resolved, method.views(resolved), "accelerator")
     return setup.Run(resolved, method, views, source=None, evaluation_sources=None, mesh=mesh)
   except ValueError as error:
     raise error if isinstance(error, ConfigError) else ConfigError(str(error)) from error

@@ -11,6 +11,7 @@ import jax
 
 from vit_jax.parallel import LocalBatch
 
+
 class Prefetched(NamedTuple):
   """A batch on its way to the step.
 

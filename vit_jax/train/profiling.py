@@ -13,11 +13,11 @@ import jax
 from ml_collections import ConfigDict
 
 from vit_jax import parallel
+from vit_jax.data.views import Views
 from vit_jax.inspect.hlo import Program
 from vit_jax.inspect.profile import Profile, seconds_by_part
 from vit_jax.methods import State
 from vit_jax.train import frozen, setup
-from vit_jax.train.compiling import signature
 from vit_jax.train.loop import abstract_state, fresh_state, jitted_step, mesh_context
 from vit_jax.train.prefetch import prefetch
 
@@ -65,7 +65,7 @@ class _Steps:
     self.state: State = fresh_state(run)
     if self.abstract.frozen is not None:
       self.state = self.state.replace(frozen=frozen.params_on_devices(run, self.abstract.frozen))
-    self.compiled: dict[Any, Any] = {}
+    self.compiled: dict[Views, Any] = {}
 
   def make(self, number: int) -> tuple[float, float]:
     """(seconds from step to step, seconds of it that a batch was waited for); compiling counts as neither."""
@@ -73,23 +73,23 @@ class _Steps:
     metrics, began = None, time.perf_counter()
     for step in range(number):
       start = time.perf_counter()
-      batch, _ = next(self.batches)
+      batch, views, _ = next(self.batches)
       waited += time.perf_counter() - start
       with jax.profiler.StepTraceAnnotation("train", step_num=step):
-        call, seconds = self._compiled(batch)
+        call, seconds = self._compiled(views, batch)
         previous, (self.state, metrics) = metrics, call(self.state, batch)
         jax.block_until_ready(previous)  # as the loop, which reads metrics a step late
       compiling += seconds
     jax.block_until_ready(metrics)
     return (time.perf_counter() - began - compiling) / number, waited / number
 
-  def _compiled(self, batch: Any) -> tuple[Any, float]:
-    key, start = signature(batch), time.perf_counter()
-    if key not in self.compiled:
+  def _compiled(self, views: Views, batch: Any) -> tuple[Any, float]:
+    start = time.perf_counter()
+    if views not in self.compiled:
       log.info("Compiling the step.")
       with mesh_context(self.run.mesh):
-        self.compiled[key] = jitted_step(self.run, self.abstract).lower(self.abstract, batch).compile()
-    return self.compiled[key], time.perf_counter() - start
+        self.compiled[views] = jitted_step(self.run, self.abstract, views).lower(self.abstract, batch).compile()
+    return self.compiled[views], time.perf_counter() - start
 
   def programs(self) -> list[Program]:
     """What ran."""

@@ -16,12 +16,12 @@ from vit_jax import config as configs
 from vit_jax import methods, parallel
 from vit_jax.checkpoints import Checkpoints
 from vit_jax.config import UserError
-from vit_jax.data.device import augmented
+from vit_jax.data.views import Views
 from vit_jax.inspect.nonfinite import Event, find_nonfinite
 from vit_jax.methods import State
 from vit_jax.train import frozen
 from vit_jax.train.loop import abstract_state, mesh_context
-from vit_jax.train.nonfinite import BATCH, CONFIG
+from vit_jax.train.nonfinite import BATCH, CONFIG, VARIANT
 from vit_jax.train.setup import Run
 
 log = logging.getLogger(__name__)
@@ -52,10 +52,12 @@ def replay(folder: str, overrides: Iterable[str] = ()) -> str:
   run = _run(config)
   state = _state(run, path)
   with np.load(path / BATCH) as arrays:
-    batch = jax.device_put(dict(arrays), parallel.batch_sharding(run.mesh))
+    batch = dict(arrays)
+  views = _views_of(run, batch)
+  batch = jax.device_put(batch, parallel.batch_sharding(run.mesh))
   log.info("Compiling the step with a look at every operation …")
   with mesh_context(run.mesh):
-    batch = jax.jit(lambda batch: augmented(batch, run.views, run.mesh, parallel.BATCH_AXES))(batch)
+    batch = jax.jit(lambda batch: views.on_device(batch, run.mesh, parallel.BATCH_AXES))(batch)
     (_, metrics), events = find_nonfinite(run.method.make_step(config), state, batch)
   values = {name: float(value) for name, value in jax.device_get(metrics).items()}
   broken = list(_broken_parameters(state))
@@ -71,6 +73,16 @@ def _run(config: ConfigDict) -> Run:
   except parallel.MeshError:
     mesh = parallel.make_mesh({axis: 1 for axis in config.mesh}, jax.devices()[:1])
   return Run(config, method, method.views(config), source=None, evaluation_sources=None, mesh=mesh)
+
+
+def _views_of(run: Run, batch: dict[str, Any]) -> Views:
+  """The variant of the views that a batch is of, made on the host or on the device as its arrays show."""
+  variant, shapes = int(batch.pop(VARIANT, 0)), {name: array.shape for name, array in batch.items()}
+  for where in ("host", "device"):
+    views = run.views.made_on(where, run.config.data.canvas).variants()[variant]
+    if {name: shape for name, (shape, _) in views.arrays(run.config.batch_size).items()} == shapes:
+      return views
+  raise UserError(f"the batch holds {shapes}, which is not what its config describes")
 
 
 def _state(run: Run, path: Path) -> State:

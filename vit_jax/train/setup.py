@@ -18,15 +18,17 @@ from vit_jax import checkpoints, methods, parallel
 from vit_jax import config as configs
 from vit_jax.config import ConfigError
 from vit_jax.config.fields import assign
+from vit_jax.data.bands import image_channels
 from vit_jax.data.decode import BadImage, OtherChannels, decode
-from vit_jax.data.masks import masked_patches
 from vit_jax.data.pipeline import Pipeline, make_pipeline
 from vit_jax.data.sources import Source, open_source, share_images, split_specs
-from vit_jax.data.views import Views, image_channels
+from vit_jax.data.views import Views
+from vit_jax.data.views.multi_crop.masks import masked_patches
 from vit_jax.evaluation import EvaluationError, check_image_size
 from vit_jax.methods import State
 from vit_jax.methods.dino import gram
-from vit_jax.methods.settings import RGB_ONLY, slow_quantization
+from vit_jax.methods.dino.views import RGB_ONLY
+from vit_jax.methods.settings import slow_quantization
 from vit_jax.parallel import lifeline, processes
 
 log = logging.getLogger(__name__)
@@ -85,8 +87,8 @@ def prepare(config: ConfigDict) -> Run:
     source = open_source(config.data.source, cache_dir=config.data.cache_dir)
     mesh = parallel.make_mesh(config.mesh)
     resolved = configs.resolve(config, len(source), parallel.batch_shards(mesh))
-    views = with_canvas(resolved, method.views(resolved), jax.default_backend())
-    if views.variants()[0].gram_size and not any(map(gram.enabled, methods.each_student(resolved).values())):
+    views = placed(resolved, method.views(resolved), jax.default_backend())
+    if "gram" in views.variants()[0].sizes and not any(map(gram.enabled, methods.each_student(resolved).values())):
       log.warning("The gram crops are for Gram anchoring, which is off: set gram.source or gram.load_at.")
     sizes = {key: resolved[key] for key in ("batch_size", "loss_group_size")}
     for alone in methods.each_student(resolved).values():
@@ -127,14 +129,12 @@ def open_pipeline(run: Run, local: parallel.LocalBatch, *, bad_records: Path | N
   )
 
 
-def with_canvas(config: ConfigDict, views: Views, platform: str) -> Views:
-  """The views as the data are to deliver them: crops, or images for crops that a device of the platform makes."""
+def placed(config: ConfigDict, views: Views, platform: str) -> Views:
+  """The views, made on the host or on a device of the platform, as `data.augment` says."""
   where = config.data.augment
   if where == "auto":  # a CPU makes crops faster with the host's libraries than as a device
     where = "host" if platform == "cpu" else "device"
-  if where == "host":
-    return views
-  return dataclasses.replace(views, canvas=config.data.canvas or views.enough_canvas)
+  return views.made_on(where, config.data.canvas)
 
 
 def _check_masks(config: ConfigDict, views: Views) -> None:
@@ -320,20 +320,14 @@ def describe(run: Run) -> dict[str, Any]:
   for name, alone in methods.each_student(run.config).items():
     own = {"init from": alone.init_from, "gram teacher": gram.describe(alone)}
     starts |= {f"{name} {fact}" if name else fact: value for fact, value in own.items()}
-  sizes, num = run.views.resolutions, run.config.micro_batches
-  crops = [f"{v.name} pixels" for v in run.views.variants()]
-  if sizes:
-    total = sum(size.probability for size in sizes)
-    crops = [f"{crop} ({size.probability / total:.1%})" for crop, size in zip(crops, sizes, strict=True)]
+  num, views = run.config.micro_batches, run.views.facts()
   facts = {
     "images": len(run.source),
     "steps": run.steps("duration"),
     "batch": f"{run.config.batch_size}" + (f" in {num} micro-batches" if num > 1 else ""),
-    "crops": f"{'global/local/gram' if run.views.variants()[0].gram_size else 'global/local'} of {', '.join(crops)}",
+    "crops": views.pop("crops"),
     "read here": _own_part(run),
-    "augmentation": f"on the device, from canvases of {' x '.join(map(str, run.views.canvas))} pixels"
-    if run.views.canvas
-    else "on the host",
+    **views,
     "loss groups": f"{run.config.batch_size // run.config.loss_group_size} of {run.config.loss_group_size} images",
     "processes": processes.describe(),
     "devices": f"{run.mesh.size} {jax.devices()[0].device_kind} as "

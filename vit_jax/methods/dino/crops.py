@@ -42,8 +42,3 @@ def gather_masked(patches: Float[Array, "R N D"], indices: Int[Array, "groups M"
   groups, width = indices.shape[0], patches.shape[-1]
   grouped = patches.reshape(groups, -1, width)  # [groups, 2 g N, D]
   return jnp.take_along_axis(grouped, indices[..., None], axis=1).reshape(-1, width)
-
-
-def num_groups(batch: Batch) -> int:
-  """Loss groups of a batch with masks."""
-  return batch["mask_indices"].shape[0]

@@ -20,9 +20,9 @@ from vit_jax.methods.dino.crops import flatten_crops, gather_masked
 from vit_jax.methods.dino.networks import Modules, init_params, modules, scores
 from vit_jax.methods.dino.student import SELF_DISTILLATION, Student
 from vit_jax.methods.dino.targets import Centering, TeacherOutputs, assign
+from vit_jax.methods.dino.views import build_views
 from vit_jax.methods.init_from import Start
 from vit_jax.methods.learner import Learner
-from vit_jax.methods.dino.views import build_views
 from vit_jax.methods.settings import build_backbone, build_schedules
 from vit_jax.models import VisionTransformer
 

@@ -39,9 +39,9 @@ from vit_jax.methods.dino.crops import flatten_crops
 from vit_jax.methods.dino.networks import init_params, modules
 from vit_jax.methods.dino.student import DISTILLATION, Student
 from vit_jax.methods.dino.targets import Centering, TeacherOutputs, assign
+from vit_jax.methods.dino.views import build_views
 from vit_jax.methods.frozen_teacher import FrozenTeacher, frozen_teacher
 from vit_jax.methods.init_from import Start
-from vit_jax.methods.dino.views import build_views
 from vit_jax.methods.settings import build_schedules
 from vit_jax.ops.resize import resize_map
 

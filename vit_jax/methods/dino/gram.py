@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from vit_jax import losses
 from vit_jax.methods.base import State
-from vit_jax.methods.dino.crops import Batch, flatten_crops, num_groups
+from vit_jax.methods.dino.crops import Batch, flatten_crops
 from vit_jax.methods.settings import num_steps
 from vit_jax.ops.resize import resize_map
 
@@ -147,18 +147,19 @@ class Anchoring:
     return jax.lax.cond(self.loaded(state), forward, lambda: jnp.zeros(shape.shape, shape.dtype))
 
   def terms(
-    self, student: Float[Array, "R N D"], teacher: Float[Array, "R N E"], batch: Batch
+    self, student: Float[Array, "R N D"], teacher: Float[Array, "R N E"], batch: Batch, *, groups: int
   ) -> dict[str, Float[Array, ""]]:
     """The Gram loss as "gram"; with `stats` also, without gradient, "gram_masked" and "gram_unmasked".
 
     Args:
       student: patches of the masked global crops.
       teacher: of the same crops: `features`; of another width where another model teaches.
-      batch: its masks say which patches are masked, and its loss groups which share a matrix.
+      batch: its masks say which patches are masked.
+      groups: loss groups of the batch; those of a group may share a matrix.
     """
 
     def loss(patches: Array, tokens: str, *, per_image: bool) -> Array:
-      rows = (x if per_image else _matrices(x, batch, tokens) for x in (patches, teacher))
+      rows = (x if per_image else _matrices(x, batch, tokens, groups) for x in (patches, teacher))
       return losses.gram(*rows, normalize=self.normalize, remove_negative=self.remove_negative)
 
     found = {"gram": loss(student, self.tokens, per_image=self.per_image)}
@@ -216,9 +217,8 @@ def _grid(crops: Float[Array, "B 2 H W 3"], stride: int) -> tuple[int, int]:
   return crops.shape[2] // stride, crops.shape[3] // stride
 
 
-def _matrices(patches: Float[Array, "R N D"], batch: Batch, tokens: str) -> Float[Array, "groups M D"]:
+def _matrices(patches: Float[Array, "R N D"], batch: Batch, tokens: str, groups: int) -> Float[Array, "groups M D"]:
   """The patches that share a Gram matrix: those of a loss group that are of the kind `tokens`."""
-  groups = num_groups(batch)
   grouped = patches.reshape(groups, -1, patches.shape[-1])  # [groups, 2 g N, D]
   if tokens == "all":
     return grouped

@@ -51,8 +51,11 @@ def dino(
   global_pairs = num_global * (num_global - 1 if ignore_diagonal else num_global)
   local_pairs = num_local * num_global
   local_share = local_pairs / (global_pairs + local_pairs)
-  mean = {"dino_local": in_local / (images * local_pairs), "dino_global": in_global / (images * global_pairs)}
-  shares = local_share * local_loss_weight * mean["dino_local"] + (1 - local_share) * mean["dino_global"]
+  mean = {"dino_global": in_global / (images * global_pairs)}
+  shares = (1 - local_share) * mean["dino_global"]
+  if num_local:
+    mean["dino_local"] = in_local / (images * local_pairs)
+    shares = local_share * local_loss_weight * mean["dino_local"] + shares
   # The crops of an image stay together: crop after crop, rows would move between devices.
   tokens = jnp.concatenate([global_cls, local_cls], axis=1)  # [B, G + L, D]
   weights = jnp.broadcast_to(weight * shares, (images, *shares.shape))

@@ -18,7 +18,7 @@ from vit_jax.methods import diagnostics
 from vit_jax.methods.accumulation import MicroBatches
 from vit_jax.methods.base import Batch, Metrics, Params, State
 from vit_jax.methods.dino import prototypes
-from vit_jax.methods.dino.crops import Normalization, flatten_crops, gather_masked, num_groups, split_crops
+from vit_jax.methods.dino.crops import Normalization, flatten_crops, gather_masked, split_crops
 from vit_jax.methods.dino.gram import Anchoring
 from vit_jax.methods.dino.networks import Modules, modules
 from vit_jax.methods.dino.targets import Targets
@@ -143,9 +143,13 @@ class Student:
     """Whether the patches of its targets' teacher anchor its own."""
     return self.anchoring is not None and self.anchoring.source == self.teaching.teacher
 
+  def groups(self, batch: Batch) -> int:
+    """Loss groups of a batch, or of a micro-batch."""
+    return batch["global_crops"].shape[0] // self.objective.loss_group_size
+
   def parts(self, batch: Batch) -> MicroBatches:
     """How a batch is cut for gradient accumulation."""
-    return MicroBatches(self.micro_batches, groups=num_groups(batch))
+    return MicroBatches(self.micro_batches, groups=self.groups(batch))
 
   def learn(self, state: State, batch: Batch, targets: Targets) -> tuple[State, Metrics]:
     """One step: losses, gradients, the learner's update, and what Gram anchoring does around it."""
@@ -195,11 +199,11 @@ class Student:
   def draw(self, student: Params, batch: Batch, key: jax.Array) -> list[Draws]:
     """The random choices of the student's pass over the global and the local crops of a batch."""
     drop_path_key, rope_key = jax.random.split(key)
-    rows = [batch[name].shape[0] * batch[name].shape[1] for name in ("global_crops", "local_crops")]
+    rows = [batch[name].shape[0] * batch[name].shape[1] for name in _seen(batch)]
     return self.net.backbone.apply(
       {"params": student["backbone"]},
       rows,
-      groups=num_groups(batch),
+      groups=self.groups(batch),
       rngs={"drop_path": drop_path_key, "rope": rope_key},
       method="draw",
     )
@@ -219,7 +223,7 @@ class Student:
       [flatten_crops(batch[name]) for name in names],
       masks=[masks if self.teaching.masked and name == "global_crops" else None for name in names],
       train=True,
-      groups=num_groups(batch),
+      groups=self.groups(batch),
       draws=draws[: len(names)],
     )
 
@@ -247,14 +251,16 @@ class Student:
     """
     images, num_global = batch["global_crops"].shape[:2]
     objective = self.objective
-    whole, part = self.features(student, batch, draws, ("global_crops", "local_crops"))
+    whole, *parts = self.features(student, batch, draws, _seen(batch))
+    num_local, width = batch["local_crops"].shape[1], whole.cls.shape[-1]
+    local_cls = parts[0].cls if parts else jnp.zeros((0, width), whole.cls.dtype)  # [B * L, D]
     hidden = gather_masked(whole.patches, batch["mask_indices"])  # [groups * M, D]
     with jax.named_scope("dino_head"):
       total, terms = prototypes.dino(
         self.net.dino_head,
         student["dino_head"],
         split_crops(whole.cls, images),
-        split_crops(part.cls, images),
+        local_cls.reshape(images, num_local, width),
         targets.cls,
         weight=objective.dino_weight,
         local_loss_weight=local_loss_weight,
@@ -275,7 +281,7 @@ class Student:
     total, terms = total + patches_total, terms | more
     if self.anchoring is not None:
       with jax.named_scope("gram"):
-        terms |= self.anchoring.terms(whole.patches, targets.anchor, batch)
+        terms |= self.anchoring.terms(whole.patches, targets.anchor, batch, groups=self.groups(batch))
       total += gram_loss_weight * terms["gram"]
     if self.teaching.watched:
       terms |= diagnostics.means(diagnostics.similarity(whole.cls, whole.patches))
@@ -284,6 +290,11 @@ class Student:
   def global_cls(self, student: Params, targets: Targets, batch: Batch, draws: list[Draws]) -> Float[Array, "R D"]:
     """The class tokens that `loss` returns, without the rest of it; the batch is not normalised yet."""
     return self.features(student, self.normalization(batch), draws, ("global_crops",))[0].cls
+
+
+def _seen(batch: Batch) -> tuple[str, ...]:
+  """The crops that a student sees: there may be no local ones."""
+  return ("global_crops", "local_crops")[: 1 + bool(batch["local_crops"].shape[1])]
 
 
 def grouped_koleo(cls: Float[Array, "R D"], group_size: int, topk: int, num_global: int) -> jax.Array:

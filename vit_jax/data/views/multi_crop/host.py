@@ -1,4 +1,4 @@
-"""Multi-crop augmentation on the host: draw the parameters of every crop of an image, then apply them (DINOv3's recipe).
+"""Multi-crop augmentation on the host: draw the parameters of every crop of an image, then apply them.
 
 Drawing and applying are apart, so that a recorded draw can be replayed and the distributions be tested without images.
 The order within a crop: random resized crop, horizontal flip, colour jitter, grayscale, blur, solarize.
