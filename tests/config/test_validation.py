@@ -86,7 +86,7 @@ IMPOSSIBLE = {  # for every key whose values can be impossible by themselves: su
   "optim.freeze_last_layer": ["one epoch", "101 %"],
   "crops.global_size": [0],
   "crops.local_size": [-16],
-  "crops.local_number": [0],
+  "crops.local_number": [-1],
   "crops.global_scale": [(0.0, 1.0), (1.0, 0.3), (0.3, 1.1)],
   "crops.local_scale": [(0.5, 0.1)],
   "crops.flip": [1.5],
