@@ -75,11 +75,11 @@ _RANGES: tuple[_Rule, ...] = (  # what is right, its test, the keys (of tuples: 
     "must not be negative",
     lambda v: v >= 0,
     "data.timeout crops.local_number model.num_registers model.rope.shift dino.loss_weight ibot.loss_weight "
-    "koleo.loss_weight optim.clip optim.patch_embed_lr augment.brightness augment.contrast augment.saturation schedules.lr.start schedules.lr.peak "
-    "schedules.lr.end schedules.weight_decay.start schedules.weight_decay.peak schedules.weight_decay.end "
-    "schedules.local_loss_weight.start schedules.local_loss_weight.peak schedules.local_loss_weight.end "
-    "schedules.gram_loss_weight.start schedules.gram_loss_weight.peak schedules.gram_loss_weight.end "
-    "schedules.truncate",
+    "koleo.loss_weight optim.clip optim.patch_embed_lr augment.brightness augment.contrast augment.saturation "
+    "schedules.lr.start schedules.lr.peak schedules.lr.end schedules.weight_decay.start "
+    "schedules.weight_decay.peak schedules.weight_decay.end schedules.local_loss_weight.start "
+    "schedules.local_loss_weight.peak schedules.local_loss_weight.end schedules.gram_loss_weight.start "
+    "schedules.gram_loss_weight.peak schedules.gram_loss_weight.end schedules.truncate",
   ),
   (
     "must be from 0 to 1",
