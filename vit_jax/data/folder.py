@@ -19,11 +19,10 @@ from typing import Any
 import numpy as np
 
 from vit_jax.data import storage
+from vit_jax.data.formats import EXTENSIONS
 from vit_jax.data.index import Names, index_path, read_index, write_index
 
 log = logging.getLogger(__name__)
-
-EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".npy")
 
 _INDEXED = 10_000  # images from which on an index is written without being asked for
 _SUFFIX = ".vit_jax_index"  # of an index beside its folder

@@ -24,7 +24,7 @@ import numpy as np
 from vit_jax.data import storage
 from vit_jax.data.array_records import CLASSES
 from vit_jax.data.decode import BadImage
-from vit_jax.data.folder import EXTENSIONS
+from vit_jax.data.formats import EXTENSIONS
 from vit_jax.data.index import Names, index_path, read_index, write_index
 
 log = logging.getLogger(__name__)
