@@ -21,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 
 from vit_jax.data import multiband
 from vit_jax.data.decode import BadImage, OtherChannels, decode
+from vit_jax.data.left_out import LeftOut, left_out_of
 from vit_jax.data.sources import Source
 
 _SHOWN = 5  # examples of broken files and of duplicates in the printed report
@@ -54,7 +55,8 @@ class Scan:
     channels: {number: images}, 3 for all that become RGB.
     mean, std: of each channel over all images of as many channels as most have, each image weighing the same, for
       augment.mean and augment.std.
-    per_class: {class name or number: images}; "none" for those without a label.
+    per_class: {class name: images}; "none" for those without a label.
+    left_out: what the source does not use: {reason: (count, names of some, whether it is usual)}.
   """
 
   source: str
@@ -72,6 +74,7 @@ class Scan:
   mean: tuple[float, ...] = ()
   std: tuple[float, ...] = ()
   per_class: dict[str, int] = dataclasses.field(default_factory=dict)
+  left_out: LeftOut = dataclasses.field(default_factory=LeftOut)
 
   def report(self) -> str:
     """The scan as a page of text."""
@@ -94,12 +97,16 @@ class Scan:
     lines += [f"  {name}: {reason}" for _, name, reason in self.broken[:_SHOWN]]
     lines.append(f"duplicates   {self.extra:,} images are the same as another, byte for byte")
     lines += ["  " + " = ".join(names[:_SHOWN]) for names in self.duplicates[:_SHOWN]]
+    if self.left_out:
+      lines.append(f"left out     {self.left_out.total:,}, no records of this source")
+      lines += [f"  {line}" for line in self.left_out.lines()]
     return "\n".join(lines)
 
   def write(self, path: str | os.PathLike) -> None:
     """Everything as JSON, with all broken records and all duplicates."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+    found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+    Path(path).write_text(json.dumps(found | {"left_out": self.left_out.to_json()}, indent=1) + "\n")
 
   def _part(self) -> str:
     return "" if self.scanned == self.records else f", {self.scanned:,} of them looked at"
@@ -145,7 +152,7 @@ def scan(
   records = range(len(source))
   if limit is not None and limit < len(records):
     records = np.linspace(0, len(source) - 1, limit).astype(np.int64).tolist()
-  found = Scan(spec, len(source), scanned=len(records))
+  found = Scan(spec, len(source), scanned=len(records), left_out=left_out_of(source))
   digests = np.zeros(len(records), "V16")
   sizes = np.zeros((len(records), 2), np.int32)
   kinds: collections.Counter[str] = collections.Counter()
@@ -177,8 +184,10 @@ def scan(
     found.mean = tuple(mean.tolist())
     found.std = tuple(np.sqrt(np.maximum(square - mean**2, 0.0)).tolist())
   found.kinds = dict(kinds.most_common())
-  names = dict(enumerate(source.class_names)) | {-1: "none"}
-  found.per_class = {names.get(label, str(label)): count for label, count in sorted(classes.items())}
+  names = [*source.class_names, "none"]  # that of -1
+  found.per_class = {}
+  for label, count in sorted(classes.items()):
+    found.per_class[names[label]] = found.per_class.get(names[label], 0) + count  # two classes may have one name
   found.duplicates = [[source.describe(records[i]) for i in group] for group in _equal(digests)]
   found.extra = sum(len(group) - 1 for group in found.duplicates)
   return found
