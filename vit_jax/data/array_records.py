@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from vit_jax.data.decode import BadImage
+from vit_jax.data.limits import DEFAULT
 
 _MAGIC = b"VJR1"
 _HEADER = struct.Struct("<4siH")
@@ -39,9 +40,11 @@ class ArrayRecordSource:
     self._records = ArrayRecordDataSource(paths)
     self.class_names = class_names
     self.num_classes = len(class_names)
+    self.limits = DEFAULT
 
   def __reduce__(self):
-    return (ArrayRecordSource, (self._paths, self.class_names))  # a worker process opens the files for itself
+    limits = {"limits": self.limits}
+    return (ArrayRecordSource, (self._paths, self.class_names), limits)  # a worker process opens the files for itself
 
   def __len__(self) -> int:
     return len(self._records)

@@ -87,11 +87,12 @@ def read_samples(
   *,
   enough: int | None = None,
   channels: int = 3,
+  deep: bool = True,
   limits: Limits = DEFAULT,
 ) -> Samples:
-  """What `decode` scales to 8 bits, with all bits that it has; the arguments and exceptions are those of `decode`."""
+  """What `decode` scales to 8 bits; its arguments and exceptions. `deep`: with all bits, as where a range is given."""
   with _boundary(name):
-    return _read(data, name, enough, None, channels, True, limits)
+    return _read(data, name, enough, None, channels, deep, limits)
 
 
 def scaled(

@@ -21,6 +21,7 @@ import numpy as np
 from vit_jax.data import storage
 from vit_jax.data.formats import EXTENSIONS
 from vit_jax.data.index import Names, index_path, read_index, write_index
+from vit_jax.data.limits import DEFAULT
 
 log = logging.getLogger(__name__)
 
@@ -45,21 +46,23 @@ class FolderSource:
     self.class_names = class_names
     self.num_classes = len(class_names)
     self.remote = storage.is_remote(root)
+    self.limits = DEFAULT
 
   def __len__(self) -> int:
     return len(self._names)
 
   def __getitem__(self, index: int) -> dict[str, bytes | int]:
-    return {"image": storage.read(self.describe(index)), "label": int(self._labels[index])}
+    return {"image": storage.read(self.describe(index), self.limits), "label": int(self._labels[index])}
 
   def describe(self, index: int) -> str:
     return os.path.join(self._root, self._names[index])
 
   def __reduce__(self):
     if self._index is not None:  # a worker process maps the index again instead of receiving every name
-      return (_from_index, (self._index, self._root))
+      return (_from_index, (self._index, self._root), {"limits": self.limits})
     names = Names(np.array(self._names.text), np.array(self._names.ends))
-    return (FolderSource, (self._root, names, np.array(self._labels), self.class_names))
+    arguments = (self._root, names, np.array(self._labels), self.class_names)
+    return (FolderSource, arguments, {"limits": self.limits})
 
 
 def open_folder(

@@ -125,6 +125,13 @@ def advice(seen: Spread) -> str | None:
   return f"({number(low)},{number(high if high > low else low + 1)})"
 
 
+def fate(seen: Spread) -> str:
+  """What becomes of such values without a range, in words."""
+  if seen.kind == "uint16":
+    return f"without a range they become at most {int(seen.high) >> (seen.bits or 16) - 8} of 255"
+  return "refused without a range"
+
+
 def number(value: float) -> str:
   """A number as it is written in a config."""
   return str(int(value)) if float(value).is_integer() and abs(value) < 1 << 53 else f"{value:.6g}"

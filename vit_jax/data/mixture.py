@@ -16,6 +16,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from vit_jax.data.limits import DEFAULT, Limits, limits_of
 from vit_jax.data.sources import Source, open_source
 
 _PART = re.compile(r"\s*(?:(\d+(?:\.\d*)?|\.\d+)\s*\*?\s+)?([A-Za-z_]\w+:.*?)\s*", re.DOTALL)
@@ -36,6 +37,7 @@ class MixtureSource:
     self._starts = np.cumsum([0] + [len(part) for part in parts]).tolist()
     self.class_names, self.num_classes, self._labels = _joint_classes(self.parts)
     self.remote = any(getattr(part, "remote", False) for part in parts)
+    self.limits = limits_of(self.parts[0])
 
   def __len__(self) -> int:
     return self._starts[-1]
@@ -83,7 +85,9 @@ def mixture_parts(spec: str) -> list[tuple[Fraction, str]]:
   return parts
 
 
-def open_mixture(spec: str, *, cache_dir: str | os.PathLike | None = None) -> MixtureSource:
+def open_mixture(
+  spec: str, *, cache_dir: str | os.PathLike | None = None, limits: Limits = DEFAULT
+) -> MixtureSource:
   """Opens all sources of a mixture.
 
   Raises:
@@ -96,7 +100,7 @@ def open_mixture(spec: str, *, cache_dir: str | os.PathLike | None = None) -> Mi
     raise ValueError(
       f"data.source = {spec!r}: the weight of {specs[at]} is less than 1 / {_LONGEST} of all; raise it or leave it out."
     )
-  return MixtureSource([open_source(one, cache_dir=cache_dir) for one in specs], shares)
+  return MixtureSource([open_source(one, cache_dir=cache_dir, limits=limits) for one in specs], shares)
 
 
 def period_shares(weights: Sequence[Fraction]) -> list[int]:

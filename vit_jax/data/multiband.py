@@ -33,7 +33,8 @@ def several_bands(data: bytes, name: str, format: Format, image: Image.Image) ->
     shape = (header.height, header.width, header.bands)
     count = header.height * header.width * header.bands
     if 2 * count > len(data) - header.start:
-      raise BadImage(name, f"is cut off: {2 * count:,} bytes of values are claimed, {len(data) - header.start:,} follow")
+      rest = len(data) - header.start
+      raise BadImage(name, f"cannot be decoded: its header claims {2 * count:,} bytes, of which {rest:,} are there")
     values = np.frombuffer(data, ">u2", count, header.start).reshape(shape)
     return Values(values, header.greatest.bit_length())
   if format is formats.JPEG2000:

@@ -25,8 +25,7 @@ def known_format(data: bytes, name: str) -> Format:
     raise BadImage(name, "the file is empty")
   format = formats.format_of(data[: formats.START])
   if format is None:
-    found = formats.stranger(data[: formats.START])
-    raise BadImage(name, f"is {found}; images are {formats.NAMES}")
+    raise BadImage(name, f"is {formats.stranger(data[: formats.START])}")
   return format
 
 
@@ -73,6 +72,7 @@ def _register_heic(name: str) -> None:
   try:
     import pillow_heif
   except ImportError as error:
-    raise NeedsPackage(name, 'is a HEIC image, which needs the package pillow-heif: pip install "vit-jax[heic]"') from error
+    reason = 'is a HEIC image, which needs the package pillow-heif: pip install "vit-jax[heic]"'
+    raise NeedsPackage(name, reason) from error
   if formats.HEIC.decoder not in Image.OPEN:
     pillow_heif.register_heif_opener()

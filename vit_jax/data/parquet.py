@@ -18,6 +18,7 @@ import numpy as np
 
 from vit_jax.data import storage
 from vit_jax.data.decode import BadImage
+from vit_jax.data.limits import DEFAULT
 from vit_jax.data.sources import split_options
 
 _MB = 1 << 20
@@ -48,9 +49,10 @@ class ParquetSource:
     self.class_names = tuple(names)
     self.num_classes = len(names)
     self.remote = storage.is_remote(files[0])
+    self.limits = DEFAULT
 
   def __reduce__(self):
-    return (_remade, (self._arguments, self.window, self.num_classes))
+    return (_remade, (self._arguments, self.window, self.num_classes), {"limits": self.limits})
 
   def __len__(self) -> int:
     return int(self.blocks[-1])
@@ -65,7 +67,8 @@ class ParquetSource:
       image = image.get("bytes")
       if image is None and path:  # beside the table
         folder = self._files[int(self._groups[group, 0])].rpartition("/")[0]
-        image = storage.read(path if path.startswith("/") or storage.is_remote(path) else f"{folder}/{path}")
+        place = path if path.startswith("/") or storage.is_remote(path) else f"{folder}/{path}"
+        image = storage.read(place, self.limits)
     if image is None:
       raise BadImage(self.describe(index), f"the column {column!r} is empty")
     value = None if label is None else table[label][row].as_py()

@@ -23,6 +23,8 @@ from urllib.parse import parse_qsl, urlencode
 
 import numpy as np
 
+from vit_jax.data.limits import DEFAULT, Limits
+
 
 class Source(Protocol):
   """Random access to the records of one split; can be sent to worker processes.
@@ -31,8 +33,8 @@ class Source(Protocol):
     num_classes: classes of the labels; 0: no labels.
     class_names: their names; empty where unknown.
 
-  Some have more attributes: `remote`, whether what it reads may come over a network; what decides about the order of
-  their records (`order.py`).
+  Some have more attributes: `remote`, whether what it reads may come over a network; `limits`, bounds on the bytes and
+  pixels of each image (`limits.py`); what decides about the order of their records (`order.py`).
   """
 
   num_classes: int
@@ -52,12 +54,13 @@ class Source(Protocol):
     """What record `index` is, for messages: a file's path, a record's number."""
 
 
-def open_source(spec: str, *, cache_dir: str | os.PathLike | None = None) -> Source:
+def open_source(spec: str, *, cache_dir: str | os.PathLike | None = None, limits: Limits = DEFAULT) -> Source:
   """Opens a source by its specification, `scheme:rest` (see the top of this file).
 
   Args:
     spec: the specification.
     cache_dir: where embedded data is kept; None: the default place.
+    limits: bounds on the bytes and pixels of each image.
 
   Raises:
     ValueError: for a specification that is malformed or names nothing; it says what there is.
@@ -65,18 +68,26 @@ def open_source(spec: str, *, cache_dir: str | os.PathLike | None = None) -> Sou
   from vit_jax.data import mixture
 
   if mixture.is_mixture(spec):
-    return mixture.open_mixture(spec, cache_dir=cache_dir)
+    return mixture.open_mixture(spec, cache_dir=cache_dir, limits=limits)
   scheme, rest = _parse(spec)
-  return _OPENERS[scheme](rest, spec, cache_dir)
+  return _within(limits, _OPENERS[scheme](rest, spec, cache_dir))
 
 
-def rescan(spec: str, *, cache_dir: str | os.PathLike | None = None, beside: bool = False) -> Source:
+def _within(limits: Limits, source: Source) -> Source:
+  source.limits = limits
+  return source
+
+
+def rescan(
+  spec: str, *, cache_dir: str | os.PathLike | None = None, beside: bool = False, limits: Limits = DEFAULT
+) -> Source:
   """Opens a source and makes its index anew, where it is of a kind that has one (folder, tar).
 
   Args:
     spec: the specification.
     cache_dir: where indices are kept.
     beside: put the index of a folder beside it, as PATH.vit_jax_index, so that other machines find it, too.
+    limits: bounds on the bytes and pixels of each image.
 
   Raises:
     ValueError: as `open_source`.
@@ -85,14 +96,14 @@ def rescan(spec: str, *, cache_dir: str | os.PathLike | None = None, beside: boo
   if scheme == "folder" and rest:
     from vit_jax.data.folder import open_folder
 
-    return open_folder(rest, spec, cache_dir=cache_dir, index="beside" if beside else "cache")
+    return _within(limits, open_folder(rest, spec, cache_dir=cache_dir, index="beside" if beside else "cache"))
   if beside:
     raise ValueError(f"data.source = {spec!r}: only the index of a folder can lie beside it.")
   if scheme == "tar" and rest:
     from vit_jax.data.tar import open_tar
 
-    return open_tar(rest, spec, cache_dir=cache_dir, rescan=True)
-  return open_source(spec, cache_dir=cache_dir)
+    return _within(limits, open_tar(rest, spec, cache_dir=cache_dir, rescan=True))
+  return open_source(spec, cache_dir=cache_dir, limits=limits)
 
 
 def split_specs(spec: str) -> dict[str, str]:

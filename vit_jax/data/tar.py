@@ -26,6 +26,7 @@ from vit_jax.data.array_records import CLASSES
 from vit_jax.data.decode import BadImage
 from vit_jax.data.formats import EXTENSIONS
 from vit_jax.data.index import Names, index_path, read_index, write_index
+from vit_jax.data.limits import DEFAULT
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +53,12 @@ class TarSource:
     self.class_names = tuple(about["classes"])
     self.num_classes = int(about["num_classes"])
     self.remote = storage.is_remote(self._shards[0])
+    self.limits = DEFAULT
 
   def __reduce__(self):
     if self._index is not None:
-      return (_from_index, (self._index,))
-    return (TarSource, (None, self._about, self._arrays))
+      return (_from_index, (self._index,), {"limits": self.limits})
+    return (TarSource, (None, self._about, self._arrays), {"limits": self.limits})
 
   def __len__(self) -> int:
     return len(self._names)
@@ -64,6 +66,7 @@ class TarSource:
   def __getitem__(self, index: int) -> dict[str, bytes | int]:
     shard = self._shards[int(self._arrays["shard"][index])]
     size = int(self._arrays["size"][index])
+    self.limits.check_bytes(size, self.describe(index))
     data = storage.read_range(shard, int(self._arrays["offset"][index]), size)
     if len(data) < size:
       raise BadImage(self.describe(index), f"the shard ends after {len(data)} of its {size} bytes")

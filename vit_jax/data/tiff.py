@@ -66,7 +66,8 @@ def read_header(data: bytes, name: str, limits: Limits) -> Header:
     return max(file.values(fields[tag]), default=default) if tag in fields else default
 
   kind = {1: "u", 2: "i", 3: "f"}.get(value(_KIND, 1), "")
-  header = Header(value(_WIDTH, 0), value(_HEIGHT, 0), value(_SAMPLES, 1), value(_BITS, 1), kind, value(_ORIENTATION, 1))
+  size, bands, bits = (value(_WIDTH, 0), value(_HEIGHT, 0)), value(_SAMPLES, 1), value(_BITS, 1)
+  header = Header(*size, bands, bits, kind, value(_ORIENTATION, 1))
   limits.check_size(header.width, header.height, name, channels=header.samples, nbytes=len(data))
   if value(_TILE_WIDTH, 1) * value(_TILE_HEIGHT, 1) > limits.max_pixels:
     raise BadImage(name, f"has tiles of more than data.max_pixels={limits.max_pixels:,} pixels")
