@@ -8,8 +8,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 
-from vit_jax.commands.common import load
-from vit_jax.commands.flags import Commands, add, count, number, picture, with_config, with_workers
+from vit_jax.commands.common import limits, load
+from vit_jax.commands.flags import Commands, add, count, number, picture, with_config, with_limits, with_workers
 from vit_jax.config.errors import UserError
 
 
@@ -29,12 +29,14 @@ def add_to(commands: Commands) -> None:
   look.add_argument("--index_only", action="store_true", help="write the index, open no image")
   look.add_argument("--beside", action="store_true", help="write a folder's index beside it, not into the cache")
   with_workers(look)
+  with_limits(look)
   write = add(actions, "convert", _convert, "write a source as ArrayRecord shards; the same command again resumes")
   write.add_argument("source", metavar="SOURCE", help="as data.source, or a folder")
   write.add_argument("target", metavar="array_record:FOLDER", help="folder to write the shards into")
   write.add_argument("--max_side", type=count, help="shrink larger images to this longer side, as JPEG (default: keep)")
   write.add_argument("--records_per_shard", type=count, default=10_000, help="default: 10000")
   with_workers(write)
+  with_limits(write)
   show = with_config(add(actions, "preview", _preview, "the crops and masks of a step, with what was drawn"))
   show.add_argument(
     "--output", type=picture, metavar="FILE", default="preview.png", help="picture to write (default: preview.png)"
@@ -61,7 +63,7 @@ def _scan(args: argparse.Namespace) -> None:
   from vit_jax.data.sources import rescan
 
   spec = _source_spec(args.source)
-  source = rescan(spec, cache_dir=args.cache_dir, beside=args.beside)
+  source = rescan(spec, cache_dir=args.cache_dir, beside=args.beside, limits=limits(args))
   if args.index_only:
     print(f"{len(source):,} images, {source.num_classes} classes")
     return
@@ -90,7 +92,7 @@ def _convert(args: argparse.Namespace) -> None:
   scheme, _, folder = args.target.partition(":")
   if scheme != "array_record" or not folder or "*" in folder:
     raise UserError(f"{args.target}: must be array_record:FOLDER, the folder to write the shards into")
-  source = open_source(spec, cache_dir=args.cache_dir)
+  source = open_source(spec, cache_dir=args.cache_dir, limits=limits(args))
   with _progress(len(source), "converting") as advance:
     try:
       done = converting.convert(

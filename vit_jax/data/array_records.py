@@ -25,6 +25,7 @@ from vit_jax.data import storage
 from vit_jax.data.classes import CLASSES, Classes, class_names
 from vit_jax.data.decode import BadImage
 from vit_jax.data.left_out import LeftOut, printable
+from vit_jax.data.limits import DEFAULT
 from vit_jax.data.record_labels import classes_of_records
 
 _HEADERS = {b"VJR1": struct.Struct("<4siH"), b"VJR2": struct.Struct("<4sqH")}  # by their beginning
@@ -69,9 +70,10 @@ class ArrayRecordSource:
     self._records = ArrayRecords(paths)
     self.class_names = classes.names
     self.num_classes = len(classes.names)
+    self.limits = DEFAULT
 
-  def __reduce__(self):
-    return (ArrayRecordSource, (self._paths, self._classes, self.left_out))  # a worker process opens the files itself
+  def __reduce__(self):  # a worker process opens the files for itself
+    return (ArrayRecordSource, (self._paths, self._classes, self.left_out), {"limits": self.limits})
 
   def __len__(self) -> int:
     return len(self._records)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from vit_jax.data.bands import picture
 from vit_jax.data.decode import BadImage, decode
+from vit_jax.data.limits import limits_of
 from vit_jax.data.sources import Source
 from vit_jax.data.views import image_channels
 
@@ -93,7 +94,9 @@ def _load(
 ) -> tuple[np.ndarray, int] | None:
   try:
     entry = source[record]
-    pixels = decode(entry["image"], source.describe(record), channels=channels, value_range=value_range)
+    pixels = decode(
+      entry["image"], source.describe(record), channels=channels, value_range=value_range, limits=limits_of(source)
+    )
     return resize_and_crop(pixels, size), int(entry["label"])
   except (BadImage, OSError) as error:
     log.warning("left out of the evaluation: %s: %s", source.describe(record), getattr(error, "reason", error))

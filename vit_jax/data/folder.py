@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from vit_jax.data import hints, listing, storage
-from vit_jax.data.formats import NAMES
+from vit_jax.data.formats import EXTENSIONS
 from vit_jax.data.index import Names, index_path, read_index, write_index
 from vit_jax.data.left_out import LeftOut, printable
+from vit_jax.data.limits import DEFAULT
 from vit_jax.data.listing import Listing
 
 log = logging.getLogger(__name__)
@@ -54,12 +55,13 @@ class FolderSource:
     self.num_classes = len(class_names)
     self.left_out = left_out
     self.remote = storage.is_remote(root)
+    self.limits = DEFAULT
 
   def __len__(self) -> int:
     return len(self._names)
 
   def __getitem__(self, index: int) -> dict[str, bytes | int]:
-    return {"image": storage.read(self._path(index)), "label": int(self._labels[index])}
+    return {"image": storage.read(self._path(index), self.limits), "label": int(self._labels[index])}
 
   def describe(self, index: int) -> str:
     return printable(self._path(index))
@@ -69,9 +71,10 @@ class FolderSource:
 
   def __reduce__(self):
     if self._index is not None:  # a worker process maps the index again instead of receiving every name
-      return (_from_index, (self._index, self._root))
+      return (_from_index, (self._index, self._root), {"limits": self.limits})
     names = Names(np.array(self._names.text), np.array(self._names.ends))
-    return (_from_parts, (self._root, names, np.array(self._labels), self.class_names, self.left_out))
+    arguments = (self._root, names, np.array(self._labels), self.class_names, self.left_out)
+    return (_from_parts, arguments, {"limits": self.limits})
 
 
 def _from_parts(root: str, names: Names, labels: np.ndarray, classes: tuple[str, ...], left_out: LeftOut) -> Any:
@@ -139,10 +142,8 @@ def _check_folder(root: Path, spec: str) -> None:
 def _source(found: Listing, root: str, spec: str) -> FolderSource:
   if not len(found):
     what = f"only what is left out: {found.left_out.text()}" if found.left_out else "no files at all"
-    names = [name for reason in found.left_out.values() for name in reason.examples]
-    raise ValueError(
-      f"data.source = {spec!r}: {root} holds {what}; images are files of {NAMES}.{hints.did_you_mean(root, names)}"
-    )
+    meant = hints.did_you_mean(root, (name for reason in found.left_out.values() for name in reason.examples))
+    raise ValueError(f"data.source = {spec!r}: {root} holds {what}; images are {', '.join(EXTENSIONS)}.{meant}")
   return FolderSource(root, *found.images(), left_out=found.left_out)
 
 

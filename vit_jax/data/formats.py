@@ -33,7 +33,6 @@ NPY = Format("NumPy array", (".npy",))
 
 FORMATS = (JPEG, PNG, WEBP, GIF, BMP, TIFF, PNM, AVIF, HEIC, JPEG2000, NPY)
 EXTENSIONS = tuple(ending for format in FORMATS for ending in format.endings)
-NAMES = ", ".join(format.name for format in FORMATS)
 
 _BEGINNINGS = (
   (b"\xff\xd8\xff", JPEG),
@@ -59,7 +58,7 @@ _STRANGERS = (
   (b"%!PS", "PostScript"),
   (b"\xc5\xd0\xd3\xc6", "PostScript"),
   (b"%PDF", "PDF"),
-  (b"version https://git-lfs", "a pointer of Git LFS in place of the file (fetch it with `git lfs pull`)"),
+  (b"version https://git-lfs", "a pointer of Git LFS (`git lfs pull` brings the file)"),
   (b"8BPS", "a Photoshop document"),
   (b"\0\0\1\0", "an icon"),
   (b"icns", "an icon"),
@@ -90,18 +89,17 @@ def format_of(start: bytes) -> Format | None:
 
 
 def stranger(start: bytes) -> str:
-  """What a file of no format that is read seems to be, in words: "… is X"."""
-  for beginning, what in _STRANGERS:
-    if start.startswith(beginning):
-      return what
-  if _brands(start) or (start[:4] == b"RIFF" and start[8:12] == b"AVI "):
-    return "a video"
+  """What a file of no format that is read is, in words: "… is X"."""
+  found = next((what for beginning, what in _STRANGERS if start.startswith(beginning)), None)
   text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-  if text.startswith((b"<!doctype html", b"<html")):
-    return "an HTML page, as a failed download leaves one"
-  if text.startswith((b"<svg", b"<?xml")):
-    return "XML, such as SVG"
-  return "no image of a known format"
+  if _brands(start) or (start[:4] == b"RIFF" and start[8:12] == b"AVI "):
+    found = "a video"
+  elif text.startswith((b"<!doctype html", b"<html")):
+    found = "an HTML page, as a failed download leaves one"
+  elif text.startswith((b"<svg", b"<?xml")):
+    found = "XML, such as SVG"
+  unknown = "no image of a known format"
+  return f"{found}: {unknown}" if found else unknown
 
 
 def _brands(start: bytes) -> set[bytes]:

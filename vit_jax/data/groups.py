@@ -23,6 +23,7 @@ from vit_jax.data.augment import (
 )
 from vit_jax.data.canvas import fit_into, fitting
 from vit_jax.data.decode import BadImage, decode
+from vit_jax.data.limits import limits_of
 from vit_jax.data.masks import group_masks, indices_and_weights, masked_patches
 from vit_jax.data.order import make_order
 from vit_jax.data.reading import Reader, Stalled
@@ -103,6 +104,7 @@ class LossGroups:
       raise ValueError("the source holds no record.")
     self._source = source
     self._reader = Reader(source, timeout)
+    self._limits = limits_of(source)
     self._variants = views.variants()
     self._shares = np.cumsum([size.probability for size in views.resolutions])
     self._seed = seed
@@ -188,6 +190,7 @@ class LossGroups:
         fits=views.canvas,
         channels=views.channels,
         value_range=views.value_range,
+        limits=self._limits,
       )
       return image, int(entry["label"])
     except BadImage as error:

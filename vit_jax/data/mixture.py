@@ -18,6 +18,7 @@ import numpy as np
 
 from vit_jax.data.classes import ordered
 from vit_jax.data.left_out import LeftOut, left_out_of
+from vit_jax.data.limits import DEFAULT, Limits, limits_of
 from vit_jax.data.sources import Source, open_source
 
 _PART = re.compile(r"\s*(?:(\d+(?:\.\d*)?|\.\d+)\s*\*?\s+)?([A-Za-z_]\w+:.*?)\s*", re.DOTALL)
@@ -42,6 +43,7 @@ class MixtureSource:
     for source in self.parts:
       self.left_out.merge(left_out_of(source))
     self.remote = any(getattr(part, "remote", False) for part in parts)
+    self.limits = limits_of(self.parts[0])
 
   def __len__(self) -> int:
     return self._starts[-1]
@@ -89,7 +91,9 @@ def mixture_parts(spec: str) -> list[tuple[Fraction, str]]:
   return parts
 
 
-def open_mixture(spec: str, *, cache_dir: str | os.PathLike | None = None) -> MixtureSource:
+def open_mixture(
+  spec: str, *, cache_dir: str | os.PathLike | None = None, limits: Limits = DEFAULT
+) -> MixtureSource:
   """Opens all sources of a mixture.
 
   Raises:
@@ -102,7 +106,7 @@ def open_mixture(spec: str, *, cache_dir: str | os.PathLike | None = None) -> Mi
     raise ValueError(
       f"data.source = {spec!r}: the weight of {specs[at]} is less than 1 / {_LONGEST} of all; raise it or leave it out."
     )
-  return MixtureSource([open_source(one, cache_dir=cache_dir) for one in specs], shares)
+  return MixtureSource([open_source(one, cache_dir=cache_dir, limits=limits) for one in specs], shares)
 
 
 def period_shares(weights: Sequence[Fraction]) -> list[int]:

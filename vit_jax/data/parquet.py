@@ -22,6 +22,7 @@ from vit_jax.data import storage
 from vit_jax.data.classes import Classes
 from vit_jax.data.decode import BadImage
 from vit_jax.data.left_out import LeftOut, printable
+from vit_jax.data.limits import DEFAULT
 from vit_jax.data.parquet_labels import column_chunks, is_text, label_classes, parquet_file
 from vit_jax.data.sources import split_options
 
@@ -64,9 +65,11 @@ class ParquetSource:
     self.class_names = classes.names
     self.num_classes = len(classes.names)
     self.remote = storage.is_remote(files[0])
+    self.limits = DEFAULT
 
   def __reduce__(self):
-    return (ParquetSource, (*self._arguments[:5], self.window, *self._arguments[6:]))
+    arguments = (*self._arguments[:5], self.window, *self._arguments[6:])
+    return (ParquetSource, arguments, {"limits": self.limits})
 
   def __len__(self) -> int:
     return int(self.blocks[-1])
@@ -103,7 +106,7 @@ class ParquetSource:
       raise BadImage(self.describe(index), f"names the file {name} and holds no image: add ?paths=below to read it")
     folder = self._files[int(self._groups[self._place(index)[0], 0])].rpartition("/")[0]
     try:
-      return storage.read(storage.below(folder, str(path)))
+      return storage.read(storage.below(folder, str(path)), self.limits)
     except ValueError as error:
       raise BadImage(self.describe(index), f"names the file {name}, which {error}") from error
 

@@ -26,6 +26,7 @@ import numpy as np
 
 from vit_jax.data import hints
 from vit_jax.data.left_out import left_out_of
+from vit_jax.data.limits import DEFAULT, Limits
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +39,8 @@ class Source(Protocol):
     class_names: their names, one for each; a class without a name is called by its label, as in "17".
 
   Some have more attributes: `left_out`, what of their files, members and labels they do not use and why
-  (`left_out.LeftOut`); `remote`, whether what they read may come over a network; what decides about the order of their
-  records (`order.py`).
+  (`left_out.LeftOut`); `remote`, whether what they read may come over a network; `limits`, bounds on the bytes and
+  pixels of each image (`limits.py`); what decides about the order of their records (`order.py`).
   """
 
   num_classes: int
@@ -59,12 +60,13 @@ class Source(Protocol):
     """What record `index` is, for messages: a file's path, a record's number."""
 
 
-def open_source(spec: str, *, cache_dir: str | os.PathLike | None = None) -> Source:
+def open_source(spec: str, *, cache_dir: str | os.PathLike | None = None, limits: Limits = DEFAULT) -> Source:
   """Opens a source by its specification, `scheme:rest` (see the top of this file).
 
   Args:
     spec: the specification.
     cache_dir: where embedded data is kept; None: the default place.
+    limits: bounds on the bytes and pixels of each image.
 
   Raises:
     ValueError: for a specification that is malformed or names nothing; it says what there is.
@@ -72,22 +74,30 @@ def open_source(spec: str, *, cache_dir: str | os.PathLike | None = None) -> Sou
   from vit_jax.data import mixture
 
   if mixture.is_mixture(spec):
-    return mixture.open_mixture(spec, cache_dir=cache_dir)
+    return mixture.open_mixture(spec, cache_dir=cache_dir, limits=limits)
   scheme, rest = _parse(spec)
-  source = _OPENERS[scheme](rest, spec, cache_dir)
+  source = _within(limits, _OPENERS[scheme](rest, spec, cache_dir))
   if left_out := left_out_of(source):
     level = logging.INFO if left_out.expected else logging.WARNING
     log.log(level, "%s: beside %d images, %d left out: %s", spec, len(source), left_out.total, left_out.text())
   return source
 
 
-def rescan(spec: str, *, cache_dir: str | os.PathLike | None = None, beside: bool = False) -> Source:
+def _within(limits: Limits, source: Source) -> Source:
+  source.limits = limits
+  return source
+
+
+def rescan(
+  spec: str, *, cache_dir: str | os.PathLike | None = None, beside: bool = False, limits: Limits = DEFAULT
+) -> Source:
   """Opens a source and makes its index anew, where it is of a kind that has one (folder, tar).
 
   Args:
     spec: the specification.
     cache_dir: where indices are kept.
     beside: put the index of a folder beside it, as PATH.vit_jax_index, so that other machines find it, too.
+    limits: bounds on the bytes and pixels of each image.
 
   Raises:
     ValueError: as `open_source`.
@@ -96,14 +106,14 @@ def rescan(spec: str, *, cache_dir: str | os.PathLike | None = None, beside: boo
   if scheme == "folder" and rest:
     from vit_jax.data.folder import open_folder
 
-    return open_folder(rest, spec, cache_dir=cache_dir, index="beside" if beside else "cache")
+    return _within(limits, open_folder(rest, spec, cache_dir=cache_dir, index="beside" if beside else "cache"))
   if beside:
     raise ValueError(f"data.source = {spec!r}: only the index of a folder can lie beside it.")
   if scheme == "tar" and rest:
     from vit_jax.data.tar import open_tar
 
-    return open_tar(rest, spec, cache_dir=cache_dir, rescan=True)
-  return open_source(spec, cache_dir=cache_dir)
+    return _within(limits, open_tar(rest, spec, cache_dir=cache_dir, rescan=True))
+  return open_source(spec, cache_dir=cache_dir, limits=limits)
 
 
 def split_specs(spec: str) -> dict[str, str]:

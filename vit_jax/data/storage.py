@@ -10,10 +10,13 @@ import glob
 import os
 import posixpath
 import re
+import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from vit_jax.data.errors import BadImage
 from vit_jax.data.left_out import LeftOut, printable
+from vit_jax.data.limits import DEFAULT, Limits
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MOST_EXPANDED = 1_000_000  # files that {000..127} may stand for
@@ -65,13 +68,36 @@ def open_file(path: str) -> BinaryIO:
   return open(path, "rb")
 
 
-def read(path: str) -> bytes:
-  """The whole content of a file."""
-  if is_remote(path):
-    store, inside = _store(path)
-    return store.cat_file(inside)
-  with open(path, "rb") as file:
-    return file.read()
+def read(path: str | os.PathLike, limits: Limits = DEFAULT) -> bytes:
+  """The whole content of a file; of one that is larger than `limits` allows, one byte beyond at most.
+
+  Raises:
+    BadImage: if it is larger, or is a device, a FIFO or a socket, which may have no end or never answer.
+    OSError: if it cannot be read.
+  """
+  if is_remote(os.fspath(path)):
+    data = _read_remote(os.fspath(path), limits.max_file_bytes + 1)
+    limits.check_bytes(len(data), os.fspath(path))
+    return data
+  descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a FIFO that nobody writes to would hang
+  with open(descriptor, "rb") as file:
+    status = os.fstat(descriptor)
+    if stat.S_ISDIR(status.st_mode):
+      raise IsADirectoryError(f"{path} is a folder")
+    if not stat.S_ISREG(status.st_mode):
+      raise BadImage(os.fspath(path), "is no regular file but a device, a FIFO or a socket")
+    limits.check_bytes(status.st_size, os.fspath(path))
+    return file.read(status.st_size)
+
+
+def _read_remote(path: str, most: int) -> bytes:
+  store, inside = _store(path)
+  try:
+    return store.cat_file(inside, start=0, end=most)
+  except (OSError, ValueError):
+    if store.size(inside) == 0:  # of nothing no part can be asked for
+      return b""
+    raise
 
 
 def read_range(path: str, start: int, length: int) -> bytes:

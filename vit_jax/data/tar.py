@@ -20,9 +20,10 @@ import numpy as np
 from vit_jax.data import storage
 from vit_jax.data.classes import CLASSES, class_names, classes_of
 from vit_jax.data.decode import BadImage
-from vit_jax.data.formats import NAMES
+from vit_jax.data.formats import EXTENSIONS
 from vit_jax.data.index import Names, index_path, read_index, write_index
 from vit_jax.data.left_out import LeftOut, printable
+from vit_jax.data.limits import DEFAULT
 from vit_jax.data.tar_members import Image, NoShard, read_shard
 
 log = logging.getLogger(__name__)
@@ -43,11 +44,12 @@ class TarSource:
     self.num_classes = len(self.class_names)
     self.left_out = LeftOut(about["left_out"])
     self.remote = storage.is_remote(self._shards[0])
+    self.limits = DEFAULT
 
   def __reduce__(self):
     if self._index is not None:
-      return (_from_index, (self._index,))
-    return (TarSource, (None, self._about, self._arrays))
+      return (_from_index, (self._index,), {"limits": self.limits})
+    return (TarSource, (None, self._about, self._arrays), {"limits": self.limits})
 
   def __len__(self) -> int:
     return len(self._names)
@@ -55,6 +57,7 @@ class TarSource:
   def __getitem__(self, index: int) -> dict[str, bytes | int]:
     shard = self._shards[int(self._arrays["shard"][index])]
     size = int(self._arrays["size"][index])
+    self.limits.check_bytes(size, self.describe(index))
     data = storage.read_range(shard, int(self._arrays["offset"][index]), size)
     if len(data) < size:
       raise BadImage(self.describe(index), f"the shard ends after {len(data)} of its {size} bytes")
@@ -126,7 +129,7 @@ def _scan(shards: list[str], spec: str, left_out: LeftOut) -> tuple[dict, dict[s
   if not images:
     raise ValueError(
       f"data.source = {spec!r}: the {len(shards)} matching files hold no image, only what is left out: "
-      f"{left_out.text()}; images are members of {NAMES}."
+      f"{left_out.text()}; images are {', '.join(EXTENSIONS)}."
     )
   classes = classes_of({image.label for image in images} - {None}, class_names(_class_file(shards)))
   names = Names.of(image.name for image in images)

@@ -1,0 +1,80 @@
+"""Arrays as images: .npy files, read without trusting what their headers claim, and the places of their axes."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+
+from vit_jax.data.errors import BadImage, OtherChannels
+from vit_jax.data.levels import KINDS
+from vit_jax.data.limits import Limits
+
+_RGB = (1, 2, 3, 4)  # channels of what becomes RGB: grey, grey and alpha, RGB, RGB and alpha
+
+
+def saved_array(data: bytes, name: str) -> np.ndarray:
+  """The array in the bytes of a .npy file; it shares their memory.
+
+  Raises:
+    BadImage: if it is no array of numbers, or claims more bytes than there are.
+    Exception: almost any, for a header that is damaged.
+  """
+  file = io.BytesIO(data)
+  version = np.lib.format.read_magic(file)
+  # Version 3 has names of fields beyond Latin-1, which an array of numbers has not: it reads as version 2.
+  header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+  shape, fortran, dtype = header(file)
+  _check_kind(dtype, name)
+  if min(shape, default=0) < 0:
+    raise BadImage(name, f"is an array of shape {shape}, which cannot be")
+  start, claimed = file.tell(), math.prod(shape) * dtype.itemsize
+  if claimed > len(data) - start:
+    rest = len(data) - start
+    raise BadImage(name, f"cannot be decoded: its header claims {claimed:,} bytes, of which {rest:,} are there")
+  array = np.frombuffer(data, dtype, math.prod(shape), start)
+  return array.reshape(shape, order="F" if fortran else "C")
+
+
+def channels_last(array: np.ndarray, name: str, channels: int, limits: Limits) -> np.ndarray:
+  """An array [H, W] or [H, W, C] or [C, H, W] of numbers as [H, W, C], in the machine's byte order.
+
+  Args:
+    array: what to bring into this form.
+    name: of the image.
+    channels: that it must have; 3: those of RGB, grey or with alpha, too. Where the last axis has a fitting length, it
+      is that of the channels, else the first.
+    limits: on its size.
+
+  Raises:
+    BadImage: if it is no array of numbers or of a size that is refused.
+    OtherChannels: if it has other channels.
+  """
+  _check_kind(array.dtype, name)
+  wanted = _RGB if channels == 3 else (channels,)
+  if array.ndim == 2:
+    array = array[:, :, None]
+  if array.ndim == 3 and array.shape[2] not in wanted and array.shape[0] in wanted:
+    array = np.moveaxis(array, 0, 2)
+  if array.ndim != 3 or array.shape[2] not in wanted:
+    raise _other_channels(array, name, channels)
+  limits.check_size(array.shape[1], array.shape[0], name, channels=array.shape[2])
+  return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+
+
+def _check_kind(dtype: np.dtype, name: str) -> None:
+  if dtype.hasobject:
+    raise BadImage(name, "is an array of Python objects, which are never loaded: save it as an array of numbers")
+  if dtype.kind not in KINDS or dtype.names is not None or dtype.subdtype is not None:
+    raise BadImage(name, f"is an array of type {str(dtype)[:80]}: images are of integers, floats or booleans")
+
+
+def _other_channels(array: np.ndarray, name: str, channels: int) -> BadImage:
+  fewest = min(array.shape[0], array.shape[-1]) if array.ndim == 3 else None
+  if channels == 3:
+    hint = f" (for other channels set model.in_channels={fewest})" if fewest else ""
+    reason = f"is an array of shape {array.shape}, not [H, W] or [H, W, 1 to 4 channels]{hint}"
+    return OtherChannels(name, reason, fewest or None)
+  found = f"{array.shape[2]} channel(s)" if array.ndim == 3 else f"the shape {array.shape}"
+  return OtherChannels(name, f"has {found}, not the {channels} of model.in_channels")
