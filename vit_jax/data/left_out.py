@@ -42,7 +42,7 @@ class LeftOut(Mapping[str, Reason]):
       reason, expected = _OTHERS, False
     before, examples, usual = self._reasons.get(reason, Reason(0, (), expected))
     if len(examples) < _EXAMPLES:
-      examples = (*examples, printable(name))
+      examples = (*examples, _short(printable(name)))
     self._reasons[reason] = Reason(before + count, examples, usual and expected)
 
   def merge(self, other: Mapping[str, Reason]) -> None:
@@ -95,8 +95,10 @@ def left_out_of(source: Any) -> LeftOut:
 
 def printable(name: str) -> str:
   """A name as it can be shown: escape sequences, line ends and bytes that are no text are written out."""
-  if not name.isprintable():
-    name = "".join(one if one.isprintable() else repr(one)[1:-1] for one in name)
+  return name if name.isprintable() else "".join(one if one.isprintable() else repr(one)[1:-1] for one in name)
+
+
+def _short(name: str) -> str:
   return name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}…{name[-_LONGEST // 2 :]}"
 
 
