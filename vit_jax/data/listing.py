@@ -102,7 +102,7 @@ def list_local(root: str) -> Listing:
         listing.left_out.add("link to a folder that contains it", prefix)
         return None
       visits[identity] += linked
-      if visits[identity] > _MOST_VISITS:
+      if linked and visits[identity] > _MOST_VISITS:
         listing.left_out.add(f"link to a folder that {_MOST_VISITS} other links lead to", prefix)
         return None
       found, error = _entries(path, prefix, listing)
