@@ -4,6 +4,7 @@ import logging
 import os
 import pickle
 import socket
+import subprocess
 import time
 
 import pytest
@@ -132,7 +133,7 @@ def test_names_that_are_no_text_are_read_and_shown(root):
 
 def test_a_tree_deeper_than_a_path_may_be_is_walked_as_far_as_paths_reach(root):
   here = os.open(root / "bee", os.O_RDONLY)
-  for _ in range(2500):  # also deeper than Python calls itself
+  for _ in range(2100):  # also deeper than Python calls itself
     os.mkdir("d", dir_fd=here)
     inner = os.open("d", os.O_RDONLY, dir_fd=here)
     os.close(here)
@@ -141,12 +142,8 @@ def test_a_tree_deeper_than_a_path_may_be_is_walked_as_far_as_paths_reach(root):
   try:
     source = open_source(f"folder:{root}")
     assert names(source, root) == ALL and counts(source) == {"path that is too long": 1}
-  finally:  # what no path reaches, pytest could not remove
-    depth = root / "bee"
-    while (depth / "d").exists() and (depth / "d/d").exists():
-      os.rename(depth / "d", root / "shorter")
-      os.rename(root / "shorter/d", depth / "d")
-      os.rmdir(root / "shorter")
+  finally:  # what no path reaches, pytest cannot remove
+    subprocess.run(["rm", "-r", root / "bee/d"], check=True)
 
 
 def test_folders_that_link_to_each_other_end(tmp_path, monkeypatch):

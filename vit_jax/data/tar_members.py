@@ -22,6 +22,9 @@ from vit_jax.data.left_out import LeftOut
 _BLOCK = tarfile.BLOCKSIZE
 _FIELDS = ("label", "cls", "class", "class_id")  # of a sample's .json
 _LARGEST = {".cls": 4 * LONGEST, ".json": 1 << 20}  # bytes of a label's member
+_EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
+             tarfile.GNUTYPE_LONGLINK)  # fmt: skip
+_MOST_EXTENDED = 8  # headers that extend one
 _MOST_HEADER = 1 << 20  # bytes of a long name or of the extended header of one member
 _CHUNK = 1 << 20  # bytes looked through at once for the next header
 _BEGINNING = 16 << 20  # bytes in which there must be a header, if the file is a tar file at all
@@ -72,17 +75,17 @@ def read_shard(path: str) -> tuple[list[Image], LeftOut]:
 class _Header(tarfile.TarInfo):
   """A header whose sizes are checked before they are believed."""
 
-  def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
-    extended = self.type in (
-      tarfile.XHDTYPE,
-      tarfile.XGLTYPE,
-      tarfile.SOLARIS_XHDTYPE,
-      tarfile.GNUTYPE_LONGNAME,
-      tarfile.GNUTYPE_LONGLINK,
-    )
-    if self.size < 0 or (extended and self.size > _MOST_HEADER):
-      raise tarfile.InvalidHeaderError(f"a header claims {self.size:,} bytes")
+  def _proc_member(self, tar: _Tar) -> tarfile.TarInfo:
+    extended = self.type in _EXTENDED
+    tar.extended = tar.extended + 1 if extended else 0
+    if self.size < 0 or (extended and self.size > _MOST_HEADER) or tar.extended > _MOST_EXTENDED:
+      raise tarfile.InvalidHeaderError("absurd")
     return super()._proc_member(tar)
+
+
+class _Tar(tarfile.TarFile):
+  tarinfo = _Header
+  extended = 0  # headers so far that only extend the next one: tarfile calls itself for each
 
 
 class _Archive:
@@ -94,7 +97,7 @@ class _Archive:
   def __iter__(self) -> Iterator[tarfile.TarInfo]:
     self._file.seek(self.end)
     try:
-      tar = tarfile.TarFile(fileobj=self._file, tarinfo=_Header, encoding="utf-8", errors="surrogateescape")
+      tar = _Tar(fileobj=self._file, encoding="utf-8", errors="surrogateescape")
       while (header := tar.next()) is not None:
         self.end = tar.offset
         tar.members = []  # it would keep them all
@@ -130,7 +133,8 @@ def _headers(file: BinaryIO, path: str, left_out: LeftOut) -> Iterator[tarfile.T
       return
     marker = not block.strip(b"\0")
     begin = _not_zero(file, end + _BLOCK, size) if marker else end
-    at = _next_header(file, begin, size if found or marker else min(size, _BEGINNING))
+    first = begin if marker else end + _BLOCK  # a header that is refused is no next one
+    at = _next_header(file, first, size if found or marker else min(size, _BEGINNING))
     if not found and not marker and at >= min(size, _BEGINNING):
       raise NoShard("is no whole tar file")
     if at > begin:
