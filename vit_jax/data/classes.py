@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from vit_jax.data import storage
+from vit_jax.data.errors import BadImage
 from vit_jax.data.left_out import printable
 
 log = logging.getLogger(__name__)
 
 CLASSES = "classes.json"  # beside shards: the list of class names
 LONGEST = 1000  # characters of a label
-_LARGEST_LIST = 256 << 20  # bytes of classes.json
 _WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0+)?")
 
 
@@ -132,10 +132,10 @@ def class_names(path: str) -> list[str]:
   if not storage.exists(path):
     return []
   way_out = "mend it, or delete it: classes are then called by their labels"
-  if (size := storage.version(path)[0]) > _LARGEST_LIST:
-    raise ValueError(f"{path} has {size:,} bytes, too many for a list of class names; {way_out}.")
   try:
     return names_in(json.loads(storage.read(path)))
+  except (OSError, BadImage) as error:
+    raise ValueError(f"{path} cannot be read ({getattr(error, 'reason', error)}); {way_out}.") from error
   except json.JSONDecodeError as error:
     raise ValueError(f"{path}, line {error.lineno}: is no whole JSON ({error.msg}); {way_out}.") from error
   except (ValueError, RecursionError) as error:
