@@ -246,5 +246,8 @@ def test_shards_of_a_prepared_dataset_and_a_shard_itself_are_told(tmp_path):
   put(tmp_path, "a.tar", data=b"x")
   with pytest.raises(ValueError, match=f"is a file.* Did you mean tar:{tmp_path}/a.tar\\?"):
     open_source(f"folder:{tmp_path}/a.tar")
+  put(tmp_path, "film.mp4", data=b"x")
+  with pytest.raises(ValueError, match="film.mp4 is a file .videos are not read"):
+    open_source(f"folder:{tmp_path}/film.mp4")
   with pytest.raises(ValueError, match=f"no scheme. Did you mean tar:{tmp_path}/a.tar\\?"):
     open_source(f"{tmp_path}/a.tar")

@@ -136,7 +136,9 @@ def _check_folder(root: Path, spec: str) -> None:
   if not os.path.isdir(root):
     meant = hints.spec_of_path(str(root))
     hint = "" if meant.startswith("folder:") else f" Did you mean {meant}?"
-    raise ValueError(f"data.source = {spec!r}: {root} is a file; give the folder that holds the images.{hint}")
+    kind = hints.reason(root.name)[0].partition(": ")[2]
+    kind = f" ({kind})" if kind and not hint else ""
+    raise ValueError(f"data.source = {spec!r}: {root} is a file{kind}; give the folder that holds the images.{hint}")
 
 
 def _source(found: Listing, root: str, spec: str) -> FolderSource:

@@ -32,13 +32,14 @@ _KINDS = (
 _USUAL = {".txt", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".md", ".html", ".htm", ".yaml", ".yml", ".log", ".db",
           ".ini", ".py", ".ipynb", ".sh", ".cls", ".sha256", ".md5", ".toml", ".cfg", ".srt", ".vtt",
           ".caption", ".tags", ".bib", ".rst", ".url", ".lnk", ".vit_jax_index", ".index"}  # fmt: skip
+_ENDINGS = frozenset(EXTENSIONS)
 _FORMAT_NAME = re.compile(r"\.[a-z][a-z0-9]{0,9}")
 _LONGEST = 16  # characters of an ending
 
 
 def is_image(name: str) -> bool:
   """Whether a file is taken for an image by the ending of its name."""
-  return os.path.splitext(name)[1].lower() in EXTENSIONS
+  return os.path.splitext(name)[1].lower() in _ENDINGS
 
 
 def may_be_image(name: str) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 _EXAMPLES = 20  # names that are kept of each reason; all are counted
 _SHOWN = 3  # of those in a line
+_IN_A_LINE = 6  # reasons
 _REASONS = 50  # kept apart; what has a further reason is counted together
 _OTHERS = "for other reasons"
 _LONGEST = 200  # characters of a name in a message
@@ -80,8 +81,11 @@ class LeftOut(Mapping[str, Reason]):
     return [_line(reason, self[reason]) for reason in self]
 
   def text(self) -> str:
-    """All of them in one line; "nothing"."""
-    return ", ".join(self.lines()) or "nothing"
+    """The most frequent of them in one line; "nothing"."""
+    lines = self.lines()
+    if rest := list(self)[_IN_A_LINE:]:
+      lines[_IN_A_LINE:] = [f"{sum(self[reason].count for reason in rest):,} for {len(rest)} other reasons"]
+    return ", ".join(lines) or "nothing"
 
   def to_json(self) -> dict[str, list[Any]]:
     """What makes an equal one again."""

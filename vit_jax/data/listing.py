@@ -88,55 +88,15 @@ class Listing:
 
 def list_local(root: str) -> Listing:
   """What lies below a folder, sorted, as paths relative to it. Links are followed."""
-  listing = Listing()
-  visits: Counter[tuple[int, int]] = Counter()
-  ancestors: list[tuple[int, int]] = []  # (device, number) of the folders that are being walked
-
-  def enter(prefix: str, linked: bool) -> Iterator[tuple[str, int]] | None:
-    """The entries of a folder; it becomes an ancestor. None: it is left out."""
-    path = os.path.join(root, prefix)
-    try:
-      status = os.stat(path)
-      identity = (status.st_dev, status.st_ino)
-      if identity in ancestors:
-        listing.left_out.add("link to a folder that contains it", prefix)
-        return None
-      visits[identity] += linked
-      if linked and visits[identity] > _MOST_VISITS:
-        listing.left_out.add(f"link to a folder that {_MOST_VISITS} other links lead to", prefix)
-        return None
-      found, error = _entries(path, prefix, listing)
-    except OSError as failure:
-      listing.failed(prefix or root, failure)
-      return None
-    if error is not None:
-      listing.failed(prefix or root, error)
-    listing.folders.append((prefix, status.st_mtime_ns))
-    ancestors.append(identity)
-    return iter(found)
-
-  top = enter("", linked=False)
-  stack = [("", False, top)] if top is not None else []  # of (path, whether it was reached by a link, its entries)
-  while stack:
-    prefix, linked, entries = stack[-1]
-    name, kind = next(entries, (None, _FILE))
-    if name is None:
-      stack.pop()
-      ancestors.pop()
-    elif kind == _FILE:
-      _add(root, prefix + name, listing)
-    else:
-      through = linked or kind == _LINKED_FOLDER
-      below = enter(f"{prefix}{name}/", through)
-      if below is not None:
-        stack.append((f"{prefix}{name}/", through, below))
-  return listing
+  return _Walk(root).listing
 
 
 def list_remote(root: str) -> Listing:
   """What lies below a folder of an object store, sorted, as paths relative to it."""
   listing = Listing()
   for file, kind in storage.remote_files(root):
+    if not file or file.endswith("/"):
+      continue  # stands for a folder
     if any(part.startswith(".") for part in file.split("/")):
       listing.left_out.add("hidden", file, expected=True)
     elif kind != "file":
@@ -158,50 +118,86 @@ def settled(path: str) -> bool:
   return False
 
 
-def _entries(path: str, prefix: str, listing: Listing) -> tuple[list[tuple[str, int]], OSError | None]:
-  """(the entries of a folder that are files and folders, sorted; what kept it from being listed to its end)."""
-  found: list[tuple[str, int]] = []
-  failure = None
-  with os.scandir(path) as entries:
+class _Walk:
+  """Goes through a folder and all below it, depth first; without calling itself, as trees may be deeper than that."""
+
+  def __init__(self, root: str):
+    self.listing = Listing()
+    self._root = root
+    self._ancestors: list[tuple[int, int]] = []  # (device, number) of the folders whose entries are being taken
+    self._visits: Counter[tuple[int, int]] = Counter()  # by links
+    waiting = []  # of (path, whether a link led there, its entries that are still to be taken)
+    if (top := self._enter("", linked=False)) is not None:
+      waiting.append(("", False, top))
+    while waiting:
+      prefix, linked, entries = waiting[-1]
+      name, kind = next(entries, (None, _FILE))
+      if name is None:
+        waiting.pop()
+        self._ancestors.pop()
+      elif kind == _FILE:
+        self._add(prefix + name)
+      else:
+        through, inside = linked or kind == _LINKED_FOLDER, f"{prefix}{name}/"
+        if (below := self._enter(inside, through)) is not None:
+          waiting.append((inside, through, below))
+
+  def _enter(self, prefix: str, linked: bool) -> Iterator[tuple[str, int]] | None:
+    """The entries of a folder, which is now an ancestor; None: it is left out."""
+    path, listing = os.path.join(self._root, prefix), self.listing
     try:
-      for entry in entries:
-        if entry.name.startswith("."):
-          listing.left_out.add("hidden", prefix + entry.name, expected=True)
-          continue
-        try:
-          kind = _kind(entry)
-        except OSError as error:
-          listing.failed(prefix + entry.name, error)
-          continue
-        if isinstance(kind, str):
-          listing.left_out.add(kind, prefix + entry.name)
-        else:
-          found.append((entry.name, kind))
+      status = os.stat(path)
+      identity = (status.st_dev, status.st_ino)
+      if identity in self._ancestors:
+        listing.left_out.add("link to a folder that contains it", prefix)
+        return None
+      self._visits[identity] += linked
+      if linked and self._visits[identity] > _MOST_VISITS:
+        listing.left_out.add(f"link to a folder that {_MOST_VISITS} other links lead to", prefix)
+        return None
+      found = self._entries(path, prefix)
+    except OSError as failure:
+      listing.failed(prefix or self._root, failure)
+      return None
+    listing.folders.append((prefix, status.st_mtime_ns))
+    self._ancestors.append(identity)
+    return iter(found)
+
+  def _entries(self, path: str, prefix: str) -> list[tuple[str, int]]:
+    """The entries of a folder that are files and folders, sorted; those that came before it failed, if it does."""
+    found: list[tuple[str, int]] = []
+    with os.scandir(path) as entries:
+      try:
+        for entry in entries:
+          if (kind := self._kind(entry, prefix)) is not None:
+            found.append((entry.name, kind))
+      except OSError as error:
+        self.listing.failed(prefix or self._root, error)
+    return sorted(found)
+
+  def _kind(self, entry: os.DirEntry, prefix: str) -> int | None:
+    """Whether an entry is a file or a folder, links followed; None: it is left out."""
+    left_out, name = self.listing.left_out, prefix + entry.name
+    if entry.name.startswith("."):
+      left_out.add("hidden", name, expected=True)
+      return None
+    try:
+      if entry.is_dir():
+        return _LINKED_FOLDER if entry.is_symlink() else _FOLDER
+      if entry.is_file():
+        return _FILE
+      mode = entry.stat().st_mode  # of a link to nothing there is none
+      left_out.add(next((what for what, of_kind in _SPECIAL.items() if of_kind(mode)), "no file and no folder"), name)
     except OSError as error:
-      failure = error
-  return sorted(found), failure
+      self.listing.failed(name, error)
+    return None
 
-
-def _kind(entry: os.DirEntry) -> int | str:
-  """What an entry is, links followed; as text: something that holds no images.
-
-  Raises:
-    OSError: if it is nothing that can be looked at, such as a link to nothing.
-  """
-  if entry.is_dir():
-    return _LINKED_FOLDER if entry.is_symlink() else _FOLDER
-  if entry.is_file():
-    return _FILE
-  mode = entry.stat().st_mode  # of a link to nothing there is none
-  return next((what for what, of_kind in _SPECIAL.items() if of_kind(mode)), "no file and no folder")
-
-
-def _add(root: str, file: str, listing: Listing) -> None:
-  path = os.path.join(root, file)
-  if len(os.fsencode(path)) > _LONGEST:
-    listing.left_out.add(_REASONS[errno.ENAMETOOLONG], file)
-  else:
-    listing.add(file, path)
+  def _add(self, file: str) -> None:
+    path = os.path.join(self._root, file)
+    if len(os.fsencode(path)) > _LONGEST:
+      self.listing.left_out.add(_REASONS[errno.ENAMETOOLONG], file)
+    else:
+      self.listing.add(file, path)
 
 
 def _holds_image(path: str) -> bool:

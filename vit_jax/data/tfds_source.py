@@ -88,7 +88,7 @@ def open_tfds(rest: str, spec: str, *, cache_dir: str | os.PathLike | None = Non
       "access; prepare it again with file_format='array_record'."
     ) from error
   classes, left_out = classes_of(()), LeftOut()
-  if labels:
+  if labels and features[label_key].names:
     classes = classes_of((), features[label_key].names)
   elif label_key is not None:
     files = [str(file) for file in builder.info.splits[split].filepaths]
@@ -139,5 +139,9 @@ def _builder(rest: str, spec: str) -> tuple[Any, Any, str]:
     found = f"{root} holds {', '.join(prepared)}" if prepared else f"{root} holds none"
     raise ValueError(
       f"data.source = {spec!r}: there is no dataset {name!r}; {found} (choose with ?data_dir=/path)."
+    ) from error
+  except Exception as error:  # what tfds raises on a damaged description of a dataset
+    raise ValueError(
+      f"data.source = {spec!r}: {name} cannot be opened ({type(error).__name__}: {error}); prepare it again."
     ) from error
   return tfds, builder, split
