@@ -24,7 +24,7 @@ import numpy as np
 from vit_jax.data import storage
 from vit_jax.data.classes import CLASSES, Classes, class_names
 from vit_jax.data.decode import BadImage
-from vit_jax.data.left_out import LeftOut, printable
+from vit_jax.data.left_out import LeftOut, in_a_line, printable
 from vit_jax.data.limits import DEFAULT
 from vit_jax.data.record_labels import classes_of_records
 
@@ -51,7 +51,7 @@ class ArrayRecords:
     try:
       record = self._records[index]
     except (RuntimeError, ValueError) as error:  # a damaged chunk of the file
-      raise BadImage(f"record {index}", f"cannot be read ({error})") from error
+      raise BadImage(f"record {index}", f"cannot be read ({in_a_line(error)})") from error
     header = _HEADERS.get(record[:4])
     if header is None:
       return -1, "", record
@@ -119,8 +119,8 @@ def open_array_record(
     broken = [path for path in paths if not _is_whole(path)]
     first = f", the first of them {broken[0]}" if broken else ""
     raise ValueError(
-      f"data.source = {spec!r}: not all of {len(paths)} files are whole ArrayRecord files{first} ({error}); write them "
-      "again, or give a pattern that leaves them out, such as FOLDER/*.array_record."
+      f"data.source = {spec!r}: not all of {len(paths)} files are whole ArrayRecord files{first} "
+      f"({in_a_line(error)}); write them again, or give a pattern that leaves them out, such as FOLDER/*.array_record."
     ) from error
   if size == 0:
     raise ValueError(f"data.source = {spec!r}: the {len(paths)} matching files hold no record.")

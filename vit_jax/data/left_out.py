@@ -102,6 +102,11 @@ def printable(name: str) -> str:
   return name if name.isprintable() else "".join(one if one.isprintable() else repr(one)[1:-1] for one in name)
 
 
+def in_a_line(error: Exception) -> str:
+  """What an error of another package says, in a line of moderate length."""
+  return _short(printable(" ".join(str(error).split())) or type(error).__name__)
+
+
 def _short(name: str) -> str:
   return name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}…{name[-_LONGEST // 2 :]}"
 

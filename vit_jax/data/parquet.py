@@ -21,9 +21,9 @@ import numpy as np
 from vit_jax.data import storage
 from vit_jax.data.classes import Classes
 from vit_jax.data.decode import BadImage
-from vit_jax.data.left_out import LeftOut, printable
+from vit_jax.data.left_out import LeftOut, in_a_line, printable
 from vit_jax.data.limits import DEFAULT
-from vit_jax.data.parquet_labels import column_chunks, is_text, label_classes, parquet_file
+from vit_jax.data.parquet_labels import is_text, label_classes, parquet_file
 from vit_jax.data.sources import split_options
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ _MB = 1 << 20
 _THREADS = 16
 _OPTIONS = {"image": "", "label": "", "paths": "refuse", "window_mb": "256", "cache_mb": "512"}
 _PATHS = ("refuse", "below")
+_FIRST = 8  # rows that are looked at when a table is opened
 
 
 class ParquetSource:
@@ -85,7 +86,7 @@ class ParquetSource:
       elif isinstance(image, str):
         image, path = None, image
     except ValueError as error:
-      raise BadImage(self.describe(index), f"the column {column!r} cannot be read ({error})") from error
+      raise BadImage(self.describe(index), f"the column {column!r} cannot be read ({in_a_line(error)})") from error
     if image is None and path:
       image = self._named(path, index)
     if not isinstance(image, bytes):
@@ -152,7 +153,7 @@ class ParquetSource:
       except Exception as error:  # Arrow and the codecs raise almost anything on damaged pages
         failure = error
     where = f"row group {number} of {self._files[file]} ({int(self._groups[group, 2])} rows)"
-    log.warning("%s cannot be read: %s", printable(where), failure)
+    log.warning("%s cannot be read: %s", printable(where), in_a_line(failure))
     return _Group({}, 0, printable(where))
 
   def _tables(self) -> list[_Group]:
@@ -195,7 +196,7 @@ def open_parquet(rest: str, spec: str) -> ParquetSource:
     try:
       opened = parquet_file(path)
     except Exception as error:  # Arrow raises almost anything on a damaged footer
-      raise ValueError(f"data.source = {spec!r}: {path} is no whole Parquet file: {error}") from error
+      raise ValueError(f"data.source = {spec!r}: {path} is no whole Parquet file: {in_a_line(error)}") from error
     return opened.schema_arrow, opened.metadata
 
   with ThreadPoolExecutor(_THREADS) as pool:
@@ -216,15 +217,15 @@ def open_parquet(rest: str, spec: str) -> ParquetSource:
   ).reshape(-1, 4)
   if not len(groups):
     raise ValueError(f"data.source = {spec!r}: the {len(files)} matching files hold no row.")
-  if paths == "refuse" and _only_names(footers, image):
+  if paths == "refuse" and _only_names(files[0], image):
     folder = files[0].rpartition("/")[0]
     raise ValueError(
-      f"data.source = {spec!r}: no row holds an image; the column {image!r} names files. Add ?paths=below to read "
-      f"those below {folder}."
+      f"data.source = {spec!r}: the first rows hold no images; the column {image!r} names files. Add ?paths=below to "
+      f"read those below {folder}."
     )
   window, cache = (_megabytes(options, key, spec) for key in ("window_mb", "cache_mb"))
   rows = max(1, int(window * _MB / max(1, groups[:, 3].max())))
-  classes = label_classes(files, footers, label, left_out)
+  classes = label_classes(files, schema, label, left_out)
   return ParquetSource(
     files, groups, (image, label), classes, max(cache, window) * _MB, rows, paths == "below", left_out
   )
@@ -269,14 +270,15 @@ def _label_column(schema: Any, options: dict[str, str], spec: str) -> str | None
   return next((name for name in ("label", "labels", "fine_label", "class") if name in schema.names), None)
 
 
-def _only_names(footers: list[tuple[Any, Any]], image: str) -> bool:
-  """Whether the footers say that no row holds an image."""
-  chunks = [chunk for _, metadata in footers for chunk in column_chunks(metadata, f"{image}.bytes")]
-  counts = [chunk.statistics for chunk in chunks]
-  return bool(chunks) and all(
-    statistics is not None and statistics.has_null_count and statistics.null_count == chunk.num_values
-    for statistics, chunk in zip(counts, chunks, strict=True)
-  )
+def _only_names(path: str, image: str) -> bool:
+  """Whether the first rows of a table name files and hold no images."""
+  try:
+    batch = next(parquet_file(path, ahead=False).iter_batches(batch_size=_FIRST, columns=[image]))
+    values = batch.column(0).to_pylist()
+  except Exception:  # damaged: met again, and named, where it is read
+    return False
+  named = [isinstance(value, dict) and value["bytes"] is None and bool(value.get("path")) for value in values]
+  return bool(named) and all(named)
 
 
 def _pyarrow(spec: str) -> None:

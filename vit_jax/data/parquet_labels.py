@@ -19,22 +19,16 @@ log = logging.getLogger(__name__)
 _THREADS = 16
 
 
-def parquet_file(path: str) -> Any:
-  """An opened Parquet file."""
+def parquet_file(path: str, *, ahead: bool = True) -> Any:
+  """An opened Parquet file; `ahead`: what is read of it in an object store is asked for in few, large parts.
+
+  What the footer says of the single columns is never asked for: pyarrow ends the process where that is damaged.
+  """
   import pyarrow.parquet as pq
 
   if storage.is_remote(path):
-    return pq.ParquetFile(storage.open_file(path), pre_buffer=True)
+    return pq.ParquetFile(storage.open_file(path), pre_buffer=ahead)
   return pq.ParquetFile(path, memory_map=False)
-
-
-def column_chunks(metadata: Any, column: str) -> Iterator[Any]:
-  """What the footer of a file says about a column in each row group."""
-  for number in range(metadata.num_row_groups):
-    group = metadata.row_group(number)
-    for i in range(group.num_columns):
-      if group.column(i).path_in_schema == column:
-        yield group.column(i)
 
 
 def is_text(kind: Any) -> bool:
@@ -44,20 +38,18 @@ def is_text(kind: Any) -> bool:
   return any(of_kind(kind) for of_kind in (kinds.is_string, kinds.is_large_string, kinds.is_string_view))
 
 
-def label_classes(files: list[str], footers: list[tuple[Any, Any]], label: str | None, left_out: LeftOut) -> Classes:
+def label_classes(files: list[str], schema: Any, label: str | None, left_out: LeftOut) -> Classes:
   """The classes of a column: named by the metadata of Hugging Face, if there, else by its labels.
 
   Args:
     files: the tables.
-    footers: (schema, metadata) of each.
+    schema: of the first of them.
     label: the column; None: there are no labels.
     left_out: where to count row groups whose labels cannot be read, and labels that can mean no class.
   """
   if label is None:
     return classes_of(())
-  names = _described_names(footers[0][0], label)
-  if names and all(_within(metadata, label, len(names)) for _, metadata in footers):
-    return classes_of((), names)
+  names = _described_names(schema, label)
   with ThreadPoolExecutor(_THREADS) as pool:
     found = list(pool.map(_file_labels, files, itertools.repeat(label)))
   for _, others in found:
@@ -78,18 +70,6 @@ def _described_names(schema: Any, label: str) -> list[str]:
   except (ValueError, RecursionError) as error:
     log.warning("the description by Hugging Face in a table's metadata is not understood: %s", error)
     return []
-
-
-def _within(metadata: Any, label: str, count: int) -> bool:
-  """Whether a footer says that all labels are numbers of this many classes, or -1."""
-  chunks = list(column_chunks(metadata, label))
-  for chunk in chunks:
-    statistics = chunk.statistics
-    if statistics is None or not statistics.has_min_max or not isinstance(statistics.max, int):
-      return False
-    if not -1 <= statistics.min <= statistics.max < count:
-      return False
-  return bool(chunks)
 
 
 def _file_labels(path: str, label: str) -> tuple[set[str], LeftOut]:

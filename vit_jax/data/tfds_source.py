@@ -9,7 +9,7 @@ import numpy as np
 
 from vit_jax.data.classes import Classes, classes_of
 from vit_jax.data.decode import BadImage
-from vit_jax.data.left_out import LeftOut
+from vit_jax.data.left_out import LeftOut, in_a_line
 from vit_jax.data.record_labels import classes_of_records
 from vit_jax.data.sources import split_options
 
@@ -49,9 +49,9 @@ def _record(records: Any, index: int) -> dict[str, Any]:
   except OSError as error:
     if error.errno is not None:
       raise
-    raise BadImage(f"record {index}", f"cannot be read ({error})") from error
+    raise BadImage(f"record {index}", f"cannot be read ({in_a_line(error)})") from error
   except Exception as error:  # a damaged chunk of the file, or what is no record of these features
-    raise BadImage(f"record {index}", f"cannot be read ({error})") from error
+    raise BadImage(f"record {index}", f"cannot be read ({in_a_line(error)})") from error
 
 
 def open_tfds(rest: str, spec: str, *, cache_dir: str | os.PathLike | None = None) -> TfdsSource:
@@ -142,6 +142,6 @@ def _builder(rest: str, spec: str) -> tuple[Any, Any, str]:
     ) from error
   except Exception as error:  # what tfds raises on a damaged description of a dataset
     raise ValueError(
-      f"data.source = {spec!r}: {name} cannot be opened ({type(error).__name__}: {error}); prepare it again."
+      f"data.source = {spec!r}: {name} cannot be opened ({in_a_line(error)}); prepare it again."
     ) from error
   return tfds, builder, split
