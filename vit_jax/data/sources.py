@@ -1,6 +1,6 @@
 """Sources: where images come from. `open_source("folder:/my/photos")` gives random access to records.
 
-folder:/path                          any depth of sub-folders; JPEG, PNG, WebP, BMP, TIFF, arrays in .npy
+folder:/path                          any depth of sub-folders; the formats of `formats.py`, arrays in .npy
 tfds:name/split                       a prepared TensorFlow dataset (?data_dir=/path), read without TensorFlow
 array_record:/path/*.array_record     ArrayRecord shards of encoded images, with or without labels; or their folder
 parquet:/path/*.parquet               tables with a column of images, as Hugging Face has them (?image=…&label=…)
