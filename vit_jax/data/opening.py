@@ -50,7 +50,7 @@ def open_image(data: bytes, name: str, format: Format, limits: Limits) -> Image.
   if format is formats.AVIF and not features.check("avif"):
     raise NeedsPackage(name, "is an AVIF image, which this Pillow cannot read: pip install 'pillow>=11.3'")
   if Image.MAX_IMAGE_PIXELS is not None and limits.max_pixels > 2 * Image.MAX_IMAGE_PIXELS:
-    Image.MAX_IMAGE_PIXELS = limits.max_pixels // 2  # more are asked for; Pillow refuses at twice its bound
+    Image.MAX_IMAGE_PIXELS = limits.max_pixels  # more are asked for than Pillow allows, which is twice its bound
   try:
     image = Image.open(io.BytesIO(data), formats=(format.decoder,))
   except UnidentifiedImageError as error:
