@@ -30,6 +30,8 @@ def saved_array(data: bytes, name: str) -> np.ndarray:
   if min(shape, default=0) < 0:
     raise BadImage(name, f"is an array of shape {shape}, which cannot be")
   start, claimed = file.tell(), math.prod(shape) * dtype.itemsize
+  if claimed > 1 << 62:
+    raise BadImage(name, "cannot be decoded: its header claims more bytes than any memory has")
   if claimed > len(data) - start:
     rest = len(data) - start
     raise BadImage(name, f"cannot be decoded: its header claims {claimed:,} bytes, of which {rest:,} are there")
@@ -59,7 +61,7 @@ def channels_last(array: np.ndarray, name: str, channels: int, limits: Limits) -
     array = np.moveaxis(array, 0, 2)
   if array.ndim != 3 or array.shape[2] not in wanted:
     raise _other_channels(array, name, channels)
-  limits.check_size(array.shape[1], array.shape[0], name, channels=array.shape[2])
+  limits.check_size(array.shape[1], array.shape[0], name, pixel_bytes=array.shape[2] * array.dtype.itemsize)
   return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
 
 

@@ -6,7 +6,6 @@ import re
 import struct
 from typing import NamedTuple
 
-_SCANS = 200  # of a progressive JPEG: encoders make about ten, and each goes through the whole image
 _PNM = re.compile(rb"P([56])" + rb"(?:\s+(?:#[^\r\n]*[\r\n]+\s*)*(\d{1,9}))" * 3 + rb"\s")
 _PNM_START = 1024  # bytes in which the header of a PNM file ends
 _PNG_BANDS = {0: 1, 2: 3, 4: 2, 6: 4}  # by the kind of colour, without palettes
@@ -26,10 +25,9 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
   return None
 
 
-def endless_scans(data: bytes) -> int | None:
-  """The number of scans of a JPEG that takes minutes though it is small; None: it has a usual number."""
-  scans = data.count(b"\xff\xda")
-  return scans if scans > _SCANS else None
+def jpeg_scans(data: bytes) -> int:
+  """The number of scans in a JPEG, each of which may go through the whole image; encoders make about ten."""
+  return data.count(b"\xff\xda")
 
 
 def png_bands(data: bytes) -> tuple[int, int]:

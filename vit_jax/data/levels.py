@@ -154,8 +154,8 @@ def _lies_in(seen: Spread, low: float, high: float) -> bool:
 def _unknown(name: str, seen: Spread, why: str) -> UnknownRange:
   return UnknownRange(
     name,
-    f"has {seen.kind} values from {seen.text}, {why}: set data.value_range=(low,high), which is the same for all "
-    "images; `vit-jax data scan` says what they reach",
+    f"has {seen.kind} values from {seen.text}, {why}: set data.value_range=(low,high), the same for all images "
+    "(`vit-jax data scan` prints it)",
   )
 
 

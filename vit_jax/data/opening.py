@@ -10,10 +10,11 @@ import io
 from PIL import Image, UnidentifiedImageError, features
 
 from vit_jax.data import formats, headers
-from vit_jax.data.errors import BadImage, NeedsPackage
+from vit_jax.data.errors import BadImage, NeedsPackage, in_words
 from vit_jax.data.formats import Format
 from vit_jax.data.limits import Limits
 
+_SCANNED = 4_000_000_000  # pixels times scans of a JPEG: some seconds
 
 def known_format(data: bytes, name: str) -> Format:
   """The format of an encoded image, by its content.
@@ -49,12 +50,17 @@ def open_image(data: bytes, name: str, format: Format, limits: Limits) -> Image.
   if format is formats.AVIF and not features.check("avif"):
     raise NeedsPackage(name, "is an AVIF image, which this Pillow cannot read: pip install 'pillow>=11.3'")
   if Image.MAX_IMAGE_PIXELS is not None and limits.max_pixels > 2 * Image.MAX_IMAGE_PIXELS:
-    Image.MAX_IMAGE_PIXELS = limits.max_pixels // 2  # more are asked for; Pillow refuses at twice its bound
+    Image.MAX_IMAGE_PIXELS = limits.max_pixels  # more are asked for than Pillow allows, which is twice its bound
   try:
     image = Image.open(io.BytesIO(data), formats=(format.decoder,))
   except UnidentifiedImageError as error:
     raise BadImage(name, f"is a damaged {format.name} file, or one of a kind that is not read") from error
+  except Image.DecompressionBombError as error:
+    reason = f"has more pixels than data.max_pixels={limits.max_pixels:,} ({in_words(error)})"
+    raise BadImage(name, reason) from error
   limits.check_size(image.width, image.height, name, nbytes=len(data))
+  if format is formats.JPEG and (scans := headers.jpeg_scans(data)) * image.width * image.height > _SCANNED:
+    raise BadImage(name, f"is a JPEG of {scans:,} scans, which take too long to decode")
   return image
 
 
@@ -62,8 +68,6 @@ def _check_claims(data: bytes, name: str, format: Format, limits: Limits) -> Non
   """Checks what decoders take memory or time for before they tell the size, or without telling."""
   if format is formats.WEBP and (size := headers.webp_size(data)) is not None:
     limits.check_size(*size, name, nbytes=len(data))
-  if format is formats.JPEG and (scans := headers.endless_scans(data)) is not None:
-    raise BadImage(name, f"is a JPEG of {scans:,} scans, which takes minutes to decode")
   if format is formats.JPEG2000:
     limits.check_size(*headers.jpeg2000(data).tile, name)
 

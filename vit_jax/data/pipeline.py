@@ -389,8 +389,9 @@ class BadRecords:
     return len(self._known)
 
   def _looked_at(self, seen: int) -> int:
-    """Different images at most that have been looked at, after `seen` of the stream; of earlier runs, those known."""
-    return max(self.count, min(seen + self._replaced, self._records))
+    """Of how many images those known are a part: of those of the stream, or of these and all tried in their place."""
+    own = min(seen, self._records)
+    return own if self.count <= own else max(self.count, min(seen + self._replaced, self._records))
 
   def add(self, met: list[dict[str, Any]], seen: int):
     """Takes note of unreadable images, after `seen` records of the stream.

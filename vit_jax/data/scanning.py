@@ -8,7 +8,9 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +27,7 @@ from vit_jax.data.limits import Limits, limits_of
 from vit_jax.data.sources import Source
 
 _SHOWN = 5  # examples of broken files and of duplicates in the printed report
+_KINDS_SHOWN = 12  # reasons for which images are broken
 _CHUNK = 1 << 21  # pixels that are counted at a time
 _STATISTICS_SIDE = 256  # a larger JPEG is decoded at a half, a quarter, … for the statistics: their means hardly change
 
@@ -100,7 +103,7 @@ class Scan:
     lines.append(
       f"broken       {len(self.broken):,}" + (f" ({len(self.broken) / self.scanned:.2%})" if self.broken else "")
     )
-    lines += [f"  {name}: {reason}" for _, name, reason in self.broken[:_SHOWN]]
+    lines += self._broken()
     lines.append(f"duplicates   {self.extra:,} images are the same as another, byte for byte")
     lines += ["  " + " = ".join(names[:_SHOWN]) for names in self.duplicates[:_SHOWN]]
     if self.left_out:
@@ -111,8 +114,13 @@ class Scan:
   def write(self, path: str | os.PathLike) -> None:
     """Everything as JSON, with all broken records and all duplicates."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    found = dataclasses.asdict(self)
-    Path(path).write_text(json.dumps(found | {"left_out": self.left_out.to_json()}, indent=1) + "\n")
+    values = [
+      {name: x if x not in (math.inf, -math.inf) else None for name, x in seen._asdict().items()}
+      | {"value_range": levels.advice(seen)}
+      for seen in self.values
+    ]
+    found = dataclasses.asdict(self) | {"values": values, "left_out": self.left_out.to_json()}
+    Path(path).write_text(json.dumps(found, indent=1) + "\n")
 
   def _part(self) -> str:
     return "" if self.scanned == self.records else f", {self.scanned:,} of them looked at"
@@ -124,6 +132,21 @@ class Scan:
     return ", ".join(f"{count:,} images of {channels}" for channels, count in self.channels.items()) + (
       f": a run takes images of one number; mean and std are of those of {most}"
     )
+
+  def _broken(self) -> list[str]:
+    """Some of the broken records: of each kind of reason at least one."""
+    kinds: dict[str, list[tuple[int, str, str]]] = {}
+    for entry in self.broken:
+      kinds.setdefault(re.sub(r"[\d.,]+", "#", entry[2]), []).append(entry)
+    each = 1 + max(0, _SHOWN - len(kinds)) // max(1, len(kinds))
+    lines = []
+    for entries in itertools.islice(kinds.values(), _KINDS_SHOWN):
+      lines += [f"  {name}: {reason}" for _, name, reason in entries[:each]]
+      if len(entries) > each:
+        lines.append(f"    and {len(entries) - each:,} more for such a reason")
+    if len(kinds) > _KINDS_SHOWN:
+      lines.append(f"  and {len(kinds) - _KINDS_SHOWN} other reasons, in the file of --json")
+    return lines
 
   def _values(self) -> list[str]:
     """What the values of more than 8 bits reach, what becomes of them, and the key to set."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vit_jax.data.errors import BadImage, NeedsPackage
+from vit_jax.data.errors import BadImage, NeedsPackage, in_words
 from vit_jax.data.limits import Limits
 
 _TAGS = _WIDTH, _HEIGHT, _BITS, _STRIPS, _ORIENTATION, _SAMPLES, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _KIND = (
@@ -50,10 +50,15 @@ def read_header(data: bytes, name: str, limits: Limits) -> Header:
   """What the first image of a TIFF file claims to be.
 
   Raises:
-    BadImage: if that, or the file's structure, is beyond what is read.
-    struct.error: if the file is damaged.
+    BadImage: if that, or the file's structure, is beyond what is read, or damaged.
   """
-  file = _File(data)
+  try:
+    return _checked_header(_File(data), name, limits, len(data))
+  except struct.error as error:
+    raise BadImage(name, f"is a TIFF file that is cut off or damaged ({in_words(error)})") from error
+
+
+def _checked_header(file: _File, name: str, limits: Limits, nbytes: int) -> Header:
   (first,) = file.unpack("Q" if file.big else "I", 8 if file.big else 4)
   if sum(1 for _ in zip(file.directories(first), range(_MOST_PAGES + 1), strict=False)) > _MOST_PAGES:
     raise BadImage(name, f"has more than {_MOST_PAGES:,} pages, or pages in a circle")
@@ -68,7 +73,7 @@ def read_header(data: bytes, name: str, limits: Limits) -> Header:
   kind = {1: "u", 2: "i", 3: "f"}.get(value(_KIND, 1), "")
   size, bands, bits = (value(_WIDTH, 0), value(_HEIGHT, 0)), value(_SAMPLES, 1), value(_BITS, 1)
   header = Header(*size, bands, bits, kind, value(_ORIENTATION, 1))
-  limits.check_size(header.width, header.height, name, channels=header.samples, nbytes=len(data))
+  limits.check_size(*size, name, pixel_bytes=bands * bits // 8, nbytes=nbytes)
   if value(_TILE_WIDTH, 1) * value(_TILE_HEIGHT, 1) > limits.max_pixels:
     raise BadImage(name, f"has tiles of more than data.max_pixels={limits.max_pixels:,} pixels")
   return header
@@ -92,9 +97,9 @@ def read_bands(data: bytes, name: str, limits: Limits) -> np.ndarray:
     shape, axes = series.shape, series.axes
     if len(shape) == 3:
       channels, height, width = shape if axes[-1] in "XY" else (shape[2], *shape[:2])
-      limits.check_size(width, height, name, channels=channels)
+      limits.check_size(width, height, name, pixel_bytes=channels * series.dtype.itemsize)
     elif len(shape) == 2:
-      limits.check_size(shape[1], shape[0], name)
+      limits.check_size(shape[1], shape[0], name, pixel_bytes=series.dtype.itemsize)
     else:
       raise BadImage(name, f"is a stack of the shape {shape}: one image, of any number of bands, is read")
     array = series.asarray(maxworkers=1)

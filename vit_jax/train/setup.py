@@ -241,8 +241,8 @@ def _check_images(config: ConfigDict, source: Source, channels: int) -> None:
     for spread in seen.values():
       if (suggested := levels.advice(spread)) and not refused:
         log.warning(
-          "The values of the first images tried are %s of %s: %s. Set data.value_range=%s if that is what all of them "
-          "may have (`vit-jax data scan` looks at all).",
+          "The images that were tried have %s values from %s: %s. Set data.value_range=%s if the others have such "
+          "values, too (`vit-jax data scan` looks at all).",
           spread.kind, spread.text, levels.fate(spread), suggested,
         )  # fmt: skip
 
