@@ -134,16 +134,21 @@ def test_a_conversion_keeps_what_no_image_format_holds():
   [{}, {"compression": "zlib"}, {"tile": (16, 16)}, {"rowsperstrip": 4}, {"planarconfig": "separate"}],
   ids=str,
 )
-@pytest.mark.parametrize("kept", [0.2, 0.5, 0.9, 0.999])
-def test_a_multi_band_tiff_that_is_cut_off_is_bad(layout, kept):
+def test_a_multi_band_tiff_that_is_cut_off_is_bad_unless_all_values_are_there(layout):
   tifffile = pytest.importorskip("tifffile")
   array = np.moveaxis(DEEP, 2, 0) if "planarconfig" in layout else DEEP
   file = io.BytesIO()
   tifffile.imwrite(file, array, photometric="minisblack", **layout)
   whole = file.getvalue()
   assert decode(whole, channels=13, value_range=RANGE).shape == (20, 30, 13)
-  with pytest.raises(BadImage):
-    decode(whole[: int(kept * len(whole))], channels=13, value_range=RANGE)
+  bad = 0
+  for kept in (0.1, 0.2, 0.5, 0.7, 0.9, 0.999):
+    try:
+      pixels = decode(whole[: int(kept * len(whole))], channels=13, value_range=RANGE)
+      np.testing.assert_array_equal(pixels, LEVELS)  # what was lost says nothing of them
+    except BadImage:
+      bad += 1
+  assert bad >= 4
 
 
 def test_a_16_bit_tiff_with_one_colour_after_the_other_keeps_its_colours():
