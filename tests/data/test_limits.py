@@ -75,7 +75,8 @@ HOSTILE = {  # what it is: (the file, words of the reason)
   "large.webp": (webp(16383, 16383), "more than 178,956,970 are refused"),
   "large.jpg": (claimed_jpeg(65500, 65500), "data.max_pixels"),
   "empty.jpg": (claimed_jpeg(13000, 13000), "no picture is so empty"),
-  "large.png": (png(13000, 13000, chunk(b"IDAT", zlib.compress(bytes(1000)))), "no picture is so empty"),
+  "large.png": (png(13000, 13000, chunk(b"IDAT", zlib.compress(bytes(1000)))), "cannot hold the pixels"),
+  "empty.gif": (b"GIF89a" + struct.pack("<HH", 13000, 13000) + pictures.encoded(PICTURE, "GIF")[10:], "so empty"),
   "profile.png": (png(8, 8, chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(20_000_000)))), "cannot be decoded"),
   "text.png": (png(8, 8, chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(20_000_000)))), "cannot be decoded"),
   "large.bmp": (b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + struct.pack("<IiiHH24x", 40, 90000, 90000, 1, 24), ""),
@@ -157,7 +158,7 @@ def test_whatever_a_decoder_raises_is_a_bad_image(error, monkeypatch):
 
 
 def test_a_warning_that_is_an_error_is_a_bad_image():
-  data = png(13000, 13000, chunk(b"IDAT", zlib.compress(bytes(1000))))
+  data = claimed_jpeg(13000, 13000)
   with warnings.catch_warnings(), pytest.raises(BadImage, match="DecompressionBombWarning"):
     warnings.simplefilter("error")
     decode(data)

@@ -53,16 +53,24 @@ def channels_last(array: np.ndarray, name: str, channels: int, limits: Limits) -
     BadImage: if it is no array of numbers or of a size that is refused.
     OtherChannels: if it has other channels.
   """
-  _check_kind(array.dtype, name)
-  wanted = _RGB if channels == 3 else (channels,)
+  first = channels_are_first(array.shape, array.dtype, name, channels, limits)
   if array.ndim == 2:
     array = array[:, :, None]
-  if array.ndim == 3 and array.shape[2] not in wanted and array.shape[0] in wanted:
-    array = np.moveaxis(array, 0, 2)
-  if array.ndim != 3 or array.shape[2] not in wanted:
-    raise _other_channels(array, name, channels)
-  limits.check_size(array.shape[1], array.shape[0], name, pixel_bytes=array.shape[2] * array.dtype.itemsize)
-  return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+  return np.ascontiguousarray(np.moveaxis(array, 0, 2) if first else array, array.dtype.newbyteorder("="))
+
+
+def channels_are_first(shape: tuple[int, ...], dtype: np.dtype, name: str, channels: int, limits: Limits) -> bool:
+  """Whether an array is [C, H, W], from its shape alone; arguments and exceptions are those of `channels_last`."""
+  _check_kind(dtype, name)
+  wanted = _RGB if channels == 3 else (channels,)
+  sides = (*shape, 1) if len(shape) == 2 else shape
+  first = len(sides) == 3 and sides[2] not in wanted and sides[0] in wanted
+  if first:
+    sides = (*sides[1:], sides[0])
+  if len(sides) != 3 or sides[2] not in wanted:
+    raise _other_channels(shape, name, channels)
+  limits.check_size(sides[1], sides[0], name, pixel_bytes=sides[2] * dtype.itemsize)
+  return first
 
 
 def _check_kind(dtype: np.dtype, name: str) -> None:
@@ -72,11 +80,11 @@ def _check_kind(dtype: np.dtype, name: str) -> None:
     raise BadImage(name, f"is an array of type {str(dtype)[:80]}: images are of integers, floats or booleans")
 
 
-def _other_channels(array: np.ndarray, name: str, channels: int) -> BadImage:
-  fewest = min(array.shape[0], array.shape[-1]) if array.ndim == 3 else None
+def _other_channels(shape: tuple[int, ...], name: str, channels: int) -> BadImage:
+  fewest = min(shape[0], shape[-1]) if len(shape) == 3 else None
   if channels == 3:
     hint = f" (for other channels set model.in_channels={fewest})" if fewest else ""
-    reason = f"is an array of shape {array.shape}, not [H, W] or [H, W, 1 to 4 channels]{hint}"
+    reason = f"is an array of shape {shape}, not [H, W] or [H, W, 1 to 4 channels]{hint}"
     return OtherChannels(name, reason, fewest or None)
-  found = f"{array.shape[2]} channel(s)" if array.ndim == 3 else f"the shape {array.shape}"
+  found = {2: "1 channel(s)", 3: f"{shape[-1]} channel(s)"}.get(len(shape), f"the shape {shape}")
   return OtherChannels(name, f"has {found}, not the {channels} of model.in_channels")

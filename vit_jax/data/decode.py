@@ -159,7 +159,8 @@ def _read(
 def _tiff(data: bytes, name: str, channels: int, deep: bool, limits: Limits) -> Samples:
   """By Pillow what this reads whole, the rest by tifffile."""
   header = tiff.read_header(data, name, limits)
-  if channels == 3 and not (deep and header.bits > 8 and header.samples > 1):
+  # Of several deep bands Pillow keeps the high bytes, and of those one after the other it makes noise.
+  if channels == 3 and not (header.samples > 1 and header.bits > 8 and (deep or header.separate)):
     try:
       image = open_image(data, name, formats.TIFF, limits)
     except BadImage as error:
@@ -168,7 +169,8 @@ def _tiff(data: bytes, name: str, channels: int, deep: bool, limits: Limits) -> 
     else:
       with image:
         return _opened(image, f"TIFF {image.mode}", name, header, limits)
-  samples = _array(tiff.read_bands(data, name, limits), "TIFF", name, channels, limits, bits=header.fewer_bits)
+  values = tiff.read_bands(data, name, channels, limits)
+  samples = _array(values, "TIFF", name, channels, limits, bits=header.fewer_bits)
   return samples._replace(array=_turned(samples.array, header.orientation))
 
 

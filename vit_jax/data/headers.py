@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 _PNM = re.compile(rb"P([56])" + rb"(?:\s+(?:#[^\r\n]*[\r\n]+\s*)*(\d{1,9}))" * 3 + rb"\s")
 _PNM_START = 1024  # bytes in which the header of a PNM file ends
+_DEFLATED = 1032  # bytes that one of deflate can stand for
+_MOST_CHUNKS = 1_000_000
 _PNG_BANDS = {0: 1, 2: 3, 4: 2, 6: 4}  # by the kind of colour, without palettes
 
 
@@ -33,6 +35,27 @@ def jpeg_scans(data: bytes) -> int:
 def png_bands(data: bytes) -> tuple[int, int]:
   """(bands, bits of a value) of a PNG file; 0 bands: a palette."""
   return _PNG_BANDS.get(data[25], 0), data[24]
+
+
+def png_is_whole(data: bytes) -> bool:
+  """Whether all chunks of a PNG file are in it: there are decoders that take memory for what one claims."""
+  place = 8
+  for _ in range(_MOST_CHUNKS):
+    if place + 12 > len(data):
+      return False
+    (length,) = struct.unpack_from(">I", data, place)
+    end = data[place + 4 : place + 8] == b"IEND"
+    place += 12 + length
+    if end:
+      return place <= len(data)
+  return False
+
+
+def png_fits(data: bytes) -> bool:
+  """Whether a PNG file can hold as many values as it claims, were they all the same."""
+  width, height = struct.unpack_from(">II", data, 16)
+  bits = data[24] * max(1, png_bands(data)[0])
+  return width * height * bits // 8 <= _DEFLATED * len(data)
 
 
 class Pnm(NamedTuple):

@@ -28,7 +28,7 @@ def several_bands(data: bytes, name: str, format: Format, image: Image.Image) ->
   """
   if format is formats.PNG:
     bands, bits = headers.png_bands(data)
-    return Values(_png(data)) if bits == 16 and bands > 1 else None
+    return Values(_png(data, name)) if bits == 16 and bands > 1 else None
   if format is formats.PNM and (header := headers.pnm(data)) is not None and header.greatest > 255:
     shape = (header.height, header.width, header.bands)
     count = header.height * header.width * header.bands
@@ -60,7 +60,9 @@ def one_band(image: Image.Image, header: tiff.Header | None) -> Values:
   return Values(array, header.fewer_bits)
 
 
-def _png(data: bytes) -> np.ndarray:
+def _png(data: bytes, name: str) -> np.ndarray:
+  if not headers.png_is_whole(data):
+    raise BadImage(name, "cannot be decoded: the PNG file is cut off or damaged")
   samples = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
   if samples is None:
     raise ValueError("a damaged PNG")

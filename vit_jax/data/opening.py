@@ -68,6 +68,8 @@ def _check_claims(data: bytes, name: str, format: Format, limits: Limits) -> Non
   """Checks what decoders take memory or time for before they tell the size, or without telling."""
   if format is formats.WEBP and (size := headers.webp_size(data)) is not None:
     limits.check_size(*size, name, nbytes=len(data))
+  if format is formats.PNG and not headers.png_fits(data):
+    raise BadImage(name, "is a PNG file that is cut off: it cannot hold the pixels that it claims")
   if format is formats.JPEG2000:
     limits.check_size(*headers.jpeg2000(data).tile, name)
 

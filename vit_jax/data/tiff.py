@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from vit_jax.data.arrays import channels_are_first
 from vit_jax.data.errors import BadImage, NeedsPackage, in_words
 from vit_jax.data.limits import Limits
 
-_TAGS = _WIDTH, _HEIGHT, _BITS, _STRIPS, _ORIENTATION, _SAMPLES, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _KIND = (
-  256, 257, 258, 273, 274, 277, 322, 323, 324, 339,
+_TAGS = _WIDTH, _HEIGHT, _BITS, _STRIPS, _ORIENTATION, _SAMPLES, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _KIND, _PLANAR = (
+  256, 257, 258, 273, 274, 277, 322, 323, 324, 339, 284,
 )  # fmt: skip
 _LETTERS = {1: "B", 3: "H", 4: "I", 6: "B", 8: "H", 9: "I", 13: "I", 16: "Q", 17: "Q", 18: "Q"}  # of types of integers
 _MOST_PAGES = 1000  # of a stack of bands
@@ -30,6 +32,7 @@ class Header(NamedTuple):
   bits: int  # of a value, the most of all bands
   kind: str  # "u" | "i" | "f" | "": unsigned, signed, floating-point, another
   orientation: int  # as of EXIF
+  separate: bool  # one band after the other
 
   @property
   def fewer_bits(self) -> int | None:
@@ -72,19 +75,25 @@ def _checked_header(file: _File, name: str, limits: Limits, nbytes: int) -> Head
 
   kind = {1: "u", 2: "i", 3: "f"}.get(value(_KIND, 1), "")
   size, bands, bits = (value(_WIDTH, 0), value(_HEIGHT, 0)), value(_SAMPLES, 1), value(_BITS, 1)
-  header = Header(*size, bands, bits, kind, value(_ORIENTATION, 1))
+  header = Header(*size, bands, bits, kind, value(_ORIENTATION, 1), value(_PLANAR, 1) == 2)
   limits.check_size(*size, name, pixel_bytes=bands * bits // 8, nbytes=nbytes)
   if value(_TILE_WIDTH, 1) * value(_TILE_HEIGHT, 1) > limits.max_pixels:
     raise BadImage(name, f"has tiles of more than data.max_pixels={limits.max_pixels:,} pixels")
   return header
 
 
-def read_bands(data: bytes, name: str, limits: Limits) -> np.ndarray:
+def read_bands(data: bytes, name: str, channels: int, limits: Limits) -> np.ndarray:
   """The values [H, W], [H, W, C] or [C, H, W] of a file's first series of images.
+
+  Args:
+    data: the file.
+    name: of the image.
+    channels: that it must have (see `arrays.channels_last`).
+    limits: on its size.
 
   Raises:
     NeedsPackage: if tifffile is not installed.
-    BadImage: if there are more than is read.
+    BadImage: if it has other channels, is larger than is allowed, or does not hold all of itself.
     Exception: almost any, for a damaged file.
   """
   try:
@@ -94,16 +103,21 @@ def read_bands(data: bytes, name: str, limits: Limits) -> np.ndarray:
     raise NeedsPackage(name, reason + 'pip install "vit-jax[tiff]"') from error
   with tifffile.TiffFile(io.BytesIO(data), _multifile=False) as file:  # others, which it may name, are not its own
     series = file.series[0]
-    shape, axes = series.shape, series.axes
-    if len(shape) == 3:
-      channels, height, width = shape if axes[-1] in "XY" else (shape[2], *shape[:2])
-      limits.check_size(width, height, name, pixel_bytes=channels * series.dtype.itemsize)
-    elif len(shape) == 2:
-      limits.check_size(shape[1], shape[0], name, pixel_bytes=series.dtype.itemsize)
-    else:
-      raise BadImage(name, f"is a stack of the shape {shape}: one image, of any number of bands, is read")
+    bands_first = series.axes[0] == "S"  # they say so; of other axes the lengths decide
+    shape = (*series.shape[1:], series.shape[0]) if bands_first else series.shape
+    channels_are_first(shape, series.dtype, name, channels, limits)
+    for page in series.pages:
+      if page is not None:
+        _check_whole(page, len(data), name)
     array = series.asarray(maxworkers=1)
-  return np.moveaxis(array, 0, 2) if axes[0] == "S" else array
+  return np.moveaxis(array, 0, 2) if bands_first else array
+
+
+def _check_whole(page: Any, nbytes: int, name: str) -> None:
+  """Checks that all strips or tiles of an image are in the file: tifffile takes zeros for those that are not."""
+  parts, places, lengths = math.prod(page.chunked), page.dataoffsets, page.databytecounts
+  if len(places) < parts or any(place + length > nbytes for place, length in zip(places, lengths, strict=False)):
+    raise BadImage(name, f"cannot be decoded: not all of its {parts:,} strips or tiles are there")
 
 
 class _Field(NamedTuple):
