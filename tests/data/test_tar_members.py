@@ -182,6 +182,18 @@ def test_headers_that_claim_gigabytes_take_none(read, kind):
   assert list(images) == ["0.png", "1.png"] and sum(left_out.values()) == 1
 
 
+def test_terabytes_of_holes_are_passed_over(tmp_path):
+  whole, second = packed(SIX[0]), packed(SIX[1])
+  for begin, end in ((whole, second), (whole[:2048] + b"x" * 512, second), (b"", b"")):
+    with open(tmp_path / "x.tar", "wb") as file:
+      file.write(begin)
+      file.truncate(1 << 40)
+      file.seek(1 << 40)
+      file.write(end)
+    images, _ = read_shard(str(tmp_path / "x.tar"))
+    assert [image.name for image in images] == (["0.png", "1.png"] if begin else [])
+
+
 def test_a_negative_size_ends(read):
   header = bytearray(info("x.png", 1).tobuf(tarfile.GNU_FORMAT))
   header[124:136] = b"\xff" * 11 + b"\x00"  # base 256: -256

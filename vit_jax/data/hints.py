@@ -56,12 +56,15 @@ def told_by(start: bytes) -> Format | None:
 
 def reason(name: str) -> tuple[str, bool]:
   """(why a file that is no image is left out, whether such files lie beside images as a rule)."""
-  ending = re.sub(r"-\d+-of-\d+$", "", os.path.splitext(name)[1].lower())
+  ending = os.path.splitext(name)[1].lower()
+  if ending in _USUAL:
+    return ending, True
+  ending = re.sub(r"-\d+-of-\d+$", "", ending)
   shown = (ending if len(ending) <= _LONGEST and ending.isprintable() else "another ending") or "no extension"
   for pattern, what in _KINDS:
     if re.search(rf"{pattern}$", name, re.IGNORECASE):
       return f"{shown}: {what}", False
-  return shown, ending in _USUAL
+  return shown, False
 
 
 def did_you_mean(folder: str, names: Iterable[str]) -> str:

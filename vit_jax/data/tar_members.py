@@ -7,7 +7,9 @@ Behind a damaged header the next whole one is looked for; archives one behind th
 from __future__ import annotations
 
 import collections
+import errno
 import json
+import os
 import posixpath
 import re
 import tarfile
@@ -145,18 +147,20 @@ def _headers(file: BinaryIO, path: str, left_out: LeftOut) -> Iterator[tarfile.T
 
 def _not_zero(file: BinaryIO, at: int, size: int) -> int:
   """The first block from `at` on that is not all zeros; `size` if there is none."""
-  file.seek(at)
-  while chunk := file.read(_CHUNK):
-    rest = chunk.lstrip(b"\0")
-    if rest:
+  while (at := _behind_hole(file, at, size)) < size:
+    file.seek(at)
+    chunk = file.read(_CHUNK)
+    if rest := chunk.lstrip(b"\0"):
       return at + (len(chunk) - len(rest)) // _BLOCK * _BLOCK
+    if not chunk:
+      return size
     at += len(chunk)
   return size
 
 
 def _next_header(file: BinaryIO, at: int, size: int) -> int:
   """Where the first whole header from `at` on begins, in steps of a block; `size` if there is none."""
-  while at < size:
+  while (at := _behind_hole(file, at, size)) < size:
     file.seek(at)
     chunk = file.read(_CHUNK)
     for place in range(0, len(chunk) - _BLOCK + 1, _BLOCK):
@@ -166,6 +170,23 @@ def _next_header(file: BinaryIO, at: int, size: int) -> int:
       return size
     at += len(chunk)
   return size
+
+
+def _behind_hole(file: BinaryIO, at: int, size: int) -> int:
+  """The block from `at` on at which a file that is mostly holes goes on; terabytes of them take no place on a disk."""
+  try:
+    number = file.fileno()
+    before = os.lseek(number, 0, os.SEEK_CUR)
+  except (OSError, AttributeError):  # a file of an object store
+    return at
+  try:
+    return at + (os.lseek(number, at, os.SEEK_DATA) - at) // _BLOCK * _BLOCK
+  except OSError as error:
+    return size if error.errno == errno.ENXIO else at  # ENXIO: nothing but holes
+  except AttributeError:  # not known to this system
+    return at
+  finally:
+    os.lseek(number, before, os.SEEK_SET)  # where `file` believes it to be
 
 
 def _is_header(block: bytes) -> bool:
