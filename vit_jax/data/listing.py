@@ -22,7 +22,7 @@ from vit_jax.data.index import Names
 from vit_jax.data.left_out import LeftOut, printable
 
 _LONGEST = 4095  # bytes of a path that the operating system opens
-_MOST_VISITS = 100  # of a folder by links: folders that link to each other have more paths than atoms have places
+_MOST_VISITS = 100  # of a folder by links: the paths through folders that link to each other grow as a factorial
 _REASONS = {
   errno.ENOENT: "link to nothing",
   errno.ENOTDIR: "link to nothing",

@@ -58,7 +58,7 @@ class ParquetSource:
     self._arguments = (files, groups, columns, classes, cache, window, paths, left_out)
     self._files, self._groups, self._columns, self._classes = files, groups, columns, classes
     self._cache_bytes, self._paths = cache, paths
-    self._cache: collections.OrderedDict[int, _Group | BadImage] = collections.OrderedDict()
+    self._cache: collections.OrderedDict[int, _Group] = collections.OrderedDict()
     self._lock = threading.Lock()
     self.blocks = np.concatenate([[0], np.cumsum(groups[:, 2])]).astype(np.int64)
     self.window = window
@@ -192,29 +192,12 @@ def open_parquet(rest: str, spec: str) -> ParquetSource:
   if not files:
     raise ValueError(f"data.source = {spec!r}: no file matches {pattern}; {storage.contents(pattern)}.")
 
-  def footer(path: str) -> tuple[Any, Any]:
-    try:
-      opened = parquet_file(path)
-    except Exception as error:  # Arrow raises almost anything on a damaged footer
-      raise ValueError(f"data.source = {spec!r}: {path} is no whole Parquet file: {in_a_line(error)}") from error
-    return opened.schema_arrow, opened.metadata
-
-  with ThreadPoolExecutor(_THREADS) as pool:
-    footers = list(pool.map(footer, files))
-  schema = footers[0][0]
+  footers = _footers(files, spec)
+  schema, groups = footers[0][0], _row_groups(footers)
   image, label = _image_column(schema, options, spec), _label_column(schema, options, spec)
   for path, (other, _) in zip(files, footers, strict=True):
     if lacking := [name for name in (image, label) if name and name not in other.names]:
       raise ValueError(f"data.source = {spec!r}: {path} has no column {lacking[0]!r}, only {', '.join(other.names)}.")
-  groups = np.array(
-    [
-      (i, number, metadata.row_group(number).num_rows, metadata.row_group(number).total_byte_size)
-      for i, (_, metadata) in enumerate(footers)
-      for number in range(metadata.num_row_groups)
-      if metadata.row_group(number).num_rows
-    ],
-    np.int64,
-  ).reshape(-1, 4)
   if not len(groups):
     raise ValueError(f"data.source = {spec!r}: the {len(files)} matching files hold no row.")
   if paths == "refuse" and _only_names(files[0], image):
@@ -229,6 +212,31 @@ def open_parquet(rest: str, spec: str) -> ParquetSource:
   return ParquetSource(
     files, groups, (image, label), classes, max(cache, window) * _MB, rows, paths == "below", left_out
   )
+
+
+def _footers(files: list[str], spec: str) -> list[tuple[Any, Any]]:
+  """(schema, metadata) of each file."""
+
+  def footer(path: str) -> tuple[Any, Any]:
+    try:
+      opened = parquet_file(path)
+    except Exception as error:  # Arrow raises almost anything on a damaged footer
+      raise ValueError(f"data.source = {spec!r}: {path} is no whole Parquet file: {in_a_line(error)}") from error
+    return opened.schema_arrow, opened.metadata
+
+  with ThreadPoolExecutor(_THREADS) as pool:
+    return list(pool.map(footer, files))
+
+
+def _row_groups(footers: list[tuple[Any, Any]]) -> np.ndarray:
+  """int64 [groups, 4]: file, number in the file, rows, bytes of each row group that has rows."""
+  found = [
+    (i, number, metadata.row_group(number).num_rows, metadata.row_group(number).total_byte_size)
+    for i, (_, metadata) in enumerate(footers)
+    for number in range(metadata.num_row_groups)
+    if metadata.row_group(number).num_rows > 0
+  ]
+  return np.array(found, np.int64).reshape(-1, 4)
 
 
 def _megabytes(options: dict[str, str], key: str, spec: str) -> int:
