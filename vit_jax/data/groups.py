@@ -14,7 +14,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from vit_jax.data.decode import BadImage
+from vit_jax.data.decode import BadImage, decode
+from vit_jax.data.limits import limits_of
 from vit_jax.data.order import make_order
 from vit_jax.data.reading import Reader, Stalled
 from vit_jax.data.sources import Source
@@ -22,6 +23,7 @@ from vit_jax.data.views.base import Drawn, Record, Views
 
 BAD = "bad_records"  # key of the unreadable records that a group has met
 _REPLACEMENTS = 100  # images tried in the place of an unreadable one
+_NEAR = 10  # of these, before one from farther away: all that is at hand may be damaged
 _CROPS, _MASKS, _REPLACE, _RESOLUTION = range(4)  # what a random stream is for
 
 T = TypeVar("T")
@@ -52,6 +54,7 @@ class LossGroups:
       raise ValueError("the source holds no record.")
     self._source = source
     self._reader = Reader(source, timeout)
+    self._limits = limits_of(source)
     self._variants = views.variants()
     self._shares = np.cumsum(views.shares)
     self._seed = seed
@@ -72,7 +75,7 @@ class LossGroups:
     group: dict[str, np.ndarray | str] = {}
     bad: list[dict[str, str]] = []
     for row, (element, record) in enumerate(self._elements(number, size)):
-      arrays, _ = self._readable(element, record, v.example, bad)
+      arrays, _ = self._readable(element, record, v, v.example, bad)
       for name, array in arrays.items():
         group.setdefault(name, np.empty(*shapes[name]))[row] = array
     group |= v.group(_generator(self._seed, _MASKS, number), size)
@@ -84,7 +87,7 @@ class LossGroups:
     v = self.views(number // self._groups_per_batch)
     found = []
     for element, record in self._elements(number, min(images, self._group_size)):
-      drawn, record = self._readable(element, record, v.drawn, [])
+      drawn, record = self._readable(element, record, v, v.drawn, [])
       found.append((self._source.describe(record), drawn))
     return found
 
@@ -94,17 +97,22 @@ class LossGroups:
     return list(zip(elements.tolist(), self.order(elements).tolist(), strict=True))
 
   def _readable(
-    self, element: int, record: int, make: Callable[[Record, np.random.Generator], T], bad: list[dict[str, str]]
+    self,
+    element: int,
+    record: int,
+    views: Views,
+    make: Callable[[Record, np.random.Generator], T],
+    bad: list[dict[str, str]],
   ) -> tuple[T, int]:
     """What `make` makes of a record, or of the first usable one of those drawn in its place; and which that is."""
     rng = None
-    for _ in range(_REPLACEMENTS):
+    for attempt in range(_REPLACEMENTS):
       try:
-        return self._made(record, make, _generator(self._seed, _CROPS, element)), record
+        return make(self._decoded(record, views), _generator(self._seed, _CROPS, element)), record
       except BadImage as error:
         bad.append({"record": record, "name": error.name, "reason": error.reason})
       rng = rng or _generator(self._seed, _REPLACE, element)
-      alternatives = self.order.alternatives(record)
+      alternatives = self.order.alternatives(record, far=attempt >= _NEAR)
       record = alternatives[int(rng.integers(len(alternatives)))]
     names = ", ".join(entry["name"] for entry in bad[-3:])
     raise Unreadable(
@@ -112,9 +120,11 @@ class LossGroups:
       "Check data.source."
     )
 
-  def _made(self, record: int, make: Callable[[Record, np.random.Generator], T], rng: np.random.Generator) -> T:
+  def _decoded(self, record: int, views: Views) -> Record:
+    """A record with its image decoded."""
     try:
-      return make(self._reader[record], rng)
+      entry = self._reader[record]
+      return {**entry, "image": decode(entry["image"], **views.decoding, limits=self._limits)}  # [H, W, C]
     except BadImage as error:
       raise BadImage(self._source.describe(record), error.reason) from error
     except Stalled:

@@ -16,7 +16,7 @@ import numpy as np
 if TYPE_CHECKING:
   import jax
 
-Record = Mapping[str, Any]  # {"image": encoded or an array, "label": int, …}: what a source gives
+Record = Mapping[str, Any]  # {"image": uint8 [H, W, C], "label": int, …}: what a source gives, its image decoded
 Arrays = dict[str, np.ndarray]
 Batch = Mapping[str, Any]
 
@@ -57,6 +57,7 @@ class Views(Protocol):
   Attributes:
     needs: fields that every record must have.
     channels: of the images; 3: RGB, which every image becomes.
+    decoding: how the images are decoded: options of `data.decode.decode`.
     stride: sides of the images are multiples of this.
     name: of a variant, for people: the sizes of its images.
     sizes: of a variant: sides in pixels by kind.
@@ -65,6 +66,7 @@ class Views(Protocol):
 
   needs: tuple[str, ...]
   channels: int
+  decoding: Mapping[str, Any]
   stride: int
   name: str
   sizes: Mapping[str, int]
@@ -86,11 +88,7 @@ class Views(Protocol):
     """Shape and type of every array of a batch of a variant, as the host delivers it."""
 
   def example(self, record: Record, rng: np.random.Generator) -> Arrays:
-    """The host's part of one record: its row of those arrays that have a row for every image.
-
-    Raises:
-      BadImage: if the record cannot be used.
-    """
+    """The host's part of one record: its row of those arrays that have a row for every image."""
 
   def group(self, rng: np.random.Generator, images: int) -> Arrays:
     """What a loss group shares, such as masks; arrays that are concatenated along their leading axis."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from vit_jax.data.decode import decode
 from vit_jax.data.resampling import crop_and_resize, planes
 from vit_jax.data.views.base import Arrays, Batch, Drawn, Panel, Record
 from vit_jax.data.views.multi_crop.host import draw_box
@@ -50,6 +49,10 @@ class SingleCrop:
       raise ValueError(f"crops.global_size={self.size}: must be a multiple of {self.stride}, the pixels of a patch.")
 
   @property
+  def decoding(self) -> dict[str, Any]:
+    return {"channels": self.channels, "value_range": self.value_range}
+
+  @property
   def name(self) -> str:
     return str(self.size)
 
@@ -74,7 +77,7 @@ class SingleCrop:
     return {"images": (shape, np.dtype(np.uint8)), "label": ((images,), np.dtype(np.int32))}
 
   def example(self, record: Record, rng: np.random.Generator) -> Arrays:
-    image = self._decoded(record)  # [H, W, C]
+    image = record["image"]  # [H, W, C]
     box, flip = self._draw(rng, image)
     pixels = crop_and_resize(planes(image), *box, self.size)  # [size, size, C]
     return {"images": pixels[:, ::-1] if flip else pixels, "label": np.int32(record["label"])}
@@ -89,13 +92,10 @@ class SingleCrop:
     return [Panel("image", batch["images"][:, None])]
 
   def drawn(self, record: Record, rng: np.random.Generator) -> Drawn:
-    image = self._decoded(record)
+    image = record["image"]  # [H, W, C]
     (top, left, height, width), flip = self._draw(rng, image)
     lines = [f"{width} x {height} at ({left}, {top})"] + ["flipped"] * flip
     return Drawn(image.shape[:2], [], [lines])
-
-  def _decoded(self, record: Record) -> np.ndarray:
-    return decode(record["image"], channels=self.channels, value_range=self.value_range)
 
   def _draw(self, rng: np.random.Generator, image: np.ndarray) -> tuple[tuple[int, int, int, int], bool]:
     """(top, left, height, width) and whether it is mirrored."""

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from vit_jax.data.canvas import fit_into, fitting
-from vit_jax.data.decode import decode
 from vit_jax.data.views.base import Arrays, Batch, Drawn, Panel, Record
 from vit_jax.data.views.multi_crop import captions, host
 from vit_jax.data.views.multi_crop.masks import group_masks, indices_and_weights, masked_patches
@@ -43,6 +42,15 @@ class MultiCrop(Parameters):
   """Crops and masks of a batch; see the top of this file for its arrays, and `Parameters` for the attributes."""
 
   needs: ClassVar[tuple[str, ...]] = ("image",)
+
+  @property
+  def decoding(self) -> dict[str, Any]:
+    return {
+      "enough": self.enough_pixels,
+      "fits": self.canvas,
+      "channels": self.channels,
+      "value_range": self.value_range,
+    }
 
   def made_on(self, where: str, canvas: tuple[int, int] | None = None) -> Self:
     """The same crops, made on the "host", or on the "device" from images on a canvas of this height and width."""
@@ -73,7 +81,7 @@ class MultiCrop(Parameters):
     return {name: (shape, np.dtype(kind)) for name, (shape, kind) in shapes.items()}
 
   def example(self, record: Record, rng: np.random.Generator) -> Arrays:
-    image = self._decoded(record)  # [H, W, C]
+    image = record["image"]  # [H, W, C]
     label = {"label": np.int32(record["label"])}
     if self.canvas is None:
       crops = {name: np.empty(shape[1:], kind) for name, (shape, kind) in self._crops(1).items()}
@@ -109,22 +117,13 @@ class MultiCrop(Parameters):
     return panels
 
   def drawn(self, record: Record, rng: np.random.Generator) -> Drawn:
-    image = self._decoded(record)
+    image = record["image"]  # [H, W, C]
     size = image.shape[:2] if self.canvas is None else fitting(image.shape[:2], self.canvas)
     crops = host.draw_crops(rng, *size, self)
     shared = captions.colour_caption(host.draw_colours(rng, self)) if self.share_color_jitter else []
     lines = [captions.crop_caption(crop, *size) for crop in crops]
     gram = [[] for _ in range(NUM_GLOBAL)] if self.gram_size is not None else []
     return Drawn(size, shared, lines[:NUM_GLOBAL] + gram + lines[NUM_GLOBAL:])
-
-  def _decoded(self, record: Record) -> np.ndarray:
-    return decode(
-      record["image"],
-      enough=self.enough_pixels,
-      fits=self.canvas,
-      channels=self.channels,
-      value_range=self.value_range,
-    )
 
   def _crops(self, images: int) -> dict[str, tuple[tuple[int, ...], type]]:
     shapes = {
