@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vit_jax.data.array_records import CLASSES, ArrayRecordSource, write_array_record
+from vit_jax.data.array_records import ArrayRecords, write_array_record
+from vit_jax.data.classes import CLASSES
 from vit_jax.data.decode import BadImage, OtherChannels, read_samples, scaled
 from vit_jax.data.limits import DEFAULT, Limits, limits_of
 from vit_jax.data.sources import Source
@@ -151,14 +152,14 @@ def _write_shard(
 
 def _compare(path: Path, digests: list[bytes]) -> None:
   """Raises RuntimeError if the records of a shard are not those of which these are the digests."""
-  written = ArrayRecordSource([str(path)], ())
+  written = ArrayRecords([str(path)])
   if len(written) != len(digests):
     raise RuntimeError(
       f"{path} holds {len(written)} records, not the {len(digests)} that were written: is the disk full?"
     )
   for i, digest in enumerate(digests):
-    entry = written[i]
-    if _digest(entry["image"], entry["label"]) != digest:
+    label, _, image = written.read(i)
+    if _digest(image, label) != digest:
       raise RuntimeError(f"record {i} of {path} reads differently from what was written: check the disk.")
 
 

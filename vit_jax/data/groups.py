@@ -35,6 +35,7 @@ from vit_jax.data.views import Views
 CANVAS, VALID, RANDOM, SIZES = RAW = ("canvas", "valid", "random", "sizes")
 BAD = "bad_records"  # key of the unreadable records that a group has met
 _REPLACEMENTS = 100  # images tried in the place of an unreadable one
+_NEAR = 10  # of these, before one from farther away: all that is at hand may be damaged
 _CROPS, _MASKS, _REPLACE, _RESOLUTION = range(4)  # what a random stream is for
 
 
@@ -166,13 +167,13 @@ class LossGroups:
   ) -> tuple[np.ndarray, int, int]:
     """(image, label, record) of a record, or of the first readable one of those drawn in its place."""
     rng = None
-    for _ in range(_REPLACEMENTS):
+    for attempt in range(_REPLACEMENTS):
       try:
         return *self._read(record, views), record
       except BadImage as error:
         bad.append({"record": record, "name": error.name, "reason": error.reason})
       rng = rng or _generator(self._seed, _REPLACE, element)
-      alternatives = self.order.alternatives(record)
+      alternatives = self.order.alternatives(record, far=attempt >= _NEAR)
       record = alternatives[int(rng.integers(len(alternatives)))]
     names = ", ".join(entry["name"] for entry in bad[-3:])
     raise Unreadable(

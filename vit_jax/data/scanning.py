@@ -21,6 +21,7 @@ from jaxtyping import Int64, UInt8
 
 from vit_jax.data import levels
 from vit_jax.data.decode import BadImage, NeedsPackage, OtherChannels, Samples, read_samples, scaled
+from vit_jax.data.left_out import LeftOut, left_out_of
 from vit_jax.data.levels import Spread
 from vit_jax.data.limits import Limits, limits_of
 from vit_jax.data.sources import Source
@@ -60,7 +61,8 @@ class Scan:
     mean, std: of each channel over all images of as many channels as most have, each image weighing the same, for
       augment.mean and augment.std.
     values: for each type of values of more than 8 bits: their range in all images.
-    per_class: {class name or number: images}; "none" for those without a label.
+    per_class: {class name: images}; "none" for those without a label.
+    left_out: what the source does not use: {reason: (count, names of some, whether it is usual)}.
   """
 
   source: str
@@ -80,6 +82,7 @@ class Scan:
   values: list[Spread] = dataclasses.field(default_factory=list)
   value_range: tuple[float, float] | None = None
   per_class: dict[str, int] = dataclasses.field(default_factory=dict)
+  left_out: LeftOut = dataclasses.field(default_factory=LeftOut)
 
   def report(self) -> str:
     """The scan as a page of text."""
@@ -103,6 +106,9 @@ class Scan:
     lines += self._broken()
     lines.append(f"duplicates   {self.extra:,} images are the same as another, byte for byte")
     lines += ["  " + " = ".join(names[:_SHOWN]) for names in self.duplicates[:_SHOWN]]
+    if self.left_out:
+      lines.append(f"left out     {self.left_out.total:,}, no records of this source")
+      lines += [f"  {line}" for line in self.left_out.lines()]
     return "\n".join(lines)
 
   def write(self, path: str | os.PathLike) -> None:
@@ -113,7 +119,8 @@ class Scan:
       | {"value_range": levels.advice(seen)}
       for seen in self.values
     ]
-    Path(path).write_text(json.dumps(dataclasses.asdict(self) | {"values": values}, indent=1) + "\n")
+    found = dataclasses.asdict(self) | {"values": values, "left_out": self.left_out.to_json()}
+    Path(path).write_text(json.dumps(found, indent=1) + "\n")
 
   def _part(self) -> str:
     return "" if self.scanned == self.records else f", {self.scanned:,} of them looked at"
@@ -192,7 +199,7 @@ def scan(
   records = range(len(source))
   if limit is not None and limit < len(records):
     records = np.linspace(0, len(source) - 1, limit).astype(np.int64).tolist()
-  found = Scan(spec, len(source), scanned=len(records), value_range=value_range)
+  found = Scan(spec, len(source), scanned=len(records), value_range=value_range, left_out=left_out_of(source))
   digests = np.zeros(len(records), "V16")
   sizes = np.zeros((len(records), 2), np.int32)
   kinds: collections.Counter[str] = collections.Counter()
@@ -229,8 +236,10 @@ def scan(
     found.std = tuple(np.sqrt(np.maximum(square - mean**2, 0.0)).tolist())
   found.values = list(values.values())
   found.kinds = dict(kinds.most_common())
-  names = dict(enumerate(source.class_names)) | {-1: "none"}
-  found.per_class = {names.get(label, str(label)): count for label, count in sorted(classes.items())}
+  names = [*source.class_names, "none"]  # that of -1
+  found.per_class = {}
+  for label, count in sorted(classes.items()):
+    found.per_class[names[label]] = found.per_class.get(names[label], 0) + count  # two classes may have one name
   found.duplicates = [[source.describe(records[i]) for i in group] for group in _equal(digests)]
   found.extra = sum(len(group) - 1 for group in found.duplicates)
   return found

@@ -21,6 +21,7 @@ from vit_jax.config import ConfigError
 from vit_jax.config.fields import assign
 from vit_jax.data import levels
 from vit_jax.data.decode import BadImage, NeedsPackage, OtherChannels, UnknownRange, read_samples, scaled
+from vit_jax.data.left_out import left_out_of
 from vit_jax.data.levels import Spread
 from vit_jax.data.limits import Limits
 from vit_jax.data.masks import masked_patches
@@ -381,6 +382,7 @@ def describe(run: Run) -> dict[str, Any]:
     crops = [f"{crop} ({size.probability / total:.1%})" for crop, size in zip(crops, sizes, strict=True)]
   facts = {
     "images": len(run.source),
+    "left out": left_out_of(run.source).text() if left_out_of(run.source) else None,
     "steps": run.steps("duration"),
     "batch": f"{run.config.batch_size}" + (f" in {num} micro-batches" if num > 1 else ""),
     "crops": f"{'global/local/gram' if run.views.variants()[0].gram_size else 'global/local'} of {', '.join(crops)}",
