@@ -230,7 +230,7 @@ def test_an_interrupted_export_leaves_the_old_one(tmp_path: pathlib.Path, monkey
   def full_disk(*_: object) -> None:
     raise OSError("No space left on device")
 
-  monkeypatch.setattr(hub, "write_sharded", full_disk)
+  monkeypatch.setattr(hub.saving, "write_sharded", full_disk)
   with pytest.raises(OSError, match="No space"):
     vit_jax.save_model(path, model, random_params(model, 1))
   assert_same(vit_jax.load_model(path)[1], without_unused(model, random_params(model, 0)))
