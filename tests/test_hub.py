@@ -32,6 +32,7 @@ MODELS = {  # the published kinds, small
   "vit7b": VisionTransformer(
     **SMALL, qkv_bias=False, mlp="swiglu", mlp_hidden=64, separate_local_cls_norm=True, rope=Rope(rescale=2.0)
   ),
+  "no_registers": VisionTransformer(**(SMALL | {"num_registers": 0}), mask_k_bias=True, rope=Rope(rescale=2.0)),
   "free_key_bias": VisionTransformer(**SMALL, proj_bias=False, mlp_bias=False, rope=Rope(base=50.0)),
 }
 PLAIN = dict(patch_size=8, width=32, depth=2, num_heads=2, rope=None)
@@ -44,6 +45,9 @@ OTHERS = {  # the other families, small
   "dinov2_reg": VisionTransformer(
     **PLAIN, layer_scale=1.0, position_table=PositionTable((3, 3), antialias=True), num_registers=2
   ),
+  "dinov2_reg_of_none": VisionTransformer(
+    **PLAIN, layer_scale=1.0, position_table=PositionTable((3, 3), antialias=True)
+  ),
   "vit": VisionTransformer(**PLAIN, masking=False, position_table=PositionTable((3, 3))),
   "deit": VisionTransformer(
     **PLAIN, masking=False, num_registers=1, position_table=PositionTable((3, 3), prefix="all"), pool="distilled"
@@ -54,6 +58,7 @@ FORMATS = {  # besides orbax, which holds everything
   "dinov2": ("safetensors", "pth", "timm"),
   "dinov2_swiglu": ("safetensors", "pth", "timm"),
   "dinov2_reg": ("safetensors", "pth", "timm"),
+  "dinov2_reg_of_none": ("safetensors", "pth", "timm"),
   "vit": ("safetensors", "timm"),
   "deit": ("safetensors", "timm"),
 }
@@ -284,6 +289,24 @@ def test_sharded_and_bare_safetensors_open(tmp_path: pathlib.Path):
   bare.parent.mkdir()
   write_safetensors(bare, weights.to_state_dict(params, model))
   assert_same(vit_jax.load_model(bare)[1], params)
+
+
+def test_no_registers_are_an_empty_tensor_of_hugging_face(tmp_path: pathlib.Path):
+  """As transformers saves its default DINOv3ViTConfig; older exports of ours lack the tensor."""
+  model = MODELS["no_registers"]
+  params = without_unused(model, random_params(model))
+  vit_jax.save_model(tmp_path, model, params)
+  tensors = read_safetensors(tmp_path)
+  empty = tensors.pop("embeddings.register_tokens")
+  assert empty.shape == (1, 0, 32)
+  for there in ({}, {"embeddings.register_tokens": empty}, {"embeddings.register_tokens": empty.astype(np.float16)}):
+    write_safetensors(tmp_path / SINGLE, tensors | there)
+    loaded, again = vit_jax.load_model(tmp_path)
+    assert_same(again, params)
+    assert loaded.apply({"params": again}, images()).registers.shape == (2, 0, 32)
+  write_safetensors(tmp_path / SINGLE, tensors | {"embeddings.register_tokens": np.zeros((1, 2, 32), np.float32)})
+  with pytest.raises(WeightsError, match=r"register_tokens is \(1, 2, 32\), expected \(1, 0, 32\)"):
+    vit_jax.load_model(tmp_path)
 
 
 def test_damaged_safetensors_are_named(tmp_path: pathlib.Path):
