@@ -15,21 +15,27 @@ from vit_jax import checkpoints, parallel, weights
 from vit_jax.checkpoints import trees
 from vit_jax.checkpoints.tree import Placement
 from vit_jax.hub.errors import UnknownModel
-from vit_jax.models import ConvNeXt, VisionTransformer
+from vit_jax.models import ConvNeXt, PositionTable, VisionTransformer
 from vit_jax.weights import record
 from vit_jax.weights.files import INDEX, SINGLE
+from vit_jax.weights.grids import Given, ImageSize, with_grid
 from vit_jax.weights.opening import CONFIG, open_weights, read_json
 from vit_jax.weights.record import MODEL
 
 PARAMS = "params"  # with MODEL, a folder of format "orbax"
 
 Backbone = VisionTransformer | ConvNeXt
+Opener = Callable[[pathlib.Path, dict[str, Any], Given, Placement | None], tuple[Backbone, dict]]
 
 _log = logging.getLogger(__name__)
 
 
 def load_model(
-  path: str | os.PathLike, *, mesh: jax.sharding.Mesh | None = None, **overrides: Any
+  path: str | os.PathLike,
+  *,
+  mesh: jax.sharding.Mesh | None = None,
+  image_size: int | tuple[int, int] | None = None,
+  **overrides: Any,
 ) -> tuple[Backbone, dict[str, Any]]:
   """Opens a model: its module and its parameters, on the default device or spread over those of a mesh.
 
@@ -42,7 +48,10 @@ def load_model(
       inferred), a Hugging Face folder (DINOv3 ViT or ConvNeXt, DINOv2, ViT, distilled DeiT) or its safetensors file, a
       timm safetensors file (inferred), or a folder that `save_model` wrote.
     mesh: with the axes of `parallel.make_mesh`; parameters are spread by its rules.
-    **overrides: attributes of the module that replace what the file says, e.g. `dtype` or `norm_eps`.
+    image_size: height and width in pixels of the images that learned positions are for, where a file does not say of
+      which grid they are (an int: square images). Images of other sizes get them resized.
+    **overrides: attributes of the module that replace what the file says, e.g. `dtype` or `norm_eps`;
+      `position_table` may be its grid alone, (rows, columns).
 
   Raises:
     UnknownModel: if there is nothing that can be opened; says what was looked for.
@@ -55,11 +64,29 @@ def load_model(
       f"{path} is no model: expected a run's workdir (with {checkpoints.FOLDER}/) or one of its steps, a .pth file, a "
       f"safetensors file, or a folder with {SINGLE} and {CONFIG} or with {MODEL}. {_what_is_there(path)}"
     )
-  model, params = open_it(path, overrides, None if mesh is None else parallel.parameter_sharding(mesh))
+  given, overrides = _given_table(image_size, overrides)
+  model, params = open_it(path, overrides, given, None if mesh is None else parallel.parameter_sharding(mesh))
   return model, jax.tree.map(jnp.asarray, params)
 
 
-def opener(path: pathlib.Path) -> Callable[[pathlib.Path, dict, Placement | None], tuple[Backbone, dict]] | None:
+def _given_table(image_size: int | tuple[int, int] | None, overrides: dict[str, Any]) -> tuple[Given, dict[str, Any]]:
+  """What is said of a table of positions, and the overrides; a whole table is one of them, too."""
+  table = overrides.get("position_table")
+  if image_size is not None and table is not None:
+    raise UnknownModel(f"image_size={image_size} and position_table={table} both say the grid: give one of them.")
+  if image_size is not None:
+    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+      raise UnknownModel(f"image_size={image_size!r}: must be the height and width in pixels, such as (224, 256).")
+    return ImageSize(*sides), overrides
+  if isinstance(table, list | tuple):
+    if len(table) != 2 or not all(isinstance(side, int) and side > 0 for side in table):
+      raise UnknownModel(f"position_table={table!r}: must be a PositionTable, or its grid, such as (14, 16).")
+    return tuple(table), {name: value for name, value in overrides.items() if name != "position_table"}
+  return table, overrides
+
+
+def opener(path: pathlib.Path) -> Opener | None:
   if checkpoints.find(path) is not None:
     return open_run
   if (path / MODEL).exists():
@@ -82,7 +109,9 @@ def _what_is_there(path: pathlib.Path) -> str:
   return there if torch is None else f"{there} Of a file like {torch}, give the path of the file itself."
 
 
-def open_run(path: pathlib.Path, overrides: dict[str, Any], sharding: Placement | None) -> tuple[Backbone, dict]:
+def open_run(
+  path: pathlib.Path, overrides: dict[str, Any], given: Given, sharding: Placement | None
+) -> tuple[Backbone, dict]:
   from vit_jax import config, methods  # heavy: a model file needs neither
   from vit_jax.config.students import config_at
 
@@ -92,6 +121,7 @@ def open_run(path: pathlib.Path, overrides: dict[str, Any], sharding: Placement 
     model = methods.backbone(config_at(saved, address))
     if getattr(model, "quantization", None):  # for the speed of training; features are wanted in full
       overrides = {"quantization": None} | overrides
+    _check_grid(path, getattr(model, "position_table", None), given, model.stride)
     model = model.clone(**overrides)
   except ValueError as error:
     raise UnknownModel(f"{path}: {error}.") from error
@@ -99,16 +129,31 @@ def open_run(path: pathlib.Path, overrides: dict[str, Any], sharding: Placement 
   return model, tree
 
 
-def _open_own(path: pathlib.Path, overrides: dict[str, Any], sharding: Placement | None) -> tuple[Backbone, dict]:
+def _open_own(
+  path: pathlib.Path, overrides: dict[str, Any], given: Given, sharding: Placement | None
+) -> tuple[Backbone, dict]:
   try:
     module, attributes = record.from_json(read_json(path / MODEL))
   except weights.WeightsError as error:
     raise weights.WeightsError(f"{path}: {error}") from error
+  _check_grid(path, attributes.get("position_table"), given, attributes.get("patch_size", 1))
   return module(**(attributes | overrides)), trees.read_tree(path / PARAMS, sharding)
 
 
-def _open_file(path: pathlib.Path, overrides: dict[str, Any], sharding: Placement | None) -> tuple[Backbone, dict]:
-  opened = open_weights(path)
+def _check_grid(path: pathlib.Path, table: PositionTable | None, given: Given, patch_size: int) -> None:
+  """What we saved says its grid: another one can only be a mistake."""
+  try:
+    wanted = with_grid(table, given, patch_size)
+  except weights.WeightsError as error:
+    raise UnknownModel(f"{path}: {error}") from error
+  if wanted != table:
+    raise UnknownModel(f"{path} has learned positions of a grid of {table.grid}, not {wanted.grid}: leave it out.")
+
+
+def _open_file(
+  path: pathlib.Path, overrides: dict[str, Any], given: Given, sharding: Placement | None
+) -> tuple[Backbone, dict]:
+  opened = open_weights(path, given=given)
   found = opened.backbone
   model = found.module(**(found.attributes | overrides))
   try:
@@ -116,7 +161,7 @@ def _open_file(path: pathlib.Path, overrides: dict[str, Any], sharding: Placemen
   except ValueError as error:
     raise weights.WeightsError(f"{path}: {error}") from error
   if opened.inferred:
-    _log.info("%s: inferred %s.", path, _describe(model))
+    _log.info("%s: inferred %s.", path, _describe(model, found.attributes))
     _say_what_was_assumed(path, {k: v for k, v in found.assumed.items() if k.partition(".")[0] not in overrides})
   if opened.others:
     _log.info("%s: taking the backbone; not loaded: %s.", path, ", ".join(opened.others))
@@ -134,11 +179,7 @@ def _say_what_was_assumed(path: pathlib.Path, assumed: Mapping[str, Any]) -> Non
   _log.warning("%s: not in the file, assumed: %s. Others are given by load_model(path, %s).", path, values, others)
 
 
-def _describe(model: Backbone) -> str:
-  plain, fields = record.to_json(type(model)()), record.to_json(model)
-  always = [name for name in ("patch_size", "width", "depth", "num_heads", "mlp") if name in plain]
-  different = [name for name in fields if fields[name] != plain[name]]
-  named = (f"{name}={getattr(model, name)!r}" for name in dict.fromkeys([*always, *different]))
+def _describe(model: Backbone, inferred: Mapping[str, Any]) -> str:
+  first = [name for name in ("patch_size", "width", "depth", "num_heads", "mlp") if name in inferred]
+  named = (f"{name}={getattr(model, name)!r}" for name in dict.fromkeys([*first, *inferred]))
   return f"{type(model).__name__}({', '.join(named)})"
-
-

@@ -101,6 +101,7 @@ def to_config(model: VisionTransformer, image_size: int) -> dict[str, Any]:
     problems.append(f"mlp={model.mlp!r}")
   if with_registers and not model.masking:
     problems.append("masking=False with registers")
+  problems += family.square_deviations(model.position_table)
   if ratio is None:
     problems.append(f"mlp_hidden={model.mlp_hidden} (its mlp_ratio is a whole number)")
   family.refuse("DINOv2", problems)
