@@ -14,12 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
 import vit_jax
 from vit_jax import config, hub, methods, weights
 from vit_jax.checkpoints import Checkpoints, NotSaved
-from vit_jax.data.decode import BadImage
+from vit_jax.data.framing import standard
 from vit_jax.models import ConvNeXt, PositionTable, Rope, VisionTransformer
 from vit_jax.weights import WeightsError
 from vit_jax.weights.files import INDEX, SINGLE, read_safetensors, write_safetensors
@@ -183,7 +182,7 @@ def test_exports_replace_exports_and_nothing_else(tmp_path: pathlib.Path):
   model, path = MODELS["vits"], tmp_path / "m"
   vit_jax.save_model(path, model, random_params(model, 0), mean=(0.5,) * 3, std=(0.25,) * 3, image_size=32)
   preprocessor = json.loads((path / "preprocessor_config.json").read_text())
-  assert preprocessor["image_mean"] == [0.5] * 3 and preprocessor["size"] == {"height": 32, "width": 32}
+  assert preprocessor["image_mean"] == [0.5] * 3 and preprocessor["crop_size"] == {"height": 32, "width": 32}
   vit_jax.save_model(path, model, random_params(model, 1))
   assert_same(vit_jax.load_model(path)[1], without_unused(model, random_params(model, 1)))
   assert sorted(os.listdir(path)) == ["config.json", SINGLE] and os.listdir(tmp_path) == ["m"]
@@ -443,7 +442,7 @@ def test_channels_and_their_mean_and_std_go_with_the_weights(tmp_path: pathlib.P
   vit_jax.save_model(path, model, params, format, mean=(0.4,), std=(0.2,), image_size=48)
   loaded, again = vit_jax.load_model(path)
   assert loaded.in_channels == 1 and again["patch_embed"]["kernel"].shape == (8, 8, 1, 32)
-  assert hub.load_preprocessing(path, channels=1) == hub.Preprocessing((0.4,), (0.2,), 48)
+  assert hub.load_preprocessing(path, channels=1) == hub.Preprocessing((0.4,), (0.2,), 48, None, standard(48))
   with pytest.raises(hub.UnknownModel, match=r"says mean=\(0\.4,\) and std=\(0\.2,\), .* the 3 channels"):
     hub.load_preprocessing(path)
   vit_jax.save_model(path, model, params, format)
@@ -480,24 +479,3 @@ def test_importing_vit_jax_is_light():
     assert getattr(vit_jax, name) is not None
   with pytest.raises(AttributeError, match="no attribute 'load'; it has .*load_model"):
     vit_jax.load  # noqa: B018
-
-
-def test_images_are_made_as_the_model_was_trained_on_them(tmp_path: pathlib.Path):
-  pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
-  files = [tmp_path / "a.png", tmp_path / "b.png"]
-  for file, image in zip(files, (pixels, pixels[:, ::-1]), strict=True):
-    Image.fromarray(image).save(file)
-  model = VisionTransformer(**SMALL)
-  seen = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "image_size": 40}
-  vit_jax.save_model(tmp_path / "m", model, random_params(model), **seen)
-  images = vit_jax.load_images(files, like=tmp_path / "m")
-  assert images.shape == (2, 40, 40, 3) and images.dtype == jnp.float32
-  expected = (pixels[:, 10:50] / 255 - np.array(seen["mean"])) / seen["std"]
-  np.testing.assert_allclose(images[0], expected, atol=1e-5)
-  assert vit_jax.load_images(files[:1], like=tmp_path / "m", size=32).shape == (1, 32, 32, 3)
-  (tmp_path / "bad.jpg").write_bytes(b"no image")
-  with pytest.raises(BadImage, match=r"bad\.jpg: is no image"):
-    vit_jax.load_images([tmp_path / "bad.jpg"], like=tmp_path / "m")
-  loaded, params = vit_jax.load_model(tmp_path / "m")
-  with pytest.raises(ValueError, match="uint8 and the model takes normalised floats.*load_images"):
-    loaded.apply({"params": params}, pixels[None, :40, :40])

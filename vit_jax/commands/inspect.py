@@ -107,6 +107,7 @@ def _inspect_features(args: argparse.Namespace) -> None:
     max_examples=args.images,
     channels=model.in_channels,
     value_range=seen.value_range,
+    crop_ratio=seen.crop_ratio,
   )
   images = [image for batch in batches for image in batch["images"][batch["valid"]]]
   if not images:

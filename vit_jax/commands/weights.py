@@ -38,6 +38,8 @@ def _export(args: argparse.Namespace) -> None:
     std=seen.std,
     image_size=seen.image_size,
     value_range=seen.value_range,
+    crop_ratio=seen.crop_ratio,
+    preprocessor=hub.foreign_preprocessor(args.model),
     max_shard_size=args.max_shard_size,
     overwrite=args.overwrite,
   )

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 
 from vit_jax import weights
 from vit_jax.checkpoints import trees
+from vit_jax.data.framing import CROP_RATIO, standard
 from vit_jax.hub.errors import UnknownModel
 from vit_jax.hub.opening import PARAMS, Backbone
 from vit_jax.models import ConvNeXt
-from vit_jax.weights import hf_config, record
+from vit_jax.weights import record
 from vit_jax.weights.families import family_of_model
 from vit_jax.weights.files import (
   INDEX,
@@ -31,6 +32,7 @@ from vit_jax.weights.files import (
   write_sharded,
 )
 from vit_jax.weights.opening import CONFIG, PREPROCESSOR
+from vit_jax.weights.preprocessor import Frame, to_preprocessor
 from vit_jax.weights.pth import read_extra, write_pth
 from vit_jax.weights.record import MODEL
 
@@ -56,6 +58,8 @@ def save_model(
   std: Sequence[float] | None = None,
   image_size: int = 224,
   value_range: Sequence[float] | None = None,
+  crop_ratio: float | None = None,
+  preprocessor: Mapping[str, Any] | None = None,
   max_shard_size: int = MAX_SHARD_SIZE,
   overwrite: bool = False,
 ) -> None:
@@ -72,6 +76,9 @@ def save_model(
     mean, std: per-channel normalisation of the images; both given: stored with the weights, as preprocessor_config.json
       in a folder, and in a single file where others pass over it.
     image_size: nominal side of the images, written to the configuration.
+    crop_ratio: side of the centre crop over the short side of the resized image, in evaluations (None: 224 / 256);
+      stored beside mean and std.
+    preprocessor: content of a preprocessor_config.json that is stored as it is, instead of one from mean and std.
     value_range: of images that do not have 8 bits (`data.value_range`); stored beside mean and std.
     max_shard_size: bytes of one file of weights; a larger model becomes several and an index ("safetensors").
     overwrite: replace any file, and a model of any format in a folder, as well.
@@ -90,7 +97,8 @@ def save_model(
   path = pathlib.Path(path).expanduser()
   if format == "timm" and path.suffix != ".safetensors":  # by which timm, and load_model, know what is in it
     raise UnknownModel(f'{path}: a file of format "timm" is named …safetensors: {path.name}.safetensors.')
-  preprocessor = None if mean is None else hf_config.to_preprocessor(mean, std, image_size, value_range)
+  if preprocessor is None and mean is not None:
+    preprocessor = to_preprocessor(mean, std, _frame(image_size, crop_ratio), value_range)
   target = _free_place(path, format, overwrite)
   unfinished = path.with_name(f".{path.name}.unfinished.{os.getpid()}")
   try:
@@ -99,6 +107,12 @@ def save_model(
     _replace(unfinished, target)
   finally:
     _remove(unfinished)
+
+
+def _frame(image_size: int, crop_ratio: float | None) -> Frame:
+  """What evaluations do with images, for a preprocessor_config.json."""
+  framing = standard(image_size, crop_ratio or CROP_RATIO)
+  return Frame(framing.resize, framing.crop, framing.resample)
 
 
 def _with_masking(

@@ -14,8 +14,8 @@ from vit_jax.weights.errors import WeightsError
 from vit_jax.weights.families import family_of_config
 from vit_jax.weights.files import INDEX, SINGLE, check_no_pointer, open_safetensors, read_metadata
 from vit_jax.weights.grids import Given, ImageSize, with_grid
-from vit_jax.weights.hf_config import from_preprocessor
 from vit_jax.weights.infer import Recognised, recognise
+from vit_jax.weights.preprocessor import Preprocessor, from_preprocessor
 from vit_jax.weights.pth import open_pth, read_extra
 from vit_jax.weights.record import MODEL, read_text
 
@@ -23,8 +23,8 @@ _log = logging.getLogger(__name__)
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"  # of a Hugging Face folder
 HEADS = ("dino_head", "ibot_head")
-# Of the published satellite models, whose files say it by their names; as of `from_preprocessor`.
-SATELLITE = ("sat493m", ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143), 224, None))
+# Of the published satellite models, whose files say it by their names.
+SATELLITE = ("sat493m", Preprocessor((0.430, 0.411, 0.296), (0.213, 0.156, 0.143), 224))
 
 
 class Opened(NamedTuple):
@@ -76,19 +76,37 @@ def open_weights(path: pathlib.Path, *, given: Given = None) -> Opened:
     raise WeightsError(f"{path}: {error}") from error
 
 
-def read_preprocessor(
-  path: pathlib.Path,
-) -> tuple[tuple[float, ...], tuple[float, ...], int, tuple[float, ...] | None] | None:
-  """Mean, standard deviation, side and range of values of the images of the model at `path`; None: it does not say.
+def read_preprocessor(path: pathlib.Path) -> Preprocessor | None:
+  """What is said of the images of the model at `path`; None: nothing.
 
-  They are in a folder, beside a file, or in the texts that a file has room for.
+  It is in a folder, beside a file, or in the texts that a file has room for; of timm, in its config.json.
   """
+  if (stored := _stored_preprocessor(path)) is not None:
+    values, ours = stored
+    return from_preprocessor(values, ours=ours)
+  if SATELLITE[0] in path.name:
+    return SATELLITE[1]
+  return timm_config.preprocessor(_beside(path))
+
+
+def foreign_preprocessor(path: pathlib.Path) -> dict[str, Any] | None:
+  """The preprocessor_config.json that others wrote for the model at `path`, as it is; None: there is none."""
+  stored = _stored_preprocessor(path)
+  return None if stored is None or stored[1] else stored[0]
+
+
+def _stored_preprocessor(path: pathlib.Path) -> tuple[dict[str, Any], bool] | None:
+  """The preprocessor_config.json of the model at `path`, and whether it is in what only vit_jax writes."""
   text, beside = _text(path, PREPROCESSOR), (path if path.is_dir() else path.parent) / PREPROCESSOR
   if text is not None:
-    return from_preprocessor(json.loads(text))
-  if path.suffix == ".pth" or not beside.exists():
-    return SATELLITE[1] if SATELLITE[0] in path.name else None
-  return from_preprocessor(read_json(beside))
+    values, ours = json.loads(text), True
+  elif path.suffix != ".pth" and beside.exists():
+    values, ours = read_json(beside), (path / MODEL).exists()
+  else:
+    return None
+  if not isinstance(values, dict):
+    raise WeightsError(f"{beside}: is no JSON object.")
+  return values, ours
 
 
 def read_json(path: pathlib.Path) -> Any:
