@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from vit_jax import checkpoints
 from vit_jax.hub.errors import UnknownModel
-from vit_jax.hub.opening import open_run, opener
+from vit_jax.hub.opening import locate, open_run, opener
 from vit_jax.ops.images import normalize_images
 from vit_jax.weights import opening as weights
 from vit_jax.weights.opening import PREPROCESSOR, read_preprocessor
@@ -54,7 +54,7 @@ def load_preprocessing(path: str | os.PathLike, *, channels: int = 3) -> Preproc
   Raises:
     UnknownModel: if that is not for images of so many channels, which are those of the model.
   """
-  found, said = _preprocessing(pathlib.Path(path).expanduser())
+  found, said = _preprocessing(locate(path))
   if not len(found.mean) == len(found.std) == channels:
     says = f"says mean={found.mean} and std={found.std}" if said else "does not say with which mean and std"
     raise UnknownModel(
@@ -66,7 +66,7 @@ def load_preprocessing(path: str | os.PathLike, *, channels: int = 3) -> Preproc
 
 def foreign_preprocessor(path: str | os.PathLike) -> dict[str, Any] | None:
   """The preprocessor_config.json of a model of others, as it is, so that a conversion keeps it; None: there is none."""
-  path = pathlib.Path(path).expanduser()
+  path = locate(path)
   return None if opener(path) is open_run else weights.foreign_preprocessor(path)
 
 
@@ -92,7 +92,7 @@ def load_images(
   from vit_jax.data.views import image_channels
 
   images = _listed(files)
-  seen, _ = _preprocessing(pathlib.Path(like).expanduser())
+  seen, _ = _preprocessing(locate(like))
   if seen.problem:
     raise UnknownModel(
       f"{like} makes its images in a way that load_images cannot follow: {seen.problem}. Make them with "

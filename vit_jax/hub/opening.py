@@ -16,7 +16,7 @@ from vit_jax.checkpoints import trees
 from vit_jax.checkpoints.tree import Placement
 from vit_jax.hub.errors import UnknownModel
 from vit_jax.models import ConvNeXt, PositionTable, VisionTransformer
-from vit_jax.weights import record
+from vit_jax.weights import hub_cache, record
 from vit_jax.weights.files import INDEX, SINGLE
 from vit_jax.weights.grids import Given, ImageSize, with_grid
 from vit_jax.weights.opening import CONFIG, open_weights, read_json
@@ -46,7 +46,8 @@ def load_model(
     path: the workdir of a run (the teacher of its newest step), one of its step folders, `students/NAME` in either
       where a run has several students, a DINOv3 or DINOv2 `.pth` file (flat or `{"teacher": …}`; the architecture is
       inferred), a Hugging Face folder (DINOv3 ViT or ConvNeXt, DINOv2, ViT, distilled DeiT) or its safetensors file, a
-      timm safetensors file (inferred), or a folder that `save_model` wrote.
+      timm safetensors file (inferred), or a folder that `save_model` wrote; or the name of a model of the Hugging Face
+      Hub, ORG/NAME, that `hf download` has brought to this machine.
     mesh: with the axes of `parallel.make_mesh`; parameters are spread by its rules.
     image_size: height and width in pixels of the images that learned positions are for, where a file does not say of
       which grid they are (an int: square images). Images of other sizes get them resized.
@@ -57,7 +58,7 @@ def load_model(
     UnknownModel: if there is nothing that can be opened; says what was looked for.
     WeightsError, NotSaved, Damaged: if what is there cannot be read or does not fit.
   """
-  path = pathlib.Path(path).expanduser()
+  path = locate(path)
   open_it = opener(path)
   if open_it is None:
     raise UnknownModel(
@@ -67,6 +68,18 @@ def load_model(
   given, overrides = _given_table(image_size, overrides)
   model, params = open_it(path, overrides, given, None if mesh is None else parallel.parameter_sharding(mesh))
   return model, jax.tree.map(jnp.asarray, params)
+
+
+def locate(path: str | os.PathLike) -> pathlib.Path:
+  """The path itself, or where the model of the Hugging Face Hub is that it names.
+
+  Raises:
+    UnknownModel: if that is not on this machine; says how it comes here.
+  """
+  try:
+    return hub_cache.locate(path)
+  except weights.WeightsError as error:
+    raise UnknownModel(str(error)) from error
 
 
 def _given_table(image_size: int | tuple[int, int] | None, overrides: dict[str, Any]) -> tuple[Given, dict[str, Any]]:

@@ -19,7 +19,10 @@ from vit_jax.config.students import SECTION
 from vit_jax.methods.architecture import config_keys, differences
 from vit_jax.methods.settings import build_backbone, num_steps
 from vit_jax.models import PositionTable, Rope
+from vit_jax.weights.hub_cache import locate
 from vit_jax.weights.opening import Opened, open_weights
+
+__all__ = ["Place", "Source", "Start", "Taken", "locate", "match", "open_file"]
 
 Shape = tuple[int, ...]
 Place = tuple[str, ...]  # names that lead to a part of the state: ("student", "backbone")
