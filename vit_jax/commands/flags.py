@@ -89,6 +89,9 @@ def with_format(parser: argparse.ArgumentParser) -> None:
     help="a larger model becomes several files of at most this size (safetensors; default: 5GB)",
   )
   parser.add_argument(
+    "--strict", action="store_true", help="refuse what others compute in another way at some image sizes"
+  )
+  parser.add_argument(
     "--overwrite", action="store_true", help="replace what is there, even if it is no export of the same format"
   )
 

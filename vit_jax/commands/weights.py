@@ -29,6 +29,7 @@ def _export(args: argparse.Namespace) -> None:
 
   model, params = hub.load_model(args.model, image_size=args.image_size)
   seen = hub.load_preprocessing(args.model, channels=model.in_channels)
+  theirs = hub.foreign_preprocessor(args.model)
   hub.save_model(
     args.to,
     model,
@@ -39,11 +40,12 @@ def _export(args: argparse.Namespace) -> None:
     image_size=seen.image_size,
     value_range=seen.value_range,
     crop_ratio=seen.crop_ratio,
-    preprocessor=hub.foreign_preprocessor(args.model),
+    preprocessor=theirs,
     max_shard_size=args.max_shard_size,
     overwrite=args.overwrite,
+    strict=args.strict,
   )
-  print(f"wrote {args.to} ({args.format})")
+  print(f"wrote {args.to} ({args.format}). It is loaded by\n\n{hub.how_to_load(args.to, model, args.format)}")
 
 
 def _convert(args: argparse.Namespace) -> None:

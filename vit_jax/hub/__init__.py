@@ -1,5 +1,6 @@
 """Opening and saving models, whatever wrote them: runs, the DINO repositories, Hugging Face, timm, vit_jax."""
 
+from vit_jax.hub.elsewhere import how_to_load
 from vit_jax.hub.errors import UnknownModel
 from vit_jax.hub.images import Preprocessing, foreign_preprocessor, load_images, load_preprocessing
 from vit_jax.hub.opening import load_model
@@ -9,6 +10,7 @@ __all__ = [
   "Preprocessing",
   "UnknownModel",
   "foreign_preprocessor",
+  "how_to_load",
   "load_images",
   "load_model",
   "load_preprocessing",
