@@ -12,6 +12,7 @@ import pytest
 import vit_jax
 from tests.test_hub import random_params
 from vit_jax import cli, weights
+from vit_jax.methods import starting
 from vit_jax.models import PositionTable, VisionTransformer
 from vit_jax.weights import WeightsError
 from vit_jax.weights.files import write_safetensors
@@ -196,3 +197,18 @@ def test_hugging_faces_features_of_images_that_are_not_square(tmp_path: pathlib.
   again = transformers.AutoModel.from_pretrained(tmp_path / "ours", add_pooling_layer=False).eval()
   with torch.no_grad():
     np.testing.assert_array_equal(again(images).last_hidden_state.numpy(), expected)
+
+
+def test_a_run_takes_the_grid_that_its_config_says(tmp_path: pathlib.Path):
+  """Of weights to start from that do not say it, such as timm's without a position of the class token."""
+  table = PositionTable((14, 14), prefix="none", antialias=True)
+  model = VisionTransformer(**SMALL, masking=False, position_table=table)
+  path, params = timm_file(tmp_path, model)
+  with pytest.raises(WeightsError, match="the 196 learned positions do not say"):
+    vit_jax.load_model(path, num_heads=4)
+  source = starting.open_file(path, {"backbone": model.clone(masking=True)})
+  assert source.model == model.clone(position_table=table)
+  assert source.parts["backbone"]["positions"] == (196, 48)
+  other = model.clone(position_table=PositionTable((16, 16)))
+  with pytest.raises(WeightsError, match=r"\(a grid of 16 x 16 patches\) does not fit 196 positions"):
+    starting.open_file(path, {"backbone": other})
