@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import pathlib
 import re
@@ -272,3 +273,6 @@ def test_convert_keeps_what_the_source_says_of_its_images(tmp_path: pathlib.Path
     arguments = [f"--from={tmp_path / 'source'}", f"--to={tmp_path / path}", f"--format={format}"]
     assert not cli.main(["convert", *arguments])
     assert hub.load_preprocessing(tmp_path / path) == hub.load_preprocessing(tmp_path / "source")
+    assert not cli.main(["convert", f"--from={tmp_path / path}", f"--to={tmp_path / path}-again"])
+    again = json.loads((tmp_path / f"{path}-again" / "preprocessor_config.json").read_text())
+    assert again == said

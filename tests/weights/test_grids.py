@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import pathlib
@@ -12,6 +13,7 @@ import pytest
 import vit_jax
 from tests.test_hub import random_params
 from vit_jax import cli, weights
+from vit_jax.commands import flags
 from vit_jax.methods import starting
 from vit_jax.models import PositionTable, VisionTransformer
 from vit_jax.weights import WeightsError
@@ -212,3 +214,24 @@ def test_a_run_takes_the_grid_that_its_config_says(tmp_path: pathlib.Path):
   other = model.clone(position_table=PositionTable((16, 16)))
   with pytest.raises(WeightsError, match=r"\(a grid of 16 x 16 patches\) does not fit 196 positions"):
     starting.open_file(path, {"backbone": other})
+
+
+def test_evaluations_take_a_side_or_what_positions_are_for():
+  parser = argparse.ArgumentParser()
+  flags.with_sizes(parser)
+  assert flags.sizes(parser.parse_args(["--image_size=96"])) == (96, None)
+  assert flags.sizes(parser.parse_args(["--image_size=224x256"])) == (None, (224, 256))
+  assert flags.sizes(parser.parse_args([])) == (None, None)
+  for wrong in ("0", "0x5", "5x0", "axb", "224x", "1x2x3", "-3"):
+    with pytest.raises(SystemExit):
+      parser.parse_args([f"--image_size={wrong}"])
+
+
+def test_evaluate_opens_a_file_whose_grid_is_given(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture):
+  model = VisionTransformer(**SMALL, layer_scale=1.0, position_table=PositionTable((2, 5), offset=0.1))
+  write_pth(tmp_path / "m.pth", weights.to_state_dict(random_params(model), model, "dinov2"))
+  data = ["--data=embedded:textures?size=16&count=40", "--max_examples=40", f"--json={tmp_path / 'scores.json'}"]
+  assert cli.main(["evaluate", f"--model={tmp_path / 'm.pth'}", *data]) != 0
+  assert "10 patches with one of the class token (2 x 5, 5 x 2)" in capsys.readouterr().err
+  assert not cli.main(["evaluate", f"--model={tmp_path / 'm.pth'}", "--image_size=16x40", *data])
+  assert "knn" in (tmp_path / "scores.json").read_text()

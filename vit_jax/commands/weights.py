@@ -29,7 +29,6 @@ def _export(args: argparse.Namespace) -> None:
 
   model, params = hub.load_model(args.model, image_size=args.image_size)
   seen = hub.load_preprocessing(args.model, channels=model.in_channels)
-  theirs = hub.foreign_preprocessor(args.model)
   hub.save_model(
     args.to,
     model,
@@ -39,8 +38,7 @@ def _export(args: argparse.Namespace) -> None:
     std=seen.std,
     image_size=seen.image_size,
     value_range=seen.value_range,
-    crop_ratio=seen.crop_ratio,
-    preprocessor=theirs,
+    preprocessor=hub.kept_preprocessor(args.model, seen),
     max_shard_size=args.max_shard_size,
     overwrite=args.overwrite,
     strict=args.strict,

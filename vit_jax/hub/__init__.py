@@ -2,15 +2,15 @@
 
 from vit_jax.hub.elsewhere import how_to_load
 from vit_jax.hub.errors import UnknownModel
-from vit_jax.hub.images import Preprocessing, foreign_preprocessor, load_images, load_preprocessing
+from vit_jax.hub.images import Preprocessing, kept_preprocessor, load_images, load_preprocessing
 from vit_jax.hub.opening import load_model
 from vit_jax.hub.saving import save_model
 
 __all__ = [
   "Preprocessing",
   "UnknownModel",
-  "foreign_preprocessor",
   "how_to_load",
+  "kept_preprocessor",
   "load_images",
   "load_model",
   "load_preprocessing",

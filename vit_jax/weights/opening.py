@@ -15,7 +15,7 @@ from vit_jax.weights.families import family_of_config
 from vit_jax.weights.files import INDEX, SINGLE, check_no_pointer, open_safetensors, read_metadata
 from vit_jax.weights.grids import Given, ImageSize, with_grid
 from vit_jax.weights.infer import Recognised, recognise
-from vit_jax.weights.preprocessor import Preprocessor, from_preprocessor
+from vit_jax.weights.preprocessor import Preprocessor, from_preprocessor, is_legacy
 from vit_jax.weights.pth import open_pth, read_extra
 from vit_jax.weights.record import MODEL, read_text
 
@@ -89,10 +89,10 @@ def read_preprocessor(path: pathlib.Path) -> Preprocessor | None:
   return timm_config.preprocessor(_beside(path))
 
 
-def foreign_preprocessor(path: pathlib.Path) -> dict[str, Any] | None:
-  """The preprocessor_config.json that others wrote for the model at `path`, as it is; None: there is none."""
+def stored_preprocessor(path: pathlib.Path) -> dict[str, Any] | None:
+  """The preprocessor_config.json of the model at `path`, as it is; None: there is none that says what was evaluated."""
   stored = _stored_preprocessor(path)
-  return None if stored is None or stored[1] else stored[0]
+  return None if stored is None or is_legacy(*stored) else stored[0]
 
 
 def _stored_preprocessor(path: pathlib.Path) -> tuple[dict[str, Any], bool] | None:
