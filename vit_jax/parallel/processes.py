@@ -11,21 +11,30 @@ import contextlib
 import dataclasses
 import glob
 import importlib.util
+import logging
 import os
 import re
+import shutil
 import socket
 import subprocess
+import tempfile
 import urllib.error
 import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 
-from vit_jax.parallel import lifeline
-from vit_jax.parallel.lifeline import JoinError, Lifeline
+from vit_jax.parallel import addresses, ending, lifeline
+from vit_jax.parallel.ending import JoinError
+from vit_jax.parallel.lifeline import Lifeline
 
+log = logging.getLogger(__name__)
+
+SECRET = "VIT_JAX_JOB_SECRET"  # the variable of the job's secret
+_SECRET_LENGTH = 16
 JOIN_TIMEOUT = 300.0  # seconds: the machines of a job do not start at the same moment
 _PORTS = range(61440, 65536)  # from which a job's number chooses, where the launcher names no port
 _TPU_PORT = 8476
@@ -225,33 +234,66 @@ def join(job: Job, *, timeout: float = JOIN_TIMEOUT) -> Lifeline | None:
     if job.local_device_ids is not None:
       _use_devices(job.local_device_ids)
     return None
-  about = {
-    "host": socket.gethostname(),
-    "pid": os.getpid(),
-    "gpus": _visible_gpus(os.environ) if job.local_device_ids is None else None,
-  }
-  host = job.coordinator.rpartition(":")[0]
+  secret = _secret(os.environ)
+  if not secret and job.process_id == 0:
+    _warn_of_strangers(job)
   _current = lifeline.join(
     job.coordinator,
     job.process_id,
     job.num_processes,
     timeout=timeout,
-    about=about,
-    prepare=lambda everyone: _answers(host, everyone),
+    host=socket.gethostname(),
+    about={"machine": _machine(), "gpus": _visible_gpus(os.environ) if job.local_device_ids is None else None},
+    prepare=lambda everyone: _answers(job.coordinator, everyone),
+    secret=secret,
   )
   _job = job
-  ids = job.local_device_ids if job.local_device_ids is not None else _current.welcome["devices"]
+  ids = job.local_device_ids if job.local_device_ids is not None else _current.about["devices"]
   os.environ.setdefault("NPROC", _THREADS)
   # SIGTERM is ours: the training loop saves and ends. JAX's own service would swallow it.
   jax.config.update("jax_enable_preemption_service", False)
   jax.distributed.initialize(
-    _current.welcome["jax"],
+    _current.about["jax"],
     job.num_processes,
     job.process_id,
     local_device_ids=None if ids is None else list(ids),
     cluster_detection_method="deactivate",
+    coordinator_bind_address=_current.about["bind"],
   )
+  if folder := _folder_of(_current.about["jax"]):
+    _current.meet("the start of JAX")  # all are connected: from here on nobody can be
+    if job.process_id == 0:
+      shutil.rmtree(folder, ignore_errors=True)
   return _current
+
+
+def _secret(environ: Mapping[str, str]) -> bytes:
+  """What the processes of the job know and nobody else; empty if they were given nothing."""
+  secret = environ.get(SECRET, "").strip()
+  if secret and len(secret) < _SECRET_LENGTH:
+    raise JoinError(
+      f"{SECRET} has {len(secret)} characters: too short to be no guess. It must have {_SECRET_LENGTH} or more, for "
+      "example those of `openssl rand -hex 32`."
+    )
+  return secret.encode(errors="surrogateescape")
+
+
+def _warn_of_strangers(job: Job) -> None:
+  host, port = addresses.split(job.coordinator)
+  who = "any user of this machine" if addresses.is_loopback(host) else f"whoever reaches port {port} of {host}"
+  log.warning(
+    "%s is not set: %s can take part in this job, or stop it. Set it for all processes to the same random text, for "
+    "example of `openssl rand -hex 32`; the scripts in launch/ do.", SECRET, who,
+  )  # fmt: skip
+
+
+def _machine() -> str | None:
+  """What two processes have in common exactly if they see the same files of one machine as one user."""
+  try:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot} {os.readlink('/proc/self/ns/mnt')} {os.getuid()}"
+  except OSError:  # no Linux
+    return None
 
 
 def _use_devices(ids: Sequence[int]) -> None:
@@ -259,13 +301,56 @@ def _use_devices(ids: Sequence[int]) -> None:
     jax.config.update(f"jax_{platform}_visible_devices", ",".join(map(str, ids)))
 
 
-def _answers(host: str, everyone: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-  """What the roll call tells each process: the address of JAX's service, everybody's machine, its devices."""
-  with contextlib.closing(socket.socket()) as probe:
-    probe.bind(("", 0))
+def _answers(coordinator: str, everyone: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """What the roll call tells each process: where JAX's service is, where it listens, and which devices are its own.
+
+  JAX's service believes everybody who reaches it. On one machine it is a socket in a folder of this user's; otherwise
+  it listens at the one address at which the others have come, on a free port.
+  """
+  for process in everyone:
+    gpus, machine = process.get("gpus"), process.get("machine")
+    if not (gpus is None or (isinstance(gpus, list) and all(isinstance(name, str) for name in gpus))):
+      raise JoinError(f"a process on {process['host']} speaks of its GPUs as {type(gpus).__name__}: another version?")
+    if not isinstance(machine, str | None):
+      raise JoinError(f"a process on {process['host']} speaks of its machine as {type(machine).__name__}.")
+  devices = divide_gpus(everyone)
+  machines = {process.get("machine") for process in everyone}
+  if len(machines) == 1 and None not in machines and (place := _private_socket()):
+    return [{"jax": place, "bind": place, "devices": ids} for ids in devices]
+  service = addresses.of_service(process["reached"] for process in everyone[1:])
+  if service is None:
+    log.warning("The processes have reached this one at several addresses: JAX's service listens at all of them.")
+  with contextlib.closing(socket.socket(socket.AF_INET6 if service and ":" in service else socket.AF_INET)) as probe:
+    probe.bind((service or "", 0))
     port = probe.getsockname()[1]
-  common = {"jax": f"{host}:{port}", "hosts": [process["host"] for process in everyone]}
-  return [{**common, "devices": ids} for ids in divide_gpus(everyone)]
+  host, _ = addresses.split(coordinator)
+  answers = []
+  for process, ids in zip(everyone, devices, strict=True):
+    # The coordinator's name may lead the others elsewhere than this machine, but not the one who came by it.
+    known = host if service in (None, addresses.plain(process["reached"])) else service
+    answers.append(
+      {"jax": addresses.join(known, port), "bind": addresses.join(service or "::", port), "devices": ids}
+    )
+  return answers
+
+
+def _private_socket() -> str | None:
+  """The address of a socket that only this user can reach; None where there can be none (its name may be too long)."""
+  with contextlib.suppress(OSError):
+    folder = tempfile.mkdtemp(prefix="vit_jax-")  # for this user alone
+    try:
+      with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
+        probe.bind(f"{folder}/probe")
+      os.unlink(f"{folder}/probe")
+      return f"unix:{folder}/jax"
+    except OSError:
+      shutil.rmtree(folder, ignore_errors=True)
+  return None
+
+
+def _folder_of(address: str) -> str | None:
+  """The folder of a private socket."""
+  return os.path.dirname(address.removeprefix("unix:")) if address.startswith("unix:") else None
 
 
 def divide_gpus(everyone: Sequence[Mapping[str, Any]]) -> list[list[int] | None]:
@@ -386,9 +471,9 @@ def describe() -> str:
   if _current is None:
     return "1"
   hosts: dict[str, list[int]] = defaultdict(list)
-  for number, host in enumerate(_current.welcome["hosts"]):
+  for number, host in enumerate(_current.hosts):
     hosts[host].append(number)
-  placed = "; ".join(f"{lifeline.ranges(numbers)} on {host}" for host, numbers in hosts.items())
+  placed = "; ".join(f"{ending.ranges(numbers)} on {host}" for host, numbers in hosts.items())
   return f"{_job.num_processes} from {_job.source}, coordinator {_job.coordinator}: {placed}"
 
 
