@@ -11,69 +11,9 @@ import time
 
 import pytest
 
-from vit_jax.parallel import ending, lifeline
+from tests.parallel.members import eventually, free_address, in_parallel, join
+from vit_jax.parallel import ending
 from vit_jax.parallel.ending import JoinError
-
-
-def free_address() -> str:
-  with contextlib.closing(socket.socket()) as probe:
-    probe.bind(("127.0.0.1", 0))
-    return f"127.0.0.1:{probe.getsockname()[1]}"
-
-
-def join(
-  address: str, process: int, count: int, timeout: float = 20.0, host: str = "h", secret: bytes = b"a long secret"
-) -> lifeline.Lifeline:
-  def prepare(everyone):
-    return [{"you": i} for i in range(count)]
-
-  return lifeline.join(
-    address, process, count, timeout=timeout, host=f"{host}{process}", about={}, prepare=prepare, secret=secret
-  )
-
-
-def in_parallel(*calls):
-  """What the calls return, or raise, made at the same time."""
-  with concurrent.futures.ThreadPoolExecutor(len(calls)) as pool:
-    futures = [pool.submit(call) for call in calls]
-    return [future.exception() or future.result() for future in futures]
-
-
-@pytest.fixture
-def job():
-  """Makes jobs whose processes take their leave when the test is over, lest a later test hear of their end."""
-  made = []
-
-  def make(count: int) -> list[lifeline.Lifeline]:
-    address = free_address()
-    made.extend(in_parallel(*(lambda i=i: join(address, i, count) for i in range(count))))
-    return made
-
-  yield make
-  for member in made:
-    with contextlib.suppress(OSError):
-      member.leave()
-
-
-@pytest.fixture
-def ends(monkeypatch):
-  """(thread's own process, exit code) of every process that ended, instead of the end of the tests."""
-  seen = []
-
-  def end(code):
-    seen.append(code)
-    raise SystemExit
-
-  monkeypatch.setattr(ending, "end", end)
-  monkeypatch.setattr(threading, "excepthook", lambda args: None)
-  return seen
-
-
-def eventually(condition) -> bool:
-  until = time.monotonic() + 10
-  while not condition() and time.monotonic() < until:
-    time.sleep(0.02)
-  return condition()
 
 
 def test_everyone_hears_of_everyone(job):
@@ -143,6 +83,25 @@ def test_all_act_at_the_same_step_however_far_they_are(job):
 
   in_parallel(*(lambda m=m, p=p: run(m, p) for m, p in zip(members, (0.001, 0.02, 0.01), strict=True)))
   assert len(acted) == 3 and len(set(acted.values())) == 1
+
+
+def test_what_is_asked_before_the_first_step_happens_at_it(job):
+  members = job(3)
+  members[1].ask("stop")
+  assert eventually(lambda: all(member.agreed("stop") for member in members))
+  assert [member.due("stop", 501) for member in members] == [True] * 3  # the first of a run that goes on
+  assert [member.due("stop", step) for step in (501, 502) for member in members] == [True] * 3 + [False] * 3
+
+
+def test_what_is_asked_twice_happens_twice(job):
+  members = job(2)
+  for step in range(1, 4):
+    assert not any(member.due("save", step) for member in members)
+  assert not members[0].due("save", 4)  # one is ahead
+  for times in (1, 2):
+    members[1].ask("save")
+    assert eventually(lambda times=times: all(len(m._agreements["save"]._ahead) == times for m in members))
+  assert [[member.due("save", step) for step in (5, 6)] for member in members] == [[True, False]] * 2
 
 
 def test_what_must_be_the_same_is_compared(ends, capsys, job):

@@ -64,10 +64,7 @@ class Lifeline:
 
   def due(self, what: str, step: int) -> bool:
     """Whether this step is the one agreed on. To be called by all processes, for every step in turn."""
-    agreed = self._agreements[what]
-    with agreed.lock:  # held by the listener while the processes compare how far they are
-      agreed.step = step
-      return step in agreed.steps
+    return self._agreements[what].reach(step)
 
   def check_same(self, what: str, value: str) -> None:
     """Returns when every process has said the same; otherwise the job fails, naming who said what."""
@@ -81,7 +78,7 @@ class Lifeline:
 
   def agreed(self, what: str) -> bool:
     """Whether there was ever a step agreed on for this."""
-    return bool(self._agreements[what].steps)
+    return self._agreements[what].ever
 
   def fail(self, text: str, code: int, *, others: int = FAILED, wait: float = 0.0) -> NoReturn:
     """Ends the job with the reason.
@@ -130,9 +127,7 @@ class Lifeline:
   def _take(self, message: wire.Message) -> None:
     kind, fields = message
     if kind == "where":
-      agreed = self._agreements[fields["what"]]
-      agreed.pause()
-      self._channel.send("at", what=fields["what"], step=agreed.step)
+      self._channel.send("at", what=fields["what"], step=self._agreements[fields["what"]].pause())
     elif kind == "do":
       self._agreements[fields["what"]].go_on(fields["step"])
     elif kind == "same":
@@ -147,27 +142,39 @@ class Lifeline:
 
 
 class _Agreed:
-  """What one process knows of an agreement: the last step it asked about, and the steps agreed on."""
+  """What one process knows of an agreement: how far it is, and from which steps on all act."""
 
   def __init__(self) -> None:
-    self.lock = threading.Lock()
-    self.step = -1
-    self.steps: set[int] = set()
+    self.ever = False  # agreed on anything
+    self._lock = threading.Lock()  # held by the listener while the processes compare how far they are
     self._paused = False
+    self._step = self._acted = -1
+    self._ahead: list[int] = []
 
-  def pause(self) -> None:
-    """The process does not go beyond its step until all have said where they are."""
+  def reach(self, step: int) -> bool:
+    """Whether to act at this step: the first from an agreed one on, which it is not if none had begun to count."""
+    with self._lock:
+      self._step = step
+      left = [agreed for agreed in self._ahead if agreed > step]
+      if left != self._ahead:
+        self._ahead, self._acted = left, step
+      return step == self._acted
+
+  def pause(self) -> int:
+    """The step of this process, beyond which it does not go until all have said where they are."""
     if self._paused:
       raise wire.WireError("a second question while the first is open")
-    self.lock.acquire()
+    self._lock.acquire()
     self._paused = True
+    return self._step
 
   def go_on(self, step: int) -> None:
     if not self._paused:
       raise wire.WireError("an agreement that nobody asked for")
-    self.steps.add(step)
+    self._ahead.append(step)
+    self.ever = True
     self._paused = False
-    self.lock.release()
+    self._lock.release()
 
 
 class Channel:
@@ -276,7 +283,7 @@ def join(
   Raises:
     JoinError: naming the coordinator and who is missing.
   """
-  place = addresses.split(address)
+  host, place = wire.name(host), addresses.split(address)
   deadline = time.monotonic() + timeout
   me = f"process {process} of {count} ({host})"
   if process == 0:

@@ -120,6 +120,9 @@ class Session:
     content = json.dumps([kind, fields], separators=(",", ":")).encode()
     if len(content) > self._longest:
       raise WireError(f"a message {kind!r} of {len(content)} bytes, where {self._longest} are the most")
+    return self._seal(content)
+
+  def _seal(self, content: bytes) -> bytes:
     self._sent += 1
     return _HEADER.pack(len(content), _code(self._out, struct.pack(">Q", self._sent), content)) + content
 
