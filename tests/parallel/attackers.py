@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
-from vit_jax.parallel import wire
+from vit_jax.parallel import addresses, wire
 
 Place = tuple[str, int]
 ESCAPES = "\x1b]0;yours\x07\x1b[2J\x1b[31mroot\u202e"
@@ -155,6 +157,22 @@ print("believed")
 def forged_jax_client(place: Place) -> bool:
   """Says to JAX's coordination service, if it is there, that it is process 1; returns whether it was believed."""
   done = subprocess.run(
-    [sys.executable, "-c", FORGE, f"{place[0]}:{place[1]}"], capture_output=True, text=True, timeout=60
+    [sys.executable, "-c", FORGE, addresses.join(*place)], capture_output=True, text=True, timeout=60
   )
   return "believed" in done.stdout
+
+
+def listening(process: int) -> list[Place]:
+  """Where a process of this machine can be reached over the network."""
+  sockets = set()
+  with contextlib.suppress(OSError):
+    for descriptor in Path(f"/proc/{process}/fd").iterdir():
+      with contextlib.suppress(OSError):
+        sockets.add(os.readlink(descriptor))
+  found = []
+  for family, loopback in (("tcp", "127.0.0.1"), ("tcp6", "::1")):
+    for line in Path(f"/proc/net/{family}").read_text().splitlines()[1:]:
+      _, local, _, state, *_, inode = line.split()[:10]
+      if state == "0A" and f"socket:[{inode}]" in sockets:
+        found.append((loopback, int(local.rpartition(":")[2], 16)))
+  return found

@@ -61,7 +61,7 @@ def listen(host: str, port: int, *, backlog: int) -> list[socket.socket]:
         if error.errno not in _ELSEWHERE:
           raise
     if not listeners:
-      log.info("%s is no address that others reach this machine at: listening at all its interfaces.", host)
+      log.info("%s leads to no address of this machine that others could reach: listening at all its interfaces.", host)
       both = socket.has_dualstack_ipv6()
       family = socket.AF_INET6 if both else socket.AF_INET
       listeners.append(socket.create_server(("", port), family=family, dualstack_ipv6=both, backlog=backlog))

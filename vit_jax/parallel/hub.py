@@ -195,7 +195,7 @@ class Hub:
     """A connection has ended, or must: a stranger's, or a process's, which until the job begins may come `again`."""
     number = peer.number
     if number is None:
-      self._dismiss(peer, "ended before they had proven themselves" if again else why)
+      self._dismiss(peer, "ended before they had proven themselves" if again else "said what no process says")
       return
     self._close(peer)
     if self._over:
