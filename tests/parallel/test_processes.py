@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import http.server
-import tempfile
 import threading
-from pathlib import Path
 
 import pytest
 
-from vit_jax.parallel import JoinError, addresses, processes
+from vit_jax.parallel import JoinError, processes
 from vit_jax.parallel.processes import Job, divide_gpus, find
 
 SLURM = {
@@ -165,41 +163,8 @@ def test_a_job_without_a_secret_is_warned_of_who_may_join(coordinator, words, ca
   assert words in caplog.text and "VIT_JAX_JOB_SECRET is not set" in caplog.text
 
 
-def meeting(*reached: str, machines: str = "abc") -> list[dict]:
-  """What processes say of themselves that came by these addresses, on machines of these names."""
-  pairs = zip(reached, machines, strict=False)
-  return [{"host": f"h{m}", "pid": 1, "gpus": None, "machine": m, "reached": r} for r, m in pairs]
-
-
-def test_on_one_machine_jaxs_service_is_a_file_of_this_user():
-  answers = processes._answers("node1:9876", meeting("127.0.0.1", "10.0.0.5", machines="aa"))
-  (place,) = {answer[key] for answer in answers for key in ("jax", "bind")}
-  folder = Path(place.removeprefix("unix:")).parent
-  assert place.startswith("unix:/") and folder.stat().st_mode & 0o777 == 0o700 and not list(folder.iterdir())
-  folder.rmdir()
-
-
-def test_where_no_such_file_can_be_jaxs_service_is_at_the_loopback(monkeypatch, tmp_path):
-  monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("long" * 40)))
-  for everyone in (meeting(*["127.0.0.1"] * 2, machines="aa"), meeting(*["127.0.0.1"] * 2, machines=[None, None])):
-    answers = processes._answers("localhost:9876", everyone)
-    (bind,) = {answer["bind"] for answer in answers}
-    port = bind.removeprefix("127.0.0.1:")
-    assert port.isdecimal() and {answer["jax"] for answer in answers} == {f"localhost:{port}"}
-    (tmp_path / ("long" * 40)).mkdir(exist_ok=True)
-
-
-def test_on_several_machines_jaxs_service_listens_where_the_others_have_come(monkeypatch):
-  monkeypatch.setattr(addresses, "is_loopback", lambda address: address == "127.0.1.1")
-  answers = processes._answers("node1:9876", meeting("127.0.1.1", "127.0.0.2", "127.0.0.2"))
-  (bind,) = {answer["bind"] for answer in answers}
-  host, port = addresses.split(bind)
-  assert host == "127.0.0.2"
-  assert [answer["jax"] for answer in answers] == [bind, f"node1:{port}", f"node1:{port}"]
-
-
-def test_who_speaks_of_itself_in_another_way_is_named():
-  first, second = meeting("127.0.0.1", "127.0.0.1")
-  for wrong in ({"gpus": 3}, {"gpus": [1]}, {"machine": 1}):
-    with pytest.raises(JoinError, match="a process on hb speaks of its"):
-      processes._answers("node1:9876", [first, second | wrong])
+def test_who_speaks_of_its_gpus_in_another_way_is_named():
+  first, second = see("a"), see("b")
+  for wrong in (3, [1]):
+    with pytest.raises(JoinError, match="a process on b speaks of its GPUs in another way"):
+      processes._answers("node1:9876", [first, second | {"gpus": wrong}])

@@ -76,6 +76,8 @@ class Hub:
     self._claims: dict[str, dict[int, str]] = {}
     self._strangers: Counter[str] = Counter()
     self._begun = self._over = False
+    self._refusal = ""  # why the job cannot begin
+    self._refused: list[_Peer] = []  # who is told besides the processes
     host, port = self._listeners[0].getsockname()[:2]
     self.own_address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port  # where process 0 itself comes
     for listener in self._listeners:
@@ -104,11 +106,14 @@ class Hub:
     now = time.monotonic()
     while self._unknown and now > (oldest := next(iter(self._unknown))).deadline:
       self._dismiss(oldest, f"did not prove itself within {_PROOF_TIME:.0f} s")
-    if not self._begun and not self._over:
-      if len(self._hello) == self._count:
-        self._begin()
-      elif now > self._deadline:
-        self._refuse(self._who_is_missing())
+    if self._begun:
+      return
+    if not self._refusal and len(self._hello) == self._count:
+      self._begin()
+    elif not self._refusal and now > self._deadline:
+      self._refuse(self._who_is_missing())
+    if self._refusal and (0 in self._hello or now > self._deadline):  # process 0 must hear of it
+      self._end_roll_call()
 
   # Strangers.
 
@@ -304,11 +309,15 @@ class Hub:
     )
 
   def _refuse(self, text: str, *more: _Peer) -> None:
-    """Ends the roll call for all, and for `more` that are none of them."""
+    """The job cannot begin, which all are to hear, and `more` that are none of its processes."""
+    self._refusal = self._refusal or text
+    self._refused += more
+
+  def _end_roll_call(self) -> None:
     self._over = True
     for listener in self._listeners:
       listener.close()
-    self._say_last([*more, *self._processes()], "refused", text=text)
+    self._say_last([*self._refused, *self._processes()], "refused", text=self._refusal)
 
   # The job.
 

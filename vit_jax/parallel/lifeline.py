@@ -102,7 +102,8 @@ class Lifeline:
   def leave(self) -> None:
     """Says that this process ends as it should."""
     self._left = True
-    self._channel.send("bye")
+    with contextlib.suppress(OSError):  # of a connection that is broken, which the listener has found out
+      self._channel.send("bye")
 
   def _listen(self) -> None:
     """What goes wrong here ends the process, and with it the job: nobody would hear of anything any more."""

@@ -7,27 +7,23 @@ Nothing here touches a device before the processes have met.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import glob
 import importlib.util
 import logging
 import os
 import re
-import shutil
 import socket
 import subprocess
-import tempfile
 import urllib.error
 import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 
-from vit_jax.parallel import addresses, ending, lifeline
+from vit_jax.parallel import addresses, ending, jax_service, lifeline
 from vit_jax.parallel.ending import JoinError
 from vit_jax.parallel.lifeline import Lifeline
 
@@ -243,7 +239,10 @@ def join(job: Job, *, timeout: float = JOIN_TIMEOUT) -> Lifeline | None:
     job.num_processes,
     timeout=timeout,
     host=socket.gethostname(),
-    about={"machine": _machine(), "gpus": _visible_gpus(os.environ) if job.local_device_ids is None else None},
+    about={
+      "machine": jax_service.machine(),
+      "gpus": _visible_gpus(os.environ) if job.local_device_ids is None else None,
+    },
     prepare=lambda everyone: _answers(job.coordinator, everyone),
     secret=secret,
   )
@@ -260,10 +259,10 @@ def join(job: Job, *, timeout: float = JOIN_TIMEOUT) -> Lifeline | None:
     cluster_detection_method="deactivate",
     coordinator_bind_address=_current.about["bind"],
   )
-  if folder := _folder_of(_current.about["jax"]):
-    _current.meet("the start of JAX")  # all are connected: from here on nobody can be
+  if jax_service.is_private(_current.about["jax"]):
+    _current.meet("the start of JAX")  # all are connected
     if job.process_id == 0:
-      shutil.rmtree(folder, ignore_errors=True)
+      jax_service.close_door(_current.about["jax"])
   return _current
 
 
@@ -272,7 +271,7 @@ def _secret(environ: Mapping[str, str]) -> bytes:
   secret = environ.get(SECRET, "").strip()
   if secret and len(secret) < _SECRET_LENGTH:
     raise JoinError(
-      f"{SECRET} has {len(secret)} characters: too short to be no guess. It must have {_SECRET_LENGTH} or more, for "
+      f"{SECRET} has {len(secret)} characters: so few can be guessed. It must have {_SECRET_LENGTH} or more, for "
       "example those of `openssl rand -hex 32`."
     )
   return secret.encode(errors="surrogateescape")
@@ -287,70 +286,20 @@ def _warn_of_strangers(job: Job) -> None:
   )  # fmt: skip
 
 
-def _machine() -> str | None:
-  """What two processes have in common exactly if they see the same files of one machine as one user."""
-  try:
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot} {os.readlink('/proc/self/ns/mnt')} {os.getuid()}"
-  except OSError:  # no Linux
-    return None
-
-
 def _use_devices(ids: Sequence[int]) -> None:
   for platform in ("cuda", "rocm"):
     jax.config.update(f"jax_{platform}_visible_devices", ",".join(map(str, ids)))
 
 
 def _answers(coordinator: str, everyone: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-  """What the roll call tells each process: where JAX's service is, where it listens, and which devices are its own.
-
-  JAX's service believes everybody who reaches it. On one machine it is a socket in a folder of this user's; otherwise
-  it listens at the one address at which the others have come, on a free port.
-  """
+  """What the roll call tells each process: where JAX's service is, and which devices are its own."""
   for process in everyone:
-    gpus, machine = process.get("gpus"), process.get("machine")
+    gpus = process.get("gpus")
     if not (gpus is None or (isinstance(gpus, list) and all(isinstance(name, str) for name in gpus))):
-      raise JoinError(f"a process on {process['host']} speaks of its GPUs as {type(gpus).__name__}: another version?")
-    if not isinstance(machine, str | None):
-      raise JoinError(f"a process on {process['host']} speaks of its machine as {type(machine).__name__}.")
-  devices = divide_gpus(everyone)
-  machines = {process.get("machine") for process in everyone}
-  if len(machines) == 1 and None not in machines and (place := _private_socket()):
-    return [{"jax": place, "bind": place, "devices": ids} for ids in devices]
-  service = addresses.of_service(process["reached"] for process in everyone[1:])
-  if service is None:
-    log.warning("The processes have reached this one at several addresses: JAX's service listens at all of them.")
-  with contextlib.closing(socket.socket(socket.AF_INET6 if service and ":" in service else socket.AF_INET)) as probe:
-    probe.bind((service or "", 0))
-    port = probe.getsockname()[1]
-  host, _ = addresses.split(coordinator)
-  answers = []
-  for process, ids in zip(everyone, devices, strict=True):
-    # The coordinator's name may lead the others elsewhere than this machine, but not the one who came by it.
-    known = host if service in (None, addresses.plain(process["reached"])) else service
-    answers.append(
-      {"jax": addresses.join(known, port), "bind": addresses.join(service or "::", port), "devices": ids}
-    )
-  return answers
-
-
-def _private_socket() -> str | None:
-  """The address of a socket that only this user can reach; None where there can be none (its name may be too long)."""
-  with contextlib.suppress(OSError):
-    folder = tempfile.mkdtemp(prefix="vit_jax-")  # for this user alone
-    try:
-      with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
-        probe.bind(f"{folder}/probe")
-      os.unlink(f"{folder}/probe")
-      return f"unix:{folder}/jax"
-    except OSError:
-      shutil.rmtree(folder, ignore_errors=True)
-  return None
-
-
-def _folder_of(address: str) -> str | None:
-  """The folder of a private socket."""
-  return os.path.dirname(address.removeprefix("unix:")) if address.startswith("unix:") else None
+      raise JoinError(f"a process on {process['host']} speaks of its GPUs in another way: another version?")
+  shares = divide_gpus(everyone)
+  places = jax_service.places(coordinator, everyone)
+  return [{**place, "devices": ids} for place, ids in zip(places, shares, strict=True)]
 
 
 def divide_gpus(everyone: Sequence[Mapping[str, Any]]) -> list[list[int] | None]:
