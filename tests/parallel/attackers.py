@@ -44,12 +44,18 @@ def hear(connection: socket.socket, size: int) -> bytes:
   return data
 
 
-def pretend(place: Place, secret: bytes, hello: dict) -> tuple[socket.socket, bytes]:
-  """Speaks the language with this secret: the connection, and the answer to the proof."""
+def meet(place: Place, secret: bytes) -> tuple[socket.socket, bytes, wire.Session]:
+  """A connection, the proof that this secret gives on it, not sent yet, and what could be said after it."""
   connection = connect(place)
   challenge = hear(connection, wire.CHALLENGE_SIZE)
   proof = wire.prove(secret, challenge)
-  say(connection, proof + wire.Session(secret, challenge, proof, first=False, count=2).pack("hello", **hello))
+  return connection, proof, wire.Session(secret, challenge, proof, first=False, count=2)
+
+
+def pretend(place: Place, secret: bytes, hello: dict) -> tuple[socket.socket, bytes]:
+  """Speaks the language with this secret: the connection, and the answer to the proof."""
+  connection, proof, session = meet(place, secret)
+  say(connection, proof + session.pack("hello", **hello))
   return connection, hear(connection, wire.ANSWER_SIZE)
 
 
@@ -119,10 +125,8 @@ def forged_hello(place: Place) -> list[socket.socket]:
 
 def replayed_hello(place: Place, secret: bytes) -> list[socket.socket]:
   """All that a process says, heard on its way and held back there, said again on another connection."""
-  honest = connect(place)
-  challenge = hear(honest, wire.CHALLENGE_SIZE)
-  proof = wire.prove(secret, challenge)
-  said = proof + wire.Session(secret, challenge, proof, first=False, count=2).pack("hello", **hello(1))
+  honest, proof, session = meet(place, secret)
+  said = proof + session.pack("hello", **hello(1))
   answer = hear(say(honest, proof), wire.ANSWER_SIZE)
   assert len(answer) == wire.ANSWER_SIZE and answer != wire.WRONG
   replay = connect(place)

@@ -88,6 +88,21 @@ def test_what_a_process_has_said_is_of_no_use_to_who_heard_it(ends):
   leave(members)
 
 
+def test_strangers_do_not_push_out_who_has_proven_itself():
+  address = free_address()
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    first = pool.submit(join, address, 0, 2)
+    wait_for(place_of(address))
+    slow, proof, session = attackers.meet(place_of(address), SECRET)
+    assert attackers.hear(attackers.say(slow, proof), wire.ANSWER_SIZE)
+    kept = attackers.flood(place_of(address))
+    attackers.say(slow, session.pack("hello", **hello(1)))
+    member = first.result()
+  assert member.hosts == ["h0", "h1"] and len(kept) == 400
+  attackers.say(slow, session.pack("bye"))
+  leave([member])
+
+
 def test_who_proves_nothing_is_closed_in_time_and_takes_no_place_or_memory(monkeypatch):
   monkeypatch.setattr(hub, "_PROOF_TIME", 0.5)
   address = free_address()

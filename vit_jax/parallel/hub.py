@@ -119,15 +119,14 @@ class Hub:
 
   def _accept(self, listener: socket.socket) -> None:
     if len(self._unknown) >= self._places:
-      self._dismiss(next(iter(self._unknown)), "had to make room for others")
+      self._make_room()
     try:
       connection, address = listener.accept()
     except BlockingIOError:
       return
     except OSError as error:  # mostly as no file descriptor is left
       self._strangers[f"could not be accepted ({error.strerror})"] += 1
-      if self._unknown:
-        self._dismiss(next(iter(self._unknown)), "had to make room for others")
+      self._make_room()
       time.sleep(_TICK)  # it stays readable
       return
     peer = _Peer(connection, wire.name(str(address[0])))
@@ -140,6 +139,12 @@ class Hub:
       return
     self._peers[peer] = self._unknown[peer] = None
     self._send(peer, peer.challenge)
+
+  def _make_room(self) -> None:
+    """Closes the oldest connection that has proven nothing; or a proven one if there are no others."""
+    if self._unknown:
+      oldest = next(iter(self._unknown))
+      self._dismiss(next((p for p in self._unknown if not p.session), oldest), "had to make room for others")
 
   def _examine(self, peer: _Peer) -> None:
     """Looks at the proof, before anything else of a connection is read."""

@@ -108,7 +108,7 @@ class Lifeline:
   def _listen(self) -> None:
     """What goes wrong here ends the process, and with it the job: nobody would hear of anything any more."""
     try:
-      with contextlib.suppress(OSError):
+      with contextlib.suppress(ConnectionError, TimeoutError):
         for message in self._channel.messages(self._pass_on):
           self._take(message)
     except Exception as error:
