@@ -118,7 +118,7 @@ def forged_hello(place: Place) -> list[socket.socket]:
   for secret in (b"", b"a guess of theirs"):
     for lie in (hello(1), hello(1, of=99), hello(0, host=ESCAPES), hello(-1), hello(2**70)):
       connection, answer = pretend(place, secret, lie)
-      assert answer == wire.WRONG
+      assert answer in (wire.WRONG, b"")  # or not heard at all, in a crowd
       kept.append(connection)
   return kept
 

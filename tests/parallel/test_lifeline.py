@@ -6,6 +6,8 @@ import concurrent.futures
 import contextlib
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -166,3 +168,10 @@ def test_leaving_is_no_failure(ends, capsys, job):
     member._channel._connection.shutdown(socket.SHUT_WR)
   time.sleep(0.5)
   assert not ends and "stopping" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("code", "left"), [(75, 75), (2**40, ending.FAILED), (-3, ending.FAILED)])
+def test_a_process_ends_whatever_its_output_and_the_code_it_was_told(code, left):
+  full = "import sys; sys.stdout = open('/dev/full', 'w'); print('lost')"
+  script = f"{full}; from vit_jax.parallel import ending; ending.end({code})"
+  assert subprocess.run([sys.executable, "-c", script], stderr=subprocess.DEVNULL).returncode == left

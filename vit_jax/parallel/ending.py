@@ -28,7 +28,7 @@ def end(code: int) -> NoReturn:
   try:
     sys.stdout.flush()
   finally:
-    os._exit(code)
+    os._exit(code if code in range(256) else FAILED)
 
 
 def ranges(numbers: Collection[int]) -> str:

@@ -126,8 +126,10 @@ class Hub:
       return
     except OSError as error:  # mostly as no file descriptor is left
       self._strangers[f"could not be accepted ({error.strerror})"] += 1
-      self._make_room()
-      time.sleep(_TICK)  # it stays readable
+      if not self._unknown:
+        time.sleep(_TICK)  # the listener stays readable
+      for _ in range(1 + len(self._unknown) // 2):
+        self._make_room()
       return
     peer = _Peer(connection, wire.name(str(address[0])))
     try:
