@@ -105,7 +105,7 @@ class Hub:
         self._attend(key.data, events)
     now = time.monotonic()
     while self._unknown and now > (oldest := next(iter(self._unknown))).deadline:
-      self._dismiss(oldest, f"did not prove itself within {_PROOF_TIME:.0f} s")
+      self._dismiss(oldest, f"did not prove themselves within {_PROOF_TIME:.0f} s")
     if self._begun:
       return
     if not self._refusal and len(self._hello) == self._count:
