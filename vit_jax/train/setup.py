@@ -31,7 +31,7 @@ from vit_jax.data.views import Views, image_channels
 from vit_jax.evaluation import EvaluationError, check_image_size
 from vit_jax.methods import State, gram
 from vit_jax.methods.settings import RGB_ONLY, slow_quantization
-from vit_jax.parallel import lifeline, processes
+from vit_jax.parallel import ending, processes
 
 log = logging.getLogger(__name__)
 
@@ -365,7 +365,7 @@ def _own_part(run: Run) -> str | None:
   rows = parallel.LocalBatch(parallel.batch_sharding(run.mesh)).parts(run.config.batch_size)
   devices = jax.local_device_count()
   return (
-    f"{len(rows)} images of a batch (rows {lifeline.ranges(rows)}) for {devices} device{'s' if devices > 1 else ''}"
+    f"{len(rows)} images of a batch (rows {ending.ranges(rows)}) for {devices} device{'s' if devices > 1 else ''}"
   )
 
 
