@@ -8,13 +8,11 @@ KoLeo looks for neighbours among 16.
 Hardware: the reference's was 256 H100. Wall time: not measured. Expected: not measured.
 """
 
-from pathlib import Path
-
 from vit_jax.config import load
 
 
 def get_config():
-  c = load(str(Path(__file__).with_name("vit7b16_pretrain.py")))
+  c = load("dinov3/vit7b16_pretrain")
   c.duration = "30 epochs"
   c.batch_size = 2048
   c.loss_group_size = 8

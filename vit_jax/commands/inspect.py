@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 
-from vit_jax.commands.common import load, model_table, show
+from vit_jax.commands.common import line_width, load, model_table, show
 from vit_jax.commands.flags import Commands, add, count, picture, with_config, with_model
 from vit_jax.config.errors import UserError
 
@@ -42,17 +42,17 @@ def _inspect_config(args: argparse.Namespace) -> None:
   from vit_jax.config import defaults_of
   from vit_jax.inspect import tables
 
-  show(tables.config_table(config, defaults_of(config)), args.output)
+  show(tables.config_table(config, defaults_of(config), width=line_width(args.output)), args.output)
 
 
 def _inspect_model(args: argparse.Namespace) -> None:
-  show(model_table(load(args)), args.output)
+  show(model_table(load(args), width=line_width(args.output)), args.output)
 
 
 def _inspect_checkpoints(args: argparse.Namespace) -> None:
   from vit_jax.inspect.saved_steps import saved_steps_table
 
-  show(saved_steps_table(args.workdir, verify=args.verify), args.output)
+  show(saved_steps_table(args.workdir, verify=args.verify, width=line_width(args.output)), args.output)
 
 
 def _inspect_sharding(args: argparse.Namespace) -> None:
@@ -65,7 +65,7 @@ def _inspect_sharding(args: argparse.Namespace) -> None:
   mesh = parallel.abstract_mesh(config.mesh, args.devices or jax.device_count())
   init = functools.partial(methods.get(config.method).init, config)
   state = jax.eval_shape(init, jax.random.key(config.seed))
-  show(sharding_table(state, mesh, zero=config.mesh.zero), args.output)
+  show(sharding_table(state, mesh, zero=config.mesh.zero, width=line_width(args.output)), args.output)
   parallel.check_spread(state, mesh)
 
 

@@ -12,7 +12,8 @@ import jax
 
 from vit_jax.inspect.chips import Chip, Topology
 from vit_jax.inspect.collectives import Collective
-from vit_jax.inspect.tables import align, flops
+from vit_jax.inspect.columns import align
+from vit_jax.inspect.tables import flops
 
 _GIB = 2**30
 _STATE = {  # fields of a State by what they are to a user

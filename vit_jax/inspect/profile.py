@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 
+from vit_jax.inspect.columns import align
 from vit_jax.inspect.errors import ProfileError
 from vit_jax.inspect.hlo import COLLECTIVES, Instruction, Program
-from vit_jax.inspect.tables import align
 
 COLUMNS = ("teacher", "forward", "backward", "rest")
 _COLLECTIVES = "collectives"
