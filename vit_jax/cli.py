@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import select
 import signal
 import sys
 from collections.abc import Sequence
@@ -92,12 +93,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _nobody_reads() -> bool:
   """Whether what reads standard output has ended, as `head` does; from then on, what is printed goes nowhere."""
-  try:
-    sys.stdout.flush()
-  except BrokenPipeError:
+  poll = select.poll()
+  poll.register(sys.stdout.fileno(), 0)  # an error is reported without being asked for
+  ended = bool(poll.poll(0))
+  if ended:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return True
-  return False
+  return ended
 
 
 def _log_to_terminal() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import sys
 
 from vit_jax.commands.common import line_width, load, model_table, show
 from vit_jax.commands.flags import Commands, add, count, picture, with_config, with_model
@@ -14,7 +15,7 @@ def add_to(commands: Commands) -> None:
   """Their flags."""
   inspect = add(commands, "inspect", None, "look at a config, a model, a mesh, a batch, or features")
   views = inspect.add_subparsers(title="what", required=True, metavar="WHAT")
-  config = with_config(add(views, "config", _inspect_config, "the resolved config"))
+  config = with_config(add(views, "config", _inspect_config, "every key of a config, checked as a run would"))
   config.add_argument("--output", metavar="FILE", help="write to this file instead")
   model = with_config(add(views, "model", _inspect_model, "parameters, tokens and FLOPs"))
   model.add_argument("--output", metavar="FILE", help="write to this file instead")
@@ -41,7 +42,10 @@ def _inspect_config(args: argparse.Namespace) -> None:
   config = load(args)
   from vit_jax.config import defaults_of
   from vit_jax.inspect import tables
+  from vit_jax.train.checking import check
 
+  for line in check(config):
+    print(f"not checked: {line}", file=sys.stderr)
   show(tables.config_table(config, defaults_of(config), width=line_width(args.output)), args.output)
 
 

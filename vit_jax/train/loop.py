@@ -44,6 +44,7 @@ from vit_jax.train.nonfinite import Guard, dump, how_to_go_on
 from vit_jax.train.prefetch import prefetch
 from vit_jax.train.progress import Progress
 from vit_jax.train.saving import SaveTimes
+from vit_jax.train.setup import abstract_state
 from vit_jax.train.summary import write_summary
 from vit_jax.train.watch import Watch
 from vit_jax.train.writers import METRICS, Writers, read_lines
@@ -122,18 +123,6 @@ def mesh_context(mesh: jax.sharding.Mesh) -> Iterator[None]:
   """
   with jax.set_mesh(mesh), nn.logical_axis_rules(parallel.ACTIVATION_AXES):
     yield
-
-
-def abstract_state(run: setup.Run) -> State:
-  """The state's shapes, dtypes and shardings; nothing is allocated.
-
-  Raises:
-    MeshError: if the mesh leaves parameters whole that it should spread.
-  """
-  shapes = jax.eval_shape(run.init, jax.random.key(run.config.seed))
-  parallel.check_spread(shapes, run.mesh)
-  shardings = parallel.state_shardings(shapes, run.mesh, zero=run.config.mesh.zero)
-  return jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings)
 
 
 def abstract_batch(run: setup.Run, views: Views) -> dict[str, jax.ShapeDtypeStruct]:
