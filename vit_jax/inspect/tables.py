@@ -18,13 +18,29 @@ def config_table(config: Mapping[str, Any], default: Mapping[str, Any], *, width
     default: the schema to compare with; keys that it lacks count as changed.
     width: as in `columns.align`.
   """
-  values, defaults = flatten(config), flatten(default)
-  rows = []
-  for key, value in values.items():
-    changed = key not in defaults or not _same(value, defaults[key])
-    was = "" if not changed else "new key" if key not in defaults else f"default {_show(defaults[key])}"
-    rows.append(("*" if changed else " ", key, _show(value), was))
+  changed, rows = _changed(config, default), []
+  for key, value in flatten(config).items():
+    rows.append(("*" if key in changed else " ", key, _show(value), changed.get(key, "")))
   return align(rows, keep=(0, 1), width=width)
+
+
+def changes_table(
+  config: Mapping[str, Any], default: Mapping[str, Any], *, was: str = "default ", width: int | None = None
+) -> str:
+  """The keys that differ, with their values and, behind `was`, those of the default; empty if none does."""
+  changed, values = _changed(config, default, was), flatten(config)
+  rows = [(f"  {key}", _show(values[key]), before) for key, before in changed.items()]
+  return align(rows, keep=(0,), width=width) if rows else ""
+
+
+def _changed(config: Mapping[str, Any], default: Mapping[str, Any], was: str = "default ") -> dict[str, str]:
+  """What the keys that differ were."""
+  values, defaults = flatten(config), flatten(default)
+  return {
+    key: "new key" if key not in defaults else f"{was}{_show(defaults[key])}"
+    for key, value in values.items()
+    if key not in defaults or not _same(value, defaults[key])
+  }
 
 
 def model_table(

@@ -84,11 +84,13 @@ def prepare(config: ConfigDict) -> Run:
     methods.get(config.method).views(config)  # what is wrong with the crops is said before the data are opened
     source = open_source(config.data.source, cache_dir=config.data.cache_dir)
     run = fit(config, len(source))
-    for alone in methods.each_student(run.config).values():
+    resolved = run.config
+    for alone in methods.each_student(resolved).values():
       _check_channels(alone, source)
       _report_quantization(alone)
-    _report_repeats(run.config, len(source))
-    return dataclasses.replace(run, source=source, evaluation_sources=_evaluation_sources(run.config, source))
+    _report_repeats(resolved, len(source))
+    sources = _evaluation_sources(resolved, source)
+  return dataclasses.replace(run, source=source, evaluation_sources=sources)
 
 
 def fit(
