@@ -58,8 +58,11 @@ def find(name: str) -> Path | None:
 
 
 def nearest(name: str) -> str:
-  """Brackets that ask for the nearest name, to append to a message; nothing if none is near."""
+  """Brackets that ask for the nearest names, to append to a message; nothing if none is near."""
   known = names()
+  begun = [one for one in known if name and (one.startswith(name) or one.rpartition("/")[2].startswith(name))]
+  if begun:
+    return f" (did you mean {' or '.join(map(repr, begun[:3]))}?)"
   return did_you_mean(name, known) or did_you_mean(name, [one.rpartition("/")[2] for one in known])
 
 

@@ -107,7 +107,8 @@ def report(needs: Needs, run: setup.Run, *, done: int = 0, width: int | None = N
     left = f"{total - done:,} steps" + (f" (of {total:,})" if done else "")
     besides = ["saving"]
     if every := run.steps("evaluation.every"):
-      besides.insert(0, f"{math.ceil((total - done) / every) + (not done)} evaluations")
+      number = math.ceil((total - done) / every) + (not done)  # the first is at step 0
+      besides.insert(0, f"{number} evaluation{'' if number == 1 else 's'}")
     besides.append("compiling" if needs.compiling is None else f"{needs.compiling:.0f} s of compiling")
     each = f"{needs.step:.3g} s" if needs.step >= 1 else f"{1e3 * needs.step:.3g} ms"
     rows.append(("  time", f"about {span((total - done) * needs.step)}: {left} of {each}; besides {_listed(besides)}"))
