@@ -46,11 +46,15 @@ def describe(
     start = starting.report(starting.open_sources(run, setup.abstract_state(run)), width=width)
   facts = [(name, str(value)) for name, value in (setup.describe(run) | {"workdir": workdir}).items()]
   facts = [(f"{name:<12}", value) for name, value in facts]
-  needs = estimates.measure(run) if measure else estimates.estimate(run)
+  if step is not None and step >= run.steps("duration"):
+    needs = "the run is complete: there is nothing left to do"
+  else:
+    found = estimates.measure(run) if measure else estimates.estimate(run)
+    needs = estimates.report(found, run, done=step or 0, width=width)
   environment = "\n".join(f"{name}={value}" for name, value in processes.environment().items())
   parts = [
     _changes(config, run.config, width),
-    estimates.report(needs, run, done=step or 0, width=width),
+    needs,
     align(facts, keep=(0,), width=width),
     start,
     f"environment\n{environment}" if environment else "",

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import methods, parallel
+from vit_jax.config import UserError
 from vit_jax.inspect import cost
 from vit_jax.inspect.columns import align
 from vit_jax.inspect.plan import state_bytes
@@ -28,8 +29,9 @@ from vit_jax.train.prefetch import prefetch
 from vit_jax.train.profiling import Steps
 
 _DEPTH = 2  # blocks of a ViT whose rate is that of all
-_CROPS = {"cpu": 8}  # in the forward pass that is timed; on others up to _MOST
-_MOST = 64
+_CROPS = {"cpu": (8, 2e11)}  # in the forward pass that is timed: at most so many, and FLOPs; on others _MOST
+_MOST = (64, 2e13)
+_TRIED = (4, 5.0)  # times that it is made, or seconds
 _SECONDS = 20.0  # for steps that are measured, about
 _STEPS = (2, 10)  # of these at least and at most
 _GIB = 2**30
@@ -80,7 +82,23 @@ def estimate(run: setup.Run) -> Needs:
 
 
 def measure(run: setup.Run) -> Needs:
-  """By compiling the training step and making a few with the run's own data."""
+  """By compiling the training step and making a few with the run's own data.
+
+  Raises:
+    UserError: if they do not fit into the memory.
+  """
+  try:
+    return _measured(run)
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    raise UserError(
+      f"--measure: a step needs more memory than there is ({str(error).splitlines()[0]}): lower batch_size, raise "
+      "micro_batches, or set model.remat=blocks"
+    ) from error
+
+
+def _measured(run: setup.Run) -> Needs:
   local = parallel.LocalBatch(parallel.batch_sharding(run.mesh))
   with setup.open_pipeline(run, local) as pipeline:
     batches = prefetch(pipeline, local, size=run.config.data.prefetch)
@@ -110,7 +128,7 @@ def report(needs: Needs, run: setup.Run, *, done: int = 0, width: int | None = N
       number = math.ceil((total - done) / every) + (not done)  # the first is at step 0
       besides.insert(0, f"{number} evaluation{'' if number == 1 else 's'}")
     besides.append("compiling" if needs.compiling is None else f"{needs.compiling:.0f} s of compiling")
-    each = f"{needs.step:.3g} s" if needs.step >= 1 else f"{1e3 * needs.step:.3g} ms"
+    each = f"{_digits(needs.step)} s" if needs.step >= 1 else f"{1e3 * needs.step:.3g} ms"
     rows.append(("  time", f"about {span((total - done) * needs.step)}: {left} of {each}; besides {_listed(besides)}"))
   each = sum(needs.memory.values())
   parts = ", ".join(f"{name} {_size(value)}" for name, value in needs.memory.items() if value)
@@ -148,17 +166,20 @@ def _rate(model: Any, size: int, images: int) -> float:
   """FLOP/s of the forward pass of a backbone on one device; of a ViT, a few blocks stand for all."""
   if hasattr(model, "depth"):
     model = model.clone(depth=min(model.depth, _DEPTH))
-  crops = min(_CROPS.get(jax.default_backend(), _MOST), 2 * images)
+  each = cost.count(model, size).flops
+  most, work = _CROPS.get(jax.default_backend(), _MOST)
+  crops = max(min(most, 2 * images, int(work / each)), 1)
   shapes = cost.abstract_params(model)
   params = jax.tree.map(lambda x: jnp.full(x.shape, 0.02, x.dtype), shapes)
   batch = jnp.zeros((crops, size, size, model.in_channels))
   forward = jax.jit(lambda params, x: model.apply({"params": params}, x).cls).lower(params, batch).compile()
   taken = []
-  for _ in range(4):  # the first warms up
+  times, enough = _TRIED
+  while len(taken) < times and sum(taken) < enough:  # the first warms up
     start = time.perf_counter()
     jax.block_until_ready(forward(params, batch))
     taken.append(time.perf_counter() - start)
-  return crops * cost.count(model, size).flops / min(taken)
+  return crops * each / min(taken)
 
 
 def _kept(model: Any, views: Any, images: int) -> int:
@@ -203,4 +224,8 @@ def _of_what(run: setup.Run, there: int | None) -> str:
 
 
 def _size(value: int) -> str:
-  return f"{value / _GIB:.3g} GiB" if value >= _GIB / 10 else f"{value / 2**20:.3g} MiB"
+  return f"{_digits(value / _GIB)} GiB" if value >= _GIB / 10 else f"{_digits(value / 2**20)} MiB"
+
+
+def _digits(value: float) -> str:
+  return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
