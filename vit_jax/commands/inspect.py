@@ -6,8 +6,8 @@ import argparse
 import functools
 import sys
 
-from vit_jax.commands.common import line_width, load, model_table, show
-from vit_jax.commands.flags import Commands, add, count, picture, with_config, with_model
+from vit_jax.commands.common import limits, line_width, load, model_table, show
+from vit_jax.commands.flags import Commands, add, count, picture, with_config, with_limits, with_model
 from vit_jax.config.errors import UserError
 
 
@@ -35,6 +35,7 @@ def add_to(commands: Commands) -> None:
   features.add_argument("--data", required=True, help="source of the images, e.g. folder:/photos")
   features.add_argument("--output", type=picture, metavar="FILE", default="features.png", help="default: features.png")
   features.add_argument("--images", type=count, default=8, help="images to show (default: 8)")
+  with_limits(features)
   features.add_argument("--image_size", type=count, help="side of the images (default: the model's training size)")
 
 
@@ -104,7 +105,7 @@ def _inspect_features(args: argparse.Namespace) -> None:
     check_image_size(args.image_size, model.stride, "--image_size")
   size = args.image_size or -(-seen.image_size // model.stride) * model.stride  # whole patches
   batches = evaluation_batches(
-    open_source(args.data),
+    open_source(args.data, limits=limits(args)),
     image_size=size,
     batch_size=args.images,
     max_examples=args.images,
