@@ -27,6 +27,9 @@ def run_file(tmp_path):
   return str(path)
 
 
+PLAIN = "import ml_collections as m; d = m.ConfigDict(dict(seed=3)).lock(); "
+
+
 def body(statement: str) -> str:
   """The text of a run file that changes the defaults by one statement, on its line 4."""
   return f"from vit_jax.config import default\ndef get_config():\n  c = default()\n  {statement}\n  return c\n"
@@ -209,6 +212,11 @@ def test_run_file_that_sets_an_unknown_key(tmp_path):
     ("c = defalt()", "NameError: name 'defalt' is not defined (did you mean 'default'?)"),
     ("import math; c.seed = math.flor(1)", "module 'math' has no attribute 'flor' (did you mean 'floor'?)"),
     ("from vit_jax.config import lod", "(did you mean 'load'?)"),
+    ("c.batch_size.x = 3", "AttributeError: 'int' object has no attribute 'x'"),
+    (PLAIN + "d.sedd = 3", "sedd: no such key in this ConfigDict (did you mean 'seed'?)"),
+    (PLAIN + "d['sed'] = 3", "sed: no such key in this ConfigDict (did you mean 'seed'?)"),
+    (PLAIN + "x = d.sed", "sed: no such key in this ConfigDict (did you mean 'seed'?)"),
+    (PLAIN + "d.seed = 'x'", "seed='x': must be of the type of 3, which is there"),
     ("raise SystemExit(3)", "the run file ends the program (exit 3)"),
     ("raise ValueError('two\\nlines')", "ValueError: two lines"),
   ],
@@ -216,7 +224,7 @@ def test_run_file_that_sets_an_unknown_key(tmp_path):
 def test_mistake_in_a_run_file_is_one_line_with_file_line_and_the_nearest(tmp_path, statement, message):
   said = run_file_error(tmp_path, body(statement))
   assert said.startswith(f"{tmp_path}/mine.py, line 4: ") and message in said
-  assert "ml_collections" not in said and "ConfigDict" not in said
+  assert "ml_collections" not in said and "Could not override" not in said and "locked" not in said
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def _other_files(path: Path) -> str:
   if path.stem in {name.rpartition("/")[2] for name in shipped.names()}:
     return f"did you mean --config={_name_of(path)}, which comes with vit_jax?"
   folder = path.parent if path.parent.is_dir() else Path("configs")
-  files = sorted(file.name for file in folder.glob("*.py")) if folder.is_dir() else []
+  files = sorted(file.name for file in folder.glob("*.py") if file.is_file()) if folder.is_dir() else []
   if not files:
     return f"the folder {folder} has no run files; `vit-jax config list` shows those of vit_jax"
   return f"{folder} has {', '.join(files)}{did_you_mean(path.name, files)}"
@@ -143,11 +143,29 @@ def _explained(error: BaseException, path: Path, spec: str) -> ConfigError:
     # Of the file itself, or of one that it imports.
     file = path if Path(error.filename).samefile(path) else error.filename
     line, what = error.lineno, f"{type(error).__name__}: {error.msg}"
+  elif said := _of_plain_config(error):
+    what = said
   elif isinstance(error, SystemExit):
     what = f"the run file ends the program (exit {error.code})"
   else:
     what = f"{type(error).__name__}: {' '.join(str(error).split())}{_near(error, frame)}"
   return ConfigError(f"{file}, line {line}: {what}" if line else f"--config={spec}: {file}: {what}")
+
+
+def _of_plain_config(error: BaseException) -> str | None:
+  """What is wrong where a ConfigDict that the run file made itself refuses a key or a value; None: it is not that."""
+  step = error.__traceback__
+  while step is not None and not isinstance(step.tb_frame.f_locals.get("self"), ConfigDict):
+    step = step.tb_next
+  if step is None:
+    return None
+  here = step.tb_frame.f_locals
+  key = here.get("attribute", here.get("key"))
+  if isinstance(error, KeyError | AttributeError) and key is not None:
+    return f"{key}: no such key in this ConfigDict{did_you_mean(str(key), map(str, here['self']))}"
+  if isinstance(error, TypeError) and key is not None and "value" in here:
+    return f"{key}={here['value']!r}: must be of the type of {here['self'].get(key)!r}, which is there"
+  return None
 
 
 def _last_line(error: BaseException, path: Path) -> tuple[int | None, FrameType | None]:
