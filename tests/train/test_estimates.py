@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def tiny(*overrides: str) -> setup.Run:
   config = configs.load(TINY, ["batch_size=16", "loss_group_size=16", "data.workers=0", *overrides])
   run = setup.prepare(configs.load(TINY, ["batch_size=16", "loss_group_size=2"]))
   one = setup.fit(config, len(run.source), jax.devices()[:1])
-  return setup.dataclasses.replace(one, source=run.source)
+  return dataclasses.replace(one, source=run.source)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_recomputation_and_micro_batches_lower_what_is_kept():
 
 def test_a_long_run_is_said_to_be_long(needs):
   run = needs[0]
-  run = setup.dataclasses.replace(run, config=run.config.copy_and_resolve_references())
+  run = dataclasses.replace(run, config=run.config.copy_and_resolve_references())
   run.config.duration, run.config.evaluation.every = "100000 steps", "10000 steps"
   needs = Needs(7.8, {"parameters": 2**30}, 2**29, "somehow", "a little")
   text = estimates.report(needs, run)

@@ -70,7 +70,7 @@ def estimate(run: setup.Run) -> Needs:
   images = run.config.batch_size // parallel.batch_shards(run.mesh) // run.config.micro_batches
   memory["activations"] = max(_kept(one, largest, images) for one in backbones)
   memory["gradients"] = memory["parameters"]
-  error = "may be wrong by a factor of two; --measure compiles the step and makes a few, which takes minutes"
+  error = "rough: it may take three times as long, and a fifth more memory; --measure makes a few steps to know better"
   try:
     rate = _rate(max(backbones, key=lambda one: one.width), largest.global_size, images)
   except jax.errors.JaxRuntimeError as problem:

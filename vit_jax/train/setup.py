@@ -138,7 +138,7 @@ def abstract_state(run: Run) -> State:
   Raises:
     MeshError: if the mesh leaves parameters whole that it should spread.
   """
-  shapes = jax.eval_shape(run.init, jax.random.key(run.config.seed))
+  shapes = jax.eval_shape(lambda: run.init(jax.random.key(run.config.seed)))  # not even the key takes a device
   parallel.check_spread(shapes, run.mesh)
   shardings = parallel.state_shardings(shapes, run.mesh, zero=run.config.mesh.zero)
   return jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings)
