@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from vit_jax import checkpoints, methods
 from vit_jax import config as configs
-from vit_jax.config import ConfigError
+from vit_jax.config import ConfigError, UserError
 from vit_jax.config.students import SECTION
 from vit_jax.train import setup, starting
 
@@ -21,8 +22,14 @@ def check(config: ConfigDict) -> list[str]:
 
   Raises:
     ConfigError: whatever `vit-jax train` would refuse, in its words.
+    UserError: if JAX finds no devices, such as those of a TPU that a run is using.
   """
   configs.validate(config)
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError) as error:  # the latter where none of several JAX_PLATFORMS is there
+    why = (str(error) or "none of JAX_PLATFORMS").splitlines()[0]
+    raise UserError(f"JAX finds no devices ({why}); with JAX_PLATFORMS=cpu the config is checked for a CPU") from error
   left_out = [f"data.source={config.data.source}: was not opened"]
   if _teacher_is_missing(config):
     teacher = config.distillation.teacher
