@@ -65,9 +65,14 @@ def test_a_path_that_exists_is_that_file(elsewhere):
   assert load("tiny.py").seed == 7
 
 
-@pytest.mark.parametrize("there", ["tiny.py", "tiny/config.json", "tiny"])
+def test_the_folder_of_a_run_does_not_hide_a_name(elsewhere):
+  (elsewhere / "tiny").mkdir()
+  (elsewhere / "tiny" / "config.json").write_text("{}")
+  assert load("tiny").batch_size == 8
+
+
+@pytest.mark.parametrize("there", ["tiny.py", "tiny"])
 def test_a_name_that_may_be_a_file_here_is_refused_with_both(elsewhere, there):
-  (elsewhere / there).parent.mkdir(exist_ok=True)
   (elsewhere / there).write_text("")
   with pytest.raises(ConfigError) as caught:
     load("tiny")

@@ -95,7 +95,8 @@ def locate(spec: str) -> Place:
       f"--config={spec}: must be a run file, as my/run.py or my/run.py:argument, or the name of one that comes with "
       f"vit_jax (see `vit-jax config list`){meant}"
     )
-  others = [one for one in here if one.read_bytes() != path.read_bytes()]
+  # A run's folder is no run file: `--config=tiny --workdir=tiny` means the same when it is given again.
+  others = [one for one in here if one.name != "config.json" and one.read_bytes() != path.read_bytes()]
   if others:
     raise ConfigError(f"--config={spec}: may mean {others[0]} here or {path} of vit_jax: give one of these paths")
   return Place(path, arg if colon else None)
