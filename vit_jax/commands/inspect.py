@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import functools
+import sys
 
-from vit_jax.commands.common import limits, load, model_table, show
+from vit_jax.commands.common import limits, line_width, load, model_table, show
 from vit_jax.commands.flags import Commands, add, count, picture, with_config, with_limits, with_model
 from vit_jax.config.errors import UserError
 
@@ -14,7 +15,7 @@ def add_to(commands: Commands) -> None:
   """Their flags."""
   inspect = add(commands, "inspect", None, "look at a config, a model, a mesh, a batch, or features")
   views = inspect.add_subparsers(title="what", required=True, metavar="WHAT")
-  config = with_config(add(views, "config", _inspect_config, "the resolved config"))
+  config = with_config(add(views, "config", _inspect_config, "every key of a config, checked as a run would"))
   config.add_argument("--output", metavar="FILE", help="write to this file instead")
   model = with_config(add(views, "model", _inspect_model, "parameters, tokens and FLOPs"))
   model.add_argument("--output", metavar="FILE", help="write to this file instead")
@@ -42,18 +43,21 @@ def _inspect_config(args: argparse.Namespace) -> None:
   config = load(args)
   from vit_jax.config import defaults_of
   from vit_jax.inspect import tables
+  from vit_jax.train.checking import check
 
-  show(tables.config_table(config, defaults_of(config)), args.output)
+  for line in check(config):
+    print(f"not checked: {line}", file=sys.stderr)
+  show(tables.config_table(config, defaults_of(config), width=line_width(args.output)), args.output)
 
 
 def _inspect_model(args: argparse.Namespace) -> None:
-  show(model_table(load(args)), args.output)
+  show(model_table(load(args), width=line_width(args.output)), args.output)
 
 
 def _inspect_checkpoints(args: argparse.Namespace) -> None:
   from vit_jax.inspect.saved_steps import saved_steps_table
 
-  show(saved_steps_table(args.workdir, verify=args.verify), args.output)
+  show(saved_steps_table(args.workdir, verify=args.verify, width=line_width(args.output)), args.output)
 
 
 def _inspect_sharding(args: argparse.Namespace) -> None:
@@ -66,7 +70,7 @@ def _inspect_sharding(args: argparse.Namespace) -> None:
   mesh = parallel.abstract_mesh(config.mesh, args.devices or jax.device_count())
   init = functools.partial(methods.get(config.method).init, config)
   state = jax.eval_shape(init, jax.random.key(config.seed))
-  show(sharding_table(state, mesh, zero=config.mesh.zero), args.output)
+  show(sharding_table(state, mesh, zero=config.mesh.zero, width=line_width(args.output)), args.output)
   parallel.check_spread(state, mesh)
 
 

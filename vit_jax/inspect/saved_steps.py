@@ -6,17 +6,18 @@ import datetime
 import os
 
 from vit_jax.checkpoints import Found, survey
-from vit_jax.inspect.tables import align
+from vit_jax.inspect.columns import align
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
-def saved_steps_table(workdir: str | os.PathLike, *, verify: bool = False) -> str:
+def saved_steps_table(workdir: str | os.PathLike, *, verify: bool = False, width: int | None = None) -> str:
   """Every checkpoint of a run on a line: its state, size, time, what trained it, its loss; and what a run would use.
 
   Args:
     workdir: the run.
     verify: read every array and compare it with what was saved.
+    width: as in `columns.align`.
 
   Raises:
     NotSaved: if the folder holds no checkpoint of any kind.
@@ -32,7 +33,7 @@ def saved_steps_table(workdir: str | os.PathLike, *, verify: bool = False) -> st
   else:
     end = "No step is whole: a run starts from zero."
   checked = "Every array was read and compared." if verify else "Presence was checked; --verify reads every array."
-  return f"{align(rows)}\n\n{end} {checked}"
+  return f"{align(rows, width=width)}\n\n{align([(f'{end} {checked}',)], width=width)}"
 
 
 def _about(entry: Found) -> tuple[str, str, str]:
