@@ -22,6 +22,7 @@ from vit_jax.config.saving import from_dict
 from vit_jax.config.students import config_at
 from vit_jax.methods.dinov3 import Modules, modules
 from vit_jax.weights import WeightsError, from_state_dict, parameter_shapes
+from vit_jax.weights.hub_cache import locate
 from vit_jax.weights.infer import infer_head
 from vit_jax.weights.opening import HEADS, open_weights
 
@@ -76,7 +77,10 @@ def frozen_teacher(config: Any) -> FrozenTeacher | None:
   """
   if config.distillation.teacher is None:
     return None
-  path = Path(config.distillation.teacher).expanduser()
+  try:
+    path = locate(config.distillation.teacher)
+  except WeightsError as error:
+    raise ValueError(f"{_KEY}={config.distillation.teacher!r}: {error}") from error
   address = checkpoints.find(path)
   if address is not None:
     return _of_run(str(address.pinned()), config.model.dtype)

@@ -22,6 +22,7 @@ from vit_jax.config import ConfigError
 from vit_jax.config.fields import assign
 from vit_jax.data import levels
 from vit_jax.data.decode import BadImage, NeedsPackage, OtherChannels, UnknownRange, read_samples, scaled
+from vit_jax.data.evaluation_batches import fitting_crop_ratio
 from vit_jax.data.left_out import left_out_of
 from vit_jax.data.levels import Spread
 from vit_jax.data.limits import Limits
@@ -39,7 +40,7 @@ log = logging.getLogger(__name__)
 CONFIG_FILE = "config.json"
 # Keys that may change when a run goes on: they decide how it runs and what is kept, not what is learned.
 FREE = ("mesh.", "checkpoint.", "log.", "data.workers", "data.prefetch", "data.timeout", "data.cache_dir",
-        "compilation_cache")  # fmt: skip
+        "compilation_cache", "evaluation.crop_ratio")  # fmt: skip
 IMAGENET = 1_281_167  # images of ImageNet-1k, where the data are not there to be counted
 _TRIED = 8  # images that are looked at before the first compile
 MIN_LABELLED = 20  # images of which a tenth is worth a score
@@ -96,6 +97,8 @@ def prepare(config: ConfigDict) -> Run:
       _report_quantization(alone)
     _report_repeats(resolved, len(source))
     sources = _evaluation_sources(resolved, source)
+    if resolved.evaluation.crop_ratio is None:
+      resolved.evaluation.crop_ratio = _crop_ratio(resolved, source)
   return dataclasses.replace(run, source=source, evaluation_sources=sources)
 
 
@@ -213,6 +216,14 @@ def _check_evaluation_size(config: ConfigDict, views: Views) -> None:
     check_image_size(size, views.stride, "evaluation.image_size")
   except EvaluationError as error:
     raise ConfigError(f"{error}; None takes crops.global_size={config.crops.global_size}") from None
+
+
+def _crop_ratio(config: ConfigDict, source: Source) -> float:
+  """That which suits the images that are scored, or trained on where none are."""
+  if config.evaluation.train_source:
+    source = open_source(config.evaluation.train_source, cache_dir=config.data.cache_dir, limits=limits(config))
+  size = config.evaluation.image_size or config.crops.global_size
+  return fitting_crop_ratio(source, size, channels=config.model.in_channels, value_range=config.data.value_range)
 
 
 def _check_koleo(config: ConfigDict) -> None:

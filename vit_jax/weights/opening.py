@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from vit_jax.weights import timm_config
 from vit_jax.weights.convert import select
 from vit_jax.weights.errors import WeightsError
 from vit_jax.weights.families import family_of_config
 from vit_jax.weights.files import INDEX, SINGLE, check_no_pointer, open_safetensors, read_metadata
-from vit_jax.weights.hf_config import from_preprocessor
+from vit_jax.weights.grids import Given, ImageSize, with_grid
 from vit_jax.weights.infer import Recognised, recognise
+from vit_jax.weights.preprocessor import Preprocessor, from_preprocessor, is_legacy
 from vit_jax.weights.pth import open_pth, read_extra
 from vit_jax.weights.record import MODEL, read_text
 
+_log = logging.getLogger(__name__)
+
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"  # of a Hugging Face folder
 HEADS = ("dino_head", "ibot_head")
-# Of the published satellite models, whose files say it by their names; as of `from_preprocessor`.
-SATELLITE = ("sat493m", ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143), 224, None))
+# Of the published satellite models, whose files say it by their names.
+SATELLITE = ("sat493m", Preprocessor((0.430, 0.411, 0.296), (0.213, 0.156, 0.143), 224))
 
 
 class Opened(NamedTuple):
@@ -41,8 +46,13 @@ class Opened(NamedTuple):
   others: tuple[str, ...] = ()
 
 
-def open_weights(path: pathlib.Path) -> Opened:
+def open_weights(path: pathlib.Path, *, given: Given = None) -> Opened:
   """Opens a `.pth` file, a safetensors file, or a Hugging Face folder.
+
+  Args:
+    path: the file or folder.
+    given: the table of learned positions, its grid, or the size of the images that it is for, where the file does not
+      say it (or says another).
 
   Raises:
     WeightsError: if it cannot be read, or holds no backbone that is known.
@@ -55,27 +65,48 @@ def open_weights(path: pathlib.Path) -> Opened:
   stored, own = read_preprocessor(path), _text(path, MODEL)
   normalization = None if stored is None else stored[:2]
   if config is not None and own is None:
-    return _from_config(config, tensors, path)._replace(normalization=normalization)
+    return _from_config(config, tensors, path, given)._replace(normalization=normalization)
   try:
-    opened = _from_names(tensors) if own is None else Opened(read_text(own, tensors), {"backbone": tensors})
+    if own is None:
+      opened = _from_names(tensors, given, timm_config.image_size(_beside(path)))
+    else:
+      opened = _with_given(Opened(read_text(own, tensors), {"backbone": tensors}), given)
     return opened._replace(normalization=normalization)
   except WeightsError as error:
     raise WeightsError(f"{path}: {error}") from error
 
 
-def read_preprocessor(
-  path: pathlib.Path,
-) -> tuple[tuple[float, ...], tuple[float, ...], int, tuple[float, ...] | None] | None:
-  """Mean, standard deviation, side and range of values of the images of the model at `path`; None: it does not say.
+def read_preprocessor(path: pathlib.Path) -> Preprocessor | None:
+  """What is said of the images of the model at `path`; None: nothing.
 
-  They are in a folder, beside a file, or in the texts that a file has room for.
+  It is in a folder, beside a file, or in the texts that a file has room for; of timm, in its config.json.
   """
+  if (stored := _stored_preprocessor(path)) is not None:
+    values, ours = stored
+    return from_preprocessor(values, ours=ours)
+  if SATELLITE[0] in path.name:
+    return SATELLITE[1]
+  return timm_config.preprocessor(_beside(path))
+
+
+def stored_preprocessor(path: pathlib.Path) -> dict[str, Any] | None:
+  """The preprocessor_config.json of the model at `path`, as it is; None: there is none that says what was evaluated."""
+  stored = _stored_preprocessor(path)
+  return None if stored is None or is_legacy(*stored) else stored[0]
+
+
+def _stored_preprocessor(path: pathlib.Path) -> tuple[dict[str, Any], bool] | None:
+  """The preprocessor_config.json of the model at `path`, and whether it is in what only vit_jax writes."""
   text, beside = _text(path, PREPROCESSOR), (path if path.is_dir() else path.parent) / PREPROCESSOR
   if text is not None:
-    return from_preprocessor(json.loads(text))
-  if path.suffix == ".pth" or not beside.exists():
-    return SATELLITE[1] if SATELLITE[0] in path.name else None
-  return from_preprocessor(read_json(beside))
+    values, ours = json.loads(text), True
+  elif path.suffix != ".pth" and beside.exists():
+    values, ours = read_json(beside), (path / MODEL).exists()
+  else:
+    return None
+  if not isinstance(values, dict):
+    raise WeightsError(f"{beside}: is no JSON object.")
+  return values, ours
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -103,18 +134,37 @@ def _is_safetensors(path: pathlib.Path) -> bool:
   return path.is_dir() or path.suffix == ".safetensors"
 
 
-def _configuration(path: pathlib.Path) -> dict[str, Any] | None:
-  """The config.json of transformers that goes with the weights; timm's has other keys."""
+def _beside(path: pathlib.Path) -> dict[str, Any]:
+  """The config.json that goes with the weights: transformers' or timm's; empty: there is none."""
   beside = (path if path.is_dir() else path.parent) / CONFIG
   config = read_json(beside) if _is_safetensors(path) and beside.exists() else {}
+  return config if isinstance(config, dict) else {}
+
+
+def _configuration(path: pathlib.Path) -> dict[str, Any] | None:
+  """The config.json of transformers that goes with the weights; timm's has other keys."""
+  config = _beside(path)
   return config if "model_type" in config else None
 
 
-def _from_config(config: Mapping[str, Any], tensors: Mapping[str, Any], path: pathlib.Path) -> Opened:
+def _with_given(opened: Opened, given: Given) -> Opened:
+  """A file that says its attributes, with the grid that is given for its table of positions."""
+  attributes = opened.backbone.attributes
+  table = with_grid(attributes.get("position_table"), given, attributes.get("patch_size", 1))
+  if table is None:
+    return opened
+  said = attributes["position_table"].grid
+  if table.grid != said:
+    _log.warning("The file says a grid of %s x %s positions; given, and taken, is %s x %s.", *said, *table.grid)
+  return opened._replace(backbone=opened.backbone._replace(attributes=attributes | {"position_table": table}))
+
+
+def _from_config(config: Mapping[str, Any], tensors: Mapping[str, Any], path: pathlib.Path, given: Given) -> Opened:
   """A backbone that a config.json describes, alone or in a model with a task's head."""
   try:
     family = family_of_config(config)
     recognised = Recognised(family.layout, family.module, family.to_attributes(config), {})
+    recognised = _with_given(Opened(recognised, {}), given).backbone
   except WeightsError as error:
     raise WeightsError(f"{(path if path.is_dir() else path.parent) / CONFIG}: {error}") from error
   prefix = f"{config['model_type']}."
@@ -123,15 +173,17 @@ def _from_config(config: Mapping[str, Any], tensors: Mapping[str, Any], path: pa
   return Opened(recognised, {"backbone": select(tensors, prefix)}, others=_besides(tensors, prefix))
 
 
-def _from_names(tensors: Mapping[str, Any]) -> Opened:
+def _from_names(tensors: Mapping[str, Any], given: Given, said: ImageSize | None) -> Opened:
   """A backbone in a layout that tells its architecture: flat, or in a training export next to its heads."""
   if "teacher" in tensors:
     tensors = select(tensors, "teacher")
   if not any(name.startswith("backbone.") for name in tensors):
-    return Opened(recognise(tensors), {"backbone": tensors}, inferred=True)
+    return Opened(recognise(tensors, given=given, said=said), {"backbone": tensors}, inferred=True)
   heads = [head for head in HEADS if any(name.startswith(f"{head}.") for name in tensors)]
   parts = {name: select(tensors, f"{name}.") for name in ("backbone", *heads)}
-  return Opened(recognise(parts["backbone"]), parts, inferred=True, others=_besides(tensors, "backbone."))
+  return Opened(
+    recognise(parts["backbone"], given=given, said=said), parts, inferred=True, others=_besides(tensors, "backbone.")
+  )
 
 
 def _besides(tensors: Mapping[str, Any], prefix: str) -> tuple[str, ...]:
