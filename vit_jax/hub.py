@@ -33,9 +33,10 @@ from vit_jax.weights.files import (
   write_safetensors,
   write_sharded,
 )
-from vit_jax.weights.opening import CONFIG, PREPROCESSOR, open_weights, read_json, read_preprocessor
+from vit_jax.weights.opening import CONFIG, PREPROCESSOR, holds_weights, open_weights, read_preprocessor
 from vit_jax.weights.pth import read_extra, write_pth
 from vit_jax.weights.record import MODEL
+from vit_jax.weights.texts import read_json
 
 PARAMS = "params"  # with MODEL, a folder of format "orbax"
 
@@ -216,9 +217,7 @@ def _opener(path: pathlib.Path) -> Callable[[pathlib.Path, dict, Placement | Non
     return _open_run
   if (path / MODEL).exists():
     return _open_own
-  if (path / SINGLE).exists() or (path / INDEX).exists():
-    return _open_file
-  return _open_file if path.is_file() else None
+  return _open_file if holds_weights(path) else None
 
 
 def _what_is_there(path: pathlib.Path) -> str:
@@ -270,8 +269,6 @@ def _open_file(path: pathlib.Path, overrides: dict[str, Any], sharding: Placemen
   if opened.inferred:
     _log.info("%s: inferred %s.", path, _describe(model))
     _say_what_was_assumed(path, {k: v for k, v in found.assumed.items() if k.partition(".")[0] not in overrides})
-  if opened.others:
-    _log.info("%s: taking the backbone; not loaded: %s.", path, ", ".join(opened.others))
   try:
     return model, weights.from_state_dict(opened.tensors["backbone"], model, found.layout, sharding=sharding)
   except weights.WeightMismatch as error:

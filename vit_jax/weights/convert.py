@@ -15,6 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vit_jax.models import ProjectionHead
+from vit_jax.weights import bounds
 from vit_jax.weights.assembly import Parameter, Slot, maker
 from vit_jax.weights.dinov2 import DINOV2
 from vit_jax.weights.dinov3 import DINOV3
@@ -143,6 +144,7 @@ def _parameters(state_dict: Mapping[str, Any], model: nn.Module, layout: str) ->
   """The parameters of a model by path, checked, not yet read."""
   table = _layout(layout, model)
   state_dict = _backbone_only(state_dict, table)
+  bounds.check_architecture(model, state_dict)
   shapes = _parameter_shapes(model, _input_width(state_dict, table, model))
   slots = _slots(table, layout, model, shapes)
   required = {name: found[0].file_shape for name, found in slots.items() if not found[0].row.copy}

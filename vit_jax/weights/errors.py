@@ -32,6 +32,15 @@ def reading(what: Any) -> Iterator[None]:
     raise WeightsError(f"{what} cannot be read: {said}{kind}.") from error
 
 
+@contextlib.contextmanager
+def about(what: Any) -> Iterator[None]:
+  """Says first in a WeightsError what it is about."""
+  try:
+    yield
+  except WeightsError as error:
+    raise type(error)(f"{what}: {error}") from error
+
+
 def shown(text: str, longest: int = _LONGEST) -> str:
   """A text out of a file as a message repeats it: short, and without what a terminal would obey."""
   cut = text[:longest]

@@ -1,29 +1,36 @@
-"""What a weight file holds, whatever wrote it: the tensors of each sub-module, and the architecture of the backbone."""
+"""What weights of others hold, whatever wrote them: the tensors of each sub-module, and the backbone's architecture."""
 
 from __future__ import annotations
 
-import json
+import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from vit_jax.weights.convert import select
-from vit_jax.weights.errors import WeightsError
+from vit_jax.weights import bounds, wrapped
+from vit_jax.weights.distributed import METADATA, open_distributed
+from vit_jax.weights.errors import WeightsError, about, reading
 from vit_jax.weights.families import family_of_config
-from vit_jax.weights.files import INDEX, SINGLE, check_no_pointer, open_safetensors, read_metadata
+from vit_jax.weights.files import INDEX, SINGLE, open_safetensors, open_shards, read_metadata
 from vit_jax.weights.hf_config import from_preprocessor
 from vit_jax.weights.infer import Recognised, recognise
-from vit_jax.weights.pth import open_pth, read_extra
+from vit_jax.weights.pth import is_torch, open_pth, read_extra
 from vit_jax.weights.record import MODEL, read_text
+from vit_jax.weights.texts import parse_json, read_json
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"  # of a Hugging Face folder
+TORCH_SINGLE, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 HEADS = ("dino_head", "ibot_head")
 # Of the published satellite models, whose files say it by their names; as of `from_preprocessor`.
 SATELLITE = ("sat493m", ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143), 224, None))
 
+_MOST_NAMED = 20
+
+_log = logging.getLogger(__name__)
+
 
 class Opened(NamedTuple):
-  """A weight file.
+  """Weights of others.
 
   Attributes:
     backbone: its layout and architecture.
@@ -31,36 +38,92 @@ class Opened(NamedTuple):
       "dinov3").
     normalization: mean and standard deviation of the images it was trained with; None: the file does not say.
     inferred: whether the architecture was read off the tensors, for want of a configuration.
-    others: beginnings of the names of tensors besides the backbone's.
   """
 
   backbone: Recognised
   tensors: dict[str, Mapping[str, Any]]
   normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
   inferred: bool = False
-  others: tuple[str, ...] = ()
 
 
 def open_weights(path: pathlib.Path) -> Opened:
-  """Opens a `.pth` file, a safetensors file, or a Hugging Face folder.
+  """Opens a file of torch, a safetensors file, or a folder of Hugging Face or of torch.distributed.checkpoint.
+
+  The log says what was taken of it where it holds more than a backbone, and what was taken off the names.
+
+  Args:
+    path: where it is; `FILE#teacher.backbone` says which backbone of several.
 
   Raises:
-    WeightsError: if it cannot be read, or holds no backbone that is known.
+    WeightsError: if it cannot be read, claims more than its bytes are worth, or holds no backbone that is known.
     FileNotFoundError: if there is nothing.
   """
-  if path.is_dir() and not any((path / name).exists() for name in (SINGLE, INDEX)):
-    raise WeightsError(f"{path} is no model: a folder of weights has {SINGLE} (or its sharded form) and {CONFIG}.")
-  config = _configuration(path)
-  tensors = open_safetensors(path) if _is_safetensors(path) else open_pth(path)
-  stored, own = read_preprocessor(path), _text(path, MODEL)
-  normalization = None if stored is None else stored[:2]
-  if config is not None and own is None:
-    return _from_config(config, tensors, path)._replace(normalization=normalization)
-  try:
-    opened = _from_names(tensors) if own is None else Opened(read_text(own, tensors), {"backbone": tensors})
-    return opened._replace(normalization=normalization)
-  except WeightsError as error:
-    raise WeightsError(f"{path}: {error}") from error
+  path, wanted = split_address(path)
+  if path.is_dir() and _reader(path) is None:
+    raise WeightsError(
+      f"{path} is no model: a folder of weights has {SINGLE} or {TORCH_SINGLE} (or their sharded forms) and {CONFIG}, "
+      f"or the {METADATA} of torch.distributed.checkpoint."
+    )
+  config, own = _configuration(path), _text(path, MODEL)
+  described = None if config is None or own is not None else _described(config, path)
+  content = open_tensors(path)
+  stored = read_preprocessor(path)
+  with reading(path), about(path):
+    part = wrapped.find(content, HEADS, wanted)
+    bounds.check_bytes(sum(tensor.nbytes for tensor in part.tensors.values()), _stored(path), "its backbone")
+    backbone = described or (_recognised(part) if own is None else read_text(own, part.tensors))
+    bounds.check_attributes(backbone.module, backbone.attributes)
+  _say_what_was_taken(path, part)
+  inferred, normalization = own is None and described is None, None if stored is None else stored[:2]
+  return Opened(backbone, {"backbone": part.tensors} | part.siblings, normalization, inferred)
+
+
+def open_tensors(path: pathlib.Path) -> Mapping[str, Any]:
+  """What a file or a folder of others holds: tensors by name, or nested dicts of them; none is read yet.
+
+  Raises:
+    as `open_weights`.
+  """
+  reader = _reader(path)
+  if reader is None:
+    raise FileNotFoundError(f"there is no file {path}.")
+  return reader(path)
+
+
+def holds_weights(path: pathlib.Path) -> bool:
+  """Whether there is a file, or a folder of a kind that `open_weights` opens."""
+  return _reader(split_address(path)[0]) is not None
+
+
+def split_address(path: pathlib.Path) -> tuple[pathlib.Path, str | None]:
+  """The path of an address, and what follows its last "#": which part is meant."""
+  text, sign, part = str(path).rpartition("#")
+  if not sign or path.exists() or not pathlib.Path(text).exists():
+    return path, None
+  return pathlib.Path(text), part
+
+
+def _reader(path: pathlib.Path) -> Callable[[pathlib.Path], Mapping[str, Any]] | None:
+  """What opens a file or a folder, by what is in it; None: there is nothing to open."""
+  if path.is_file():
+    return open_safetensors if _is_safetensors(path) else open_pth
+  for names, reader in _FOLDERS:
+    if any((path / name).exists() for name in names):
+      return reader
+  return None
+
+
+def _open_torch_folder(path: pathlib.Path) -> Mapping[str, Any]:
+  if (path / TORCH_SINGLE).exists():
+    return open_pth(path / TORCH_SINGLE)
+  return open_shards(path / TORCH_INDEX, open_pth, strict=False)
+
+
+_FOLDERS = (
+  ((SINGLE, INDEX), open_safetensors),
+  ((TORCH_SINGLE, TORCH_INDEX), _open_torch_folder),
+  ((METADATA,), open_distributed),
+)
 
 
 def read_preprocessor(
@@ -70,25 +133,13 @@ def read_preprocessor(
 
   They are in a folder, beside a file, or in the texts that a file has room for.
   """
+  path, _ = split_address(path)
   text, beside = _text(path, PREPROCESSOR), (path if path.is_dir() else path.parent) / PREPROCESSOR
   if text is not None:
-    return from_preprocessor(json.loads(text))
+    return from_preprocessor(parse_json(text, path))
   if path.suffix == ".pth" or not beside.exists():
     return SATELLITE[1] if SATELLITE[0] in path.name else None
   return from_preprocessor(read_json(beside))
-
-
-def read_json(path: pathlib.Path) -> Any:
-  """The content of a JSON file.
-
-  Raises:
-    WeightsError: if it is none.
-  """
-  check_no_pointer(path)
-  try:
-    return json.loads(path.read_text())
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise WeightsError(f"{path} is no JSON: {error}.") from error
 
 
 def _text(path: pathlib.Path, name: str) -> str | None:
@@ -99,40 +150,56 @@ def _text(path: pathlib.Path, name: str) -> str | None:
   return read_metadata(file).get(name) if _is_safetensors(file) else read_extra(file, name)
 
 
-def _is_safetensors(path: pathlib.Path) -> bool:
-  return path.is_dir() or path.suffix == ".safetensors"
+def _is_safetensors(file: pathlib.Path) -> bool:
+  """Whether a file is to be read as one of safetensors: torch's are known by their content, whatever their names."""
+  if is_torch(file):
+    return False
+  with reading(file), file.open("rb") as content:
+    return file.suffix == ".safetensors" or content.read(9)[8:] == b"{"
 
 
 def _configuration(path: pathlib.Path) -> dict[str, Any] | None:
   """The config.json of transformers that goes with the weights; timm's has other keys."""
   beside = (path if path.is_dir() else path.parent) / CONFIG
-  config = read_json(beside) if _is_safetensors(path) and beside.exists() else {}
+  goes_with = path.is_dir() or path.suffix == ".safetensors" or path.name == TORCH_SINGLE
+  config = read_json(beside) if goes_with and beside.exists() else {}
+  if not isinstance(config, dict):
+    raise WeightsError(f"{beside} is no configuration of a model.")
   return config if "model_type" in config else None
 
 
-def _from_config(config: Mapping[str, Any], tensors: Mapping[str, Any], path: pathlib.Path) -> Opened:
-  """A backbone that a config.json describes, alone or in a model with a task's head."""
-  try:
+def _described(config: Mapping[str, Any], path: pathlib.Path) -> Recognised:
+  """The backbone that a config.json describes."""
+  where = (path if path.is_dir() else path.parent) / CONFIG
+  with reading(where), about(where):
     family = family_of_config(config)
-    recognised = Recognised(family.layout, family.module, family.to_attributes(config), {})
-  except WeightsError as error:
-    raise WeightsError(f"{(path if path.is_dir() else path.parent) / CONFIG}: {error}") from error
-  prefix = f"{config['model_type']}."
-  if not any(name.startswith(prefix) for name in tensors):
-    return Opened(recognised, {"backbone": tensors})
-  return Opened(recognised, {"backbone": select(tensors, prefix)}, others=_besides(tensors, prefix))
+    attributes = family.to_attributes(config)
+    bounds.check_attributes(family.module, attributes)
+    return Recognised(family.layout, family.module, attributes, {})
 
 
-def _from_names(tensors: Mapping[str, Any]) -> Opened:
-  """A backbone in a layout that tells its architecture: flat, or in a training export next to its heads."""
-  if "teacher" in tensors:
-    tensors = select(tensors, "teacher")
-  if not any(name.startswith("backbone.") for name in tensors):
-    return Opened(recognise(tensors), {"backbone": tensors}, inferred=True)
-  heads = [head for head in HEADS if any(name.startswith(f"{head}.") for name in tensors)]
-  parts = {name: select(tensors, f"{name}.") for name in ("backbone", *heads)}
-  return Opened(recognise(parts["backbone"]), parts, inferred=True, others=_besides(tensors, "backbone."))
+def _recognised(part: wrapped.Part) -> Recognised:
+  """The backbone of a layout that tells its architecture."""
+  if any(name.startswith("embeddings.") for name in part.tensors):
+    raise WeightsError(
+      f"its tensors have the names of a Hugging Face model, of which {CONFIG} says the architecture: put it beside them."
+    )
+  return recognise(part.tensors)
 
 
-def _besides(tensors: Mapping[str, Any], prefix: str) -> tuple[str, ...]:
-  return tuple(sorted({name.split(".")[0] for name in tensors if not name.startswith(prefix)}))
+def _stored(path: pathlib.Path) -> int:
+  """The bytes of a file, or of the files of a folder."""
+  return sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir()) if file.is_file())
+
+
+def _say_what_was_taken(path: pathlib.Path, part: wrapped.Part) -> None:
+  said = [f"{part.prefix!r} taken off the names"] if part.prefix else []
+  said += part.renamed
+  if said:
+    _log.info("%s: taking the backbone (%s).", path, "; ".join(said))
+  if part.others:
+    _log.info("%s: not loaded: %s.", path, ", ".join(part.others[:_MOST_NAMED]) + _more(part.others))
+
+
+def _more(names: tuple[str, ...]) -> str:
+  return f", … ({len(names)} in all)" if len(names) > _MOST_NAMED else ""

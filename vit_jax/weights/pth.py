@@ -21,10 +21,10 @@ import numpy as np
 from vit_jax.weights import bounds, pickles
 from vit_jax.weights.archive import MAGIC, Archive
 from vit_jax.weights.errors import WeightsError, reading
-from vit_jax.weights.files import check_no_pointer
 from vit_jax.weights.lazy import LazyTensor, map_file
 from vit_jax.weights.pickles import Foreign, Unreadable
 from vit_jax.weights.storages import STORAGES, Storage, builders, storage_type
+from vit_jax.weights.texts import check_no_pointer
 
 _LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # the magic number, pickled
 _WAY_OUT = (

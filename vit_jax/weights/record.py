@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vit_jax.models import ConvNeXt, PositionTable, Rope, VisionTransformer
+from vit_jax.weights import bounds
 from vit_jax.weights.convert import LAYOUTS, parameter_shapes
 from vit_jax.weights.errors import WeightMismatch, WeightsError
 from vit_jax.weights.infer import Recognised, recognise
@@ -43,6 +44,7 @@ def from_json(saved: Mapping[str, Any]) -> tuple[type[nn.Module], dict[str, Any]
   try:
     module = _MODULES[saved["module"]]
     attributes = {name: _from_json(name, value) for name, value in saved["attributes"].items()}
+    bounds.check_attributes(module, attributes)
     module(**attributes)
   except (KeyError, TypeError, ValueError, AttributeError) as error:
     raise WeightsError(f"its {MODEL} describes no model that this version of vit_jax knows: {error}.") from error
