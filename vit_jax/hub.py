@@ -36,7 +36,6 @@ from vit_jax.weights.files import (
 from vit_jax.weights.opening import CONFIG, PREPROCESSOR, holds_weights, open_weights, read_preprocessor
 from vit_jax.weights.pth import read_extra, write_pth
 from vit_jax.weights.record import MODEL
-from vit_jax.weights.texts import read_json
 
 PARAMS = "params"  # with MODEL, a folder of format "orbax"
 
@@ -251,11 +250,10 @@ def _open_run(path: pathlib.Path, overrides: dict[str, Any], sharding: Placement
 
 
 def _open_own(path: pathlib.Path, overrides: dict[str, Any], sharding: Placement | None) -> tuple[Backbone, dict]:
-  try:
-    module, attributes = record.from_json(read_json(path / MODEL))
-  except weights.WeightsError as error:
-    raise weights.WeightsError(f"{path}: {error}") from error
-  return module(**(attributes | overrides)), trees.read_tree(path / PARAMS, sharding)
+  module, attributes = record.read_own(path / MODEL)
+  model = module(**(attributes | overrides))
+  record.check_shapes(path / MODEL, model, trees.shapes(path / PARAMS))
+  return model, trees.read_tree(path / PARAMS, sharding, text=(path / MODEL).read_text())
 
 
 def _open_file(path: pathlib.Path, overrides: dict[str, Any], sharding: Placement | None) -> tuple[Backbone, dict]:
@@ -348,9 +346,10 @@ def _texts(model: Backbone, layout: str, export: _Export) -> dict[str, str]:
 
 
 def _write_orbax(path: pathlib.Path, model: Backbone, params: Mapping[str, Any], export: _Export) -> None:
+  weights.check_parameters(params, model)
   path.mkdir(parents=True)
   _write_json(path / MODEL, {"module": type(model).__name__, "attributes": record.to_json(model)})
-  trees.write_tree(path / PARAMS, params)
+  trees.write_tree(path / PARAMS, params, text=(path / MODEL).read_text())
   if export.preprocessor is not None:
     _write_json(path / PREPROCESSOR, export.preprocessor)
 
@@ -387,7 +386,7 @@ def _free_place(path: pathlib.Path, format: str, overwrite: bool) -> pathlib.Pat
 
 
 def _check_folder(path: pathlib.Path, format: str, overwrite: bool) -> None:
-  known = (SINGLE, INDEX, SHARDS, CONFIG, PREPROCESSOR, MODEL, PARAMS)
+  known = (SINGLE, INDEX, SHARDS, CONFIG, PREPROCESSOR, MODEL, PARAMS, trees.SEAL)
   strangers = sorted(entry.name for entry in path.iterdir() if not any(map(entry.match, known)))
   if strangers:
     raise UnknownModel(

@@ -106,14 +106,7 @@ def lazy_state_dict(params: Mapping[str, Any], model: nn.Module, layout: str = "
     WeightMismatch: if the parameters are not those of the model, or the layout cannot hold them; lists all of them.
   """
   table = _layout(layout, model)
-  given = flatten_dict(dict(params), sep="/")
-  width = np.shape(given["fc1/kernel"])[0] if "fc1/kernel" in given else 1
-  shapes = _parameter_shapes(model, width)
-  problems = _compare(given, shapes)
-  if problems:
-    raise WeightMismatch(
-      f"{len(problems)} parameters are not those of the {type(model).__name__}:\n" + "\n".join(problems)
-    )
+  shapes, given = check_parameters(params, model), flatten_dict(dict(params), sep="/")
   tensors: dict[str, LazyTensor] = {}
   for name, slots in _slots(table, layout, model, shapes).items():
     parts = [(given[slot.row.path], slot) for slot in slots]
@@ -121,6 +114,23 @@ def lazy_state_dict(params: Mapping[str, Any], model: nn.Module, layout: str = "
   for buffer in table.buffers(model):
     tensors[buffer.name] = LazyTensor(buffer.value.shape, buffer.value.dtype, functools.partial(np.array, buffer.value))
   return tensors
+
+
+def check_parameters(params: Mapping[str, Any], model: nn.Module) -> dict[str, Shape]:
+  """The shapes by path of the parameters of a model, which those given are.
+
+  Raises:
+    WeightMismatch: if they are not; lists all of them.
+  """
+  given = flatten_dict(dict(params), sep="/")
+  width = np.shape(given["fc1/kernel"])[0] if "fc1/kernel" in given else 1
+  shapes = model_shapes(model, width)
+  problems = _compare(given, shapes)
+  if problems:
+    raise WeightMismatch(
+      f"{len(problems)} parameters are not those of the {type(model).__name__}:\n" + "\n".join(problems)
+    )
+  return shapes
 
 
 def select(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -145,7 +155,7 @@ def _parameters(state_dict: Mapping[str, Any], model: nn.Module, layout: str) ->
   table = _layout(layout, model)
   state_dict = _backbone_only(state_dict, table)
   bounds.check_architecture(model, state_dict)
-  shapes = _parameter_shapes(model, _input_width(state_dict, table, model))
+  shapes = model_shapes(model, _input_width(state_dict, table, model))
   slots = _slots(table, layout, model, shapes)
   required = {name: found[0].file_shape for name, found in slots.items() if not found[0].row.copy}
   copies = {name: found[0] for name, found in slots.items() if name not in required and name in state_dict}
@@ -189,8 +199,8 @@ def _backbone_only(state_dict: Mapping[str, Any], table: Layout) -> Mapping[str,
   return {name: value for name, value in state_dict.items() if name not in outside}
 
 
-def _parameter_shapes(model: nn.Module, width: int) -> dict[str, Shape]:
-  """Shapes of all parameters by path; `width` is the input of a head."""
+def model_shapes(model: nn.Module, width: int = 1) -> dict[str, Shape]:
+  """Shapes of all parameters of a model by path; `width` is the input of a head."""
   if isinstance(model, ProjectionHead):
     example = jax.ShapeDtypeStruct((1, width), jnp.float32)
   else:

@@ -182,7 +182,7 @@ def _recognised(part: wrapped.Part) -> Recognised:
   """The backbone of a layout that tells its architecture."""
   if any(name.startswith("embeddings.") for name in part.tensors):
     raise WeightsError(
-      f"its tensors have the names of a Hugging Face model, of which {CONFIG} says the architecture: put it beside them."
+      f"its tensors have the names of a Hugging Face model, of which {CONFIG} says the architecture: put it beside."
     )
   return recognise(part.tensors)
 
