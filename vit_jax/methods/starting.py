@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,7 +19,10 @@ from vit_jax.config.students import SECTION
 from vit_jax.methods.architecture import config_keys, differences
 from vit_jax.methods.settings import build_backbone, num_steps
 from vit_jax.models import Rope
-from vit_jax.weights.opening import Opened, open_weights
+from vit_jax.weights import finite
+from vit_jax.weights.opening import Opened, holds_weights, open_weights
+
+__all__ = ["Place", "Source", "Start", "Taken", "holds_weights", "match", "not_finite", "open_file"]
 
 Shape = tuple[int, ...]
 Place = tuple[str, ...]  # names that lead to a part of the state: ("student", "backbone")
@@ -57,6 +60,8 @@ class Source(NamedTuple):
     read: (sub-module, (path, shape) -> sharding) -> its parameters as a tree.
     unfit: why a sub-module that it holds is not among the parts.
     normalization: mean and standard deviation of the images it was trained with; None: unknown.
+    nonfinite: (sub-module, (index, count)) -> the names of its tensors, in this one of so many shares of them, that
+      hold NaN or infinity, as far as that can be known before they are on the devices.
   """
 
   name: str
@@ -65,6 +70,7 @@ class Source(NamedTuple):
   read: Callable[[str, Callable[[str, Shape], jax.sharding.Sharding]], dict[str, Any]]
   unfit: dict[str, str]
   normalization: tuple[tuple[float, ...], tuple[float, ...]] | None
+  nonfinite: Callable[[str, tuple[int, int]], list[str]] = lambda part, share: []
 
 
 class Taken(NamedTuple):
@@ -112,7 +118,10 @@ def open_file(path: pathlib.Path, wanted: Mapping[str, nn.Module]) -> Source:
     tensors, layout = opened.tensors[name], layouts.get(name, "dinov3")
     return weights.from_state_dict(tensors, modules[name], layout, sharding=sharding)
 
-  return Source(str(path), modules["backbone"], parts, read, unfit, opened.normalization)
+  def nonfinite(name: str, share: tuple[int, int]) -> list[str]:
+    return finite.nonfinite(opened.tensors[name], share)
+
+  return Source(str(path), modules["backbone"], parts, read, unfit, opened.normalization, nonfinite)
 
 
 def _assume(opened: Opened, wanted: nn.Module) -> nn.Module:
@@ -181,6 +190,11 @@ def match(
   if any(not part.paths for part in taken) and not num_steps(config.init.freeze_backbone_steps):
     notes.append("Heads start at random under a trained backbone: init.freeze_backbone_steps lets them learn first.")
   return taken, notes
+
+
+def not_finite(names: Sequence[str]) -> str:
+  """What to say of a source whose tensors of these names hold NaN or infinity."""
+  return f"there is {finite.named(names)}: nothing can be trained from that; take weights that are whole"
 
 
 def _normalization(source: Source, config: Any) -> list[str]:

@@ -20,6 +20,7 @@ from vit_jax.weights.assembly import Parameter, Slot, maker
 from vit_jax.weights.dinov2 import DINOV2
 from vit_jax.weights.dinov3 import DINOV3
 from vit_jax.weights.errors import WeightMismatch, WeightsError
+from vit_jax.weights.finite import named
 from vit_jax.weights.hf import HF_DINOV3
 from vit_jax.weights.hf_convnext import HF_DINOV3_CONVNEXT
 from vit_jax.weights.hf_dinov2 import HF_DINOV2
@@ -55,7 +56,8 @@ def from_state_dict(
 
   Buffers that follow from the model's attributes (rotary periods, bias masks) are checked where the state dict has
   them. Narrow types are widened to the model's `param_dtype`; float64 stays float64 where jax's x64 mode is on. Of a
-  file that holds more than a backbone by design (a classifier), the rest is left out, and the log says so.
+  file that holds more than a backbone by design (a classifier), the rest is left out, and the log says so; it warns of
+  tensors that hold NaN or infinity.
 
   Args:
     state_dict: tensor names → arrays or lazy tensors. Take a part of a larger one with `select` first.
@@ -70,10 +72,14 @@ def from_state_dict(
   Raises:
     WeightMismatch: if a tensor is missing, extra, misshapen, or a buffer contradicts the model; lists all of them.
   """
-  loaded = {
-    path: jnp.asarray(parameter.read()) if sharding is None else parameter.put(sharding(path, parameter.shape))
-    for path, parameter in _parameters(state_dict, model, layout).items()
-  }
+  loaded, bad = {}, set()
+  for path, parameter in _parameters(state_dict, model, layout).items():
+    if sharding is None:
+      loaded[path] = jnp.asarray(parameter.read(nonfinite=bad))
+    else:
+      loaded[path] = parameter.put(sharding(path, parameter.shape), bad)
+  if bad:
+    _log.warning("There is %s: what the model computes will be, too.", named(sorted(bad)))
   return unflatten_dict(loaded, sep="/")
 
 

@@ -125,7 +125,7 @@ def _what_else(path: pathlib.Path, beginning: bytes) -> str:
     return f"{path} is not a PyTorch file but a web page, or it is cut short: the download failed; fetch it again."
   if beginning.startswith(b"\x80"):
     return f"{path} is not a PyTorch file but another pickle, or it is cut short. {_WAY_OUT}."
-  return f"{path} is not a PyTorch file (torch.save), or it is cut short: fetch or save it again."
+  return f"{path} is not a PyTorch file (a zip archive of torch.save, or its older form), or it is cut short."
 
 
 def _root(archive: Archive, path: pathlib.Path) -> str:
