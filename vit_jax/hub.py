@@ -23,6 +23,7 @@ from vit_jax.checkpoints.tree import Placement
 from vit_jax.models import ConvNeXt, VisionTransformer
 from vit_jax.ops.images import normalize_images
 from vit_jax.weights import hf_config, record
+from vit_jax.weights.errors import about
 from vit_jax.weights.families import family_of_model
 from vit_jax.weights.files import (
   INDEX,
@@ -267,10 +268,8 @@ def _open_file(path: pathlib.Path, overrides: dict[str, Any], sharding: Placemen
   if opened.inferred:
     _log.info("%s: inferred %s.", path, _describe(model))
     _say_what_was_assumed(path, {k: v for k, v in found.assumed.items() if k.partition(".")[0] not in overrides})
-  try:
+  with about(path):
     return model, weights.from_state_dict(opened.tensors["backbone"], model, found.layout, sharding=sharding)
-  except weights.WeightMismatch as error:
-    raise weights.WeightMismatch(f"{path}: {error}") from error
 
 
 def _say_what_was_assumed(path: pathlib.Path, assumed: Mapping[str, Any]) -> None:

@@ -11,9 +11,8 @@ from collections.abc import Callable
 import numpy as np
 
 from vit_jax.weights import bounds
-from vit_jax.weights.errors import WeightsError, reading
+from vit_jax.weights.errors import Unreadable, WeightsError, reading, shown
 from vit_jax.weights.lazy import map_file
-from vit_jax.weights.pickles import Unreadable
 
 MAGIC = b"PK\x03\x04"
 _PIECE = 1 << 17  # bytes that are checked at a time
@@ -54,15 +53,16 @@ class Archive:
     with reading(self._path):
       record = self._records[name]
       if record.file_size > _TEXT:
-        raise Unreadable(f"its record {name} is no text")
+        raise Unreadable(f"its record {shown(name)} is no text")
       return self.bytes(name).decode()
 
   def bytes(self, name: str) -> bytes:
     """A record, checked against its checksum."""
     record = self._records[name]
-    bounds.check_bytes(record.file_size, self.length, f"{self._path}: its record {name}")
-    with reading(self._path), self._open() as window, zipfile.ZipFile(window) as archive:
-      return archive.read(record)
+    with reading(self._path):
+      bounds.check_bytes(record.file_size, self.length, f"its record {shown(name)}")
+      with self._open() as window, zipfile.ZipFile(window) as archive:
+        return archive.read(record)
 
   def size(self, name: str) -> int:
     """The bytes of a record."""
@@ -71,7 +71,8 @@ class Archive:
   def reader(self, name: str, dtype: np.dtype) -> Callable[[], np.ndarray]:
     """Reads a record as a flat array, checked before it is used: a view of the file, if it is not compressed."""
     record, start = self._records[name], None
-    bounds.check_bytes(record.file_size, self.length, f"{self._path}: its record {name}")
+    with reading(self._path):
+      bounds.check_bytes(record.file_size, self.length, f"its record {shown(name)}")
 
     def read() -> np.ndarray:
       nonlocal start

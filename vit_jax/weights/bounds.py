@@ -10,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
-from vit_jax.weights.errors import WeightsError, shown
+from vit_jax.weights.errors import Unreadable, WeightsError, shown
 
 # Of what a file does not hold itself: repeated elements (torch saves expanded tensors so), compressed zeros.
 _FREE = 16 * 2**20  # bytes
@@ -19,19 +19,19 @@ _ROOM = {"depth": 1000, "other": 1 << 16}  # of an architecture that is only wro
 
 
 def check_bytes(claimed: int, stored: int, what: str) -> None:
-  """Raises a WeightsError if that many bytes cannot come from so many in a file."""
+  """Raises Unreadable if that many bytes cannot come from so many in a file."""
   most = _FREE + _COMPRESSION * stored
   if claimed > most:
-    raise WeightsError(
+    raise Unreadable(
       f"{what} would take {_in_words(claimed)}, but the file has {_in_words(stored)}: it repeats or compresses what no "
-      "weights are."
+      "weights are"
     )
 
 
 def most_operations(stored: int) -> int:
   """How many opcodes the pickle of a file of that many bytes may have: a tensor takes about 40, an object of torch's
   distributed checkpoints 10; each costs up to 80 bytes."""
-  return 3_000_000 + stored // 16
+  return 500_000 + stored // 16
 
 
 def check_attributes(module: type[nn.Module], attributes: Mapping[str, Any]) -> None:
@@ -54,6 +54,9 @@ def check_architecture(model: nn.Module, tensors: Mapping[str, Any]) -> None:
   """
   most = max(_ROOM["other"], max((math.prod(np.shape(tensor)) for tensor in tensors.values()), default=0))
   blocks = max(_ROOM["depth"], len(tensors))
+  stages = len(getattr(model, "depths", ()))
+  if stages > max(16, len(tensors)):
+    raise WeightsError(f"depths of {stages} stages: cannot be, as the file has {len(tensors)} tensors.")
   for name, size in _sizes(model):
     limit = blocks if name in ("depth", "depths") else most
     if size > limit:
@@ -65,8 +68,7 @@ def _sizes(model: nn.Module) -> Iterable[tuple[str, int]]:
   for name in ("width", "depth", "num_heads", "mlp_hidden", "num_registers", "patch_size", "in_channels"):
     yield name, getattr(model, name, 0) or 0
   for name in ("depths", "widths"):
-    values = getattr(model, name, ())
-    yield from ((name, value) for value in (len(values), *values))
+    yield from ((name, value) for value in getattr(model, name, ()))
   table = getattr(model, "position_table", None)
   if table is not None:
     yield "position_table.grid", math.prod(table.grid)

@@ -16,9 +16,9 @@ import numpy as np
 
 from vit_jax.weights import bounds, pickles
 from vit_jax.weights.archive import Archive
-from vit_jax.weights.errors import WeightsError, reading, shown
+from vit_jax.weights.errors import Unreadable, WeightsError, reading, shown
 from vit_jax.weights.lazy import LazyTensor
-from vit_jax.weights.pickles import Foreign, Unreadable
+from vit_jax.weights.pickles import Foreign
 from vit_jax.weights.pth import open_record
 from vit_jax.weights.storages import builders, dtype_of
 

@@ -17,6 +17,10 @@ class WeightMismatch(WeightsError):
   """Weights do not fit a model; the message lists every tensor that does not."""
 
 
+class Unreadable(ValueError):
+  """What is wrong with a file, found where its name is not known; `reading` makes a WeightsError of it."""
+
+
 @contextlib.contextmanager
 def reading(what: Any) -> Iterator[None]:
   """Whatever goes wrong while a file of others is read becomes a WeightsError that names it: no list of exceptions is
@@ -25,11 +29,11 @@ def reading(what: Any) -> Iterator[None]:
     yield
   except (WeightsError, FileNotFoundError):
     raise
+  except Unreadable as error:
+    raise WeightsError(f"{what} cannot be read: {error}.") from error
   except Exception as error:
-    kind = "" if type(error) in (ValueError, OSError) else f" ({type(error).__name__})"
-    said = shown(str(error), 300).rstrip(".") or "it is damaged"
-    said = f"it lacks {said}" if isinstance(error, KeyError) else said
-    raise WeightsError(f"{what} cannot be read: {said}{kind}.") from error
+    said = shown(str(error), 300).rstrip(".") or "no more is known"
+    raise WeightsError(f"{what} cannot be read: it is damaged ({type(error).__name__}: {said}).") from error
 
 
 @contextlib.contextmanager

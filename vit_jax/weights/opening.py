@@ -73,6 +73,7 @@ def open_weights(path: pathlib.Path) -> Opened:
     bounds.check_bytes(sum(tensor.nbytes for tensor in part.tensors.values()), _stored(path), "its backbone")
     backbone = described or (_recognised(part) if own is None else read_text(own, part.tensors))
     bounds.check_attributes(backbone.module, backbone.attributes)
+    bounds.check_architecture(backbone.module(**backbone.attributes), part.tensors)
   _say_what_was_taken(path, part)
   inferred, normalization = own is None and described is None, None if stored is None else stored[:2]
   return Opened(backbone, {"backbone": part.tensors} | part.siblings, normalization, inferred)
@@ -136,10 +137,23 @@ def read_preprocessor(
   path, _ = split_address(path)
   text, beside = _text(path, PREPROCESSOR), (path if path.is_dir() else path.parent) / PREPROCESSOR
   if text is not None:
-    return from_preprocessor(parse_json(text, path))
+    return _preprocessing(parse_json(text, path), path)
   if path.suffix == ".pth" or not beside.exists():
     return SATELLITE[1] if SATELLITE[0] in path.name else None
-  return from_preprocessor(read_json(beside))
+  return _preprocessing(read_json(beside), beside)
+
+
+def _preprocessing(
+  values: Any, where: pathlib.Path
+) -> tuple[tuple[float, ...], tuple[float, ...], int, tuple[float, ...] | None]:
+  with reading(where), about(where):
+    mean, std, side, value_range = from_preprocessor(values)
+    numbers = (*mean, *std, *(value_range or ()))
+    if not all(type(n) in (int, float) and abs(n) < 1e9 for n in numbers) or len(mean) != len(std) or min(std) <= 0:
+      raise WeightsError(f"image_mean={mean} with image_std={std}: must be as many numbers, those of std above 0.")
+    if type(side) is not int or not 1 <= side <= 1 << 16:
+      raise WeightsError(f"size={side!r}: must be a number of pixels.")
+    return mean, std, side, value_range
 
 
 def _text(path: pathlib.Path, name: str) -> str | None:
@@ -180,6 +194,10 @@ def _described(config: Mapping[str, Any], path: pathlib.Path) -> Recognised:
 
 def _recognised(part: wrapped.Part) -> Recognised:
   """The backbone of a layout that tells its architecture."""
+  if not part.tensors and part.others:
+    raise WeightsError(
+      f"it holds no tensors, but {_listed(part.others)}: of an object that you trust, save its state_dict() with torch."
+    )
   if any(name.startswith("embeddings.") for name in part.tensors):
     raise WeightsError(
       f"its tensors have the names of a Hugging Face model, of which {CONFIG} says the architecture: put it beside."
@@ -198,8 +216,8 @@ def _say_what_was_taken(path: pathlib.Path, part: wrapped.Part) -> None:
   if said:
     _log.info("%s: taking the backbone (%s).", path, "; ".join(said))
   if part.others:
-    _log.info("%s: not loaded: %s.", path, ", ".join(part.others[:_MOST_NAMED]) + _more(part.others))
+    _log.info("%s: not loaded: %s.", path, _listed(part.others))
 
 
-def _more(names: tuple[str, ...]) -> str:
-  return f", … ({len(names)} in all)" if len(names) > _MOST_NAMED else ""
+def _listed(names: tuple[str, ...]) -> str:
+  return ", ".join(names[:_MOST_NAMED]) + (f", … ({len(names)} in all)" if len(names) > _MOST_NAMED else "")

@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from vit_jax.weights.errors import Unreadable
+
 _SCALARS = (str, int, float, bool, bytes, type(None))
 # Of the standard library, what holds data. Its other names in a pickle are there to be called.
 _DATA = {
@@ -34,10 +36,6 @@ _BYTES = {"C": "<B", "B": "<I", "\x8e": "<Q", "\x96": "<Q"}
 _LONGS = {"\x8a": "<B", "\x8b": "<i"}
 _PUTS, _GETS = {"q": "<B", "r": "<I"}, {"h": "<B", "j": "<I"}
 _TUPLES = {"\x85": 1, "\x86": 2, "\x87": 3}
-
-
-class Unreadable(ValueError):
-  """A pickle that is damaged, or holds what is not read."""
 
 
 class Name(NamedTuple):
@@ -104,8 +102,10 @@ class _Machine:
     self._memo: dict[int, Any] = {}
 
   def run(self, most: int) -> tuple[Any, int]:
-    data, stack = self._data, self._stack
+    data = self._data
     for _ in range(most):
+      if self._at >= len(data):
+        raise Unreadable("its pickle is cut short")
       code = chr(data[self._at])
       self._at += 1
       if code == ".":

@@ -20,9 +20,9 @@ import numpy as np
 
 from vit_jax.weights import bounds, pickles
 from vit_jax.weights.archive import MAGIC, Archive
-from vit_jax.weights.errors import WeightsError, reading
+from vit_jax.weights.errors import Unreadable, WeightsError, reading
 from vit_jax.weights.lazy import LazyTensor, map_file
-from vit_jax.weights.pickles import Foreign, Unreadable
+from vit_jax.weights.pickles import Foreign
 from vit_jax.weights.storages import STORAGES, Storage, builders, storage_type
 from vit_jax.weights.texts import check_no_pointer
 

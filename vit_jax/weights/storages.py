@@ -11,8 +11,9 @@ import ml_dtypes
 import numpy as np
 
 from vit_jax.weights import bounds
+from vit_jax.weights.errors import Unreadable
 from vit_jax.weights.lazy import LazyTensor
-from vit_jax.weights.pickles import Foreign, Name, Unreadable
+from vit_jax.weights.pickles import Foreign, Name
 
 STORAGES = {  # those that are written, too
   "DoubleStorage": np.dtype(np.float64),
