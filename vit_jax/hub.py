@@ -34,7 +34,7 @@ from vit_jax.weights.files import (
   write_safetensors,
   write_sharded,
 )
-from vit_jax.weights.opening import CONFIG, PREPROCESSOR, holds_weights, open_weights, read_preprocessor
+from vit_jax.weights.opening import CONFIG, PREPROCESSOR, holds_weights, newest_step, open_weights, read_preprocessor
 from vit_jax.weights.pth import read_extra, write_pth
 from vit_jax.weights.record import MODEL
 
@@ -229,7 +229,9 @@ def _what_is_there(path: pathlib.Path) -> str:
   there = (
     f"The folder has {', '.join(names[:8])}{', …' if len(names) > 8 else ''}." if names else "The folder is empty."
   )
-  torch = next((name for name in names if name.endswith((".bin", ".pth", ".pt"))), None)
+  if (step := newest_step(path)) is not None:
+    return f"{there} The newest step in it is {step}: give that."
+  torch = next((name for name in names if name.endswith((".bin", ".pth", ".pt", ".ckpt", ".safetensors"))), None)
   return there if torch is None else f"{there} Of a file like {torch}, give the path of the file itself."
 
 

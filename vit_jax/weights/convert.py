@@ -206,12 +206,19 @@ def _backbone_only(state_dict: Mapping[str, Any], table: Layout) -> Mapping[str,
 
 
 def model_shapes(model: nn.Module, width: int = 1) -> dict[str, Shape]:
-  """Shapes of all parameters of a model by path; `width` is the input of a head."""
+  """Shapes of all parameters of a model by path; `width` is the input of a head.
+
+  Raises:
+    WeightsError: if its attributes do not make a model.
+  """
   if isinstance(model, ProjectionHead):
     example = jax.ShapeDtypeStruct((1, width), jnp.float32)
   else:
     example = jax.ShapeDtypeStruct((1, model.stride, model.stride, model.in_channels), jnp.float32)
-  variables = jax.eval_shape(model.init, jax.random.key(0), example)
+  try:
+    variables = jax.eval_shape(model.init, jax.random.key(0), example)
+  except (ValueError, TypeError, ArithmeticError) as error:  # of attributes out of a file, of whatever values
+    raise WeightsError(f"its attributes make no {type(model).__name__}: {error}") from error
   return {path: leaf.shape for path, leaf in flatten_dict(variables["params"], sep="/").items()}
 
 

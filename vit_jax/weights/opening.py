@@ -96,6 +96,12 @@ def holds_weights(path: pathlib.Path) -> bool:
   return _reader(split_address(path)[0]) is not None
 
 
+def newest_step(path: pathlib.Path) -> pathlib.Path | None:
+  """The last step of a training with torch.distributed.checkpoint below a folder, by number; None: there is none."""
+  steps = [step.parent for pattern in ("*", "*/*") for step in path.glob(f"{pattern}/{METADATA}")]
+  return max(steps, key=lambda step: int(step.name) if step.name.isdecimal() else -1, default=None)
+
+
 def split_address(path: pathlib.Path) -> tuple[pathlib.Path, str | None]:
   """The path of an address, and what follows its last "#": which part is meant."""
   text, sign, part = str(path).rpartition("#")

@@ -159,7 +159,9 @@ def _read_legacy(path: pathlib.Path, data: memoryview, stored: int) -> Any:
   places: dict[str, int] = {}
   types: dict[str, tuple[np.dtype | None, int]] = {}
 
-  def storage(pid: Any) -> Storage | Foreign:
+  def storage(pid: Any) -> Any:
+    if type(pid) is tuple and len(pid) == 4 and pid[0] == "module":  # a class, with its source beside
+      return pid[1]
     key, dtype, size = _reference(pid)
     if types.setdefault(key, (dtype, size)) != (dtype, size):
       raise Unreadable(f"its storage {key} has two types or sizes")
