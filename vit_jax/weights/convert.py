@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -172,7 +173,7 @@ def _parameters(state_dict: Mapping[str, Any], model: nn.Module, layout: str) ->
     hint = _prefix_hint(state_dict, slots)
     raise WeightMismatch(
       f"{len(problems)} tensors of the state dict do not fit the {type(model).__name__} (layout {layout!r}); check the "
-      "model's attributes:\n" + "\n".join(problems) + hint
+      "model's attributes:\n" + "\n".join(_condensed(problems)) + hint
     )
   for name, slot in copies.items():
     original = next(other for other in required if slots[other][0].row.path == slot.row.path)
@@ -262,6 +263,21 @@ def _compare(
     elif not jnp.issubdtype(value.dtype, jnp.floating):
       problems.append(f"  type: {name} is {value.dtype}, expected floating-point numbers")
   return problems
+
+
+def _condensed(problems: list[str]) -> list[str]:
+  """The same with one line for what is wrong in the same way with more than three blocks."""
+  groups: dict[str, list[str]] = {}
+  for problem in problems:
+    groups.setdefault(re.sub(r"\.\d+\.", ".{i}.", problem, count=1), []).append(problem)
+  lines = []
+  for kind, members in groups.items():
+    numbers = [int(match[1]) for member in members if (match := re.search(r"\.(\d+)\.", member))]
+    if len(members) > 3:
+      lines.append(f"{kind}, for {len(members)} i from {min(numbers)} to {max(numbers)}")
+    else:
+      lines += members
+  return lines
 
 
 def _contradictions(found: Mapping[str, Any], buffers: Mapping[str, Buffer]) -> list[str]:

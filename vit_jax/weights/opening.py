@@ -70,7 +70,8 @@ def open_weights(path: pathlib.Path) -> Opened:
   stored = read_preprocessor(path)
   with reading(path), about(path):
     part = wrapped.find(content, HEADS, wanted)
-    bounds.check_bytes(sum(tensor.nbytes for tensor in part.tensors.values()), _stored(path), "its backbone")
+    total = sum(tensor.nbytes for tensors in (part.tensors, *part.siblings.values()) for tensor in tensors.values())
+    bounds.check_bytes(total, _stored(path), "its backbone")
     backbone = described or (_recognised(part) if own is None else read_text(own, part.tensors))
     bounds.check_attributes(backbone.module, backbone.attributes)
     bounds.check_architecture(backbone.module(**backbone.attributes), part.tensors)
