@@ -6,7 +6,7 @@ import argparse
 import functools
 
 from vit_jax.commands.common import load, model_table, show
-from vit_jax.commands.flags import Commands, add, count, picture, with_config, with_model
+from vit_jax.commands.flags import Commands, add, count, picture, sizes, with_config, with_model, with_sizes
 from vit_jax.config.errors import UserError
 
 
@@ -34,7 +34,7 @@ def add_to(commands: Commands) -> None:
   features.add_argument("--data", required=True, help="source of the images, e.g. folder:/photos")
   features.add_argument("--output", type=picture, metavar="FILE", default="features.png", help="default: features.png")
   features.add_argument("--images", type=count, default=8, help="images to show (default: 8)")
-  features.add_argument("--image_size", type=count, help="side of the images (default: the model's training size)")
+  with_sizes(features)
 
 
 def _inspect_config(args: argparse.Namespace) -> None:
@@ -94,11 +94,12 @@ def _inspect_features(args: argparse.Namespace) -> None:
   from vit_jax.evaluation import check_image_size
   from vit_jax.inspect import pictures
 
-  model, params = hub.load_model(args.model)
+  side, table = sizes(args)
+  model, params = hub.load_model(args.model, image_size=table)
   seen = hub.load_preprocessing(args.model, channels=model.in_channels)
-  if args.image_size is not None:
-    check_image_size(args.image_size, model.stride, "--image_size")
-  size = args.image_size or -(-seen.image_size // model.stride) * model.stride  # whole patches
+  if side is not None:
+    check_image_size(side, model.stride, "--image_size")
+  size = side or -(-seen.image_size // model.stride) * model.stride  # whole patches
   batches = evaluation_batches(
     open_source(args.data),
     image_size=size,
@@ -106,6 +107,7 @@ def _inspect_features(args: argparse.Namespace) -> None:
     max_examples=args.images,
     channels=model.in_channels,
     value_range=seen.value_range,
+    crop_ratio=seen.crop_ratio,
   )
   images = [image for batch in batches for image in batch["images"][batch["valid"]]]
   if not images:

@@ -8,7 +8,17 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from vit_jax.commands.common import load, model_table
-from vit_jax.commands.flags import OVERRIDES_HELP, Commands, add, count, with_config, with_model, with_processes
+from vit_jax.commands.flags import (
+  OVERRIDES_HELP,
+  Commands,
+  add,
+  count,
+  sizes,
+  with_config,
+  with_model,
+  with_processes,
+  with_sizes,
+)
 from vit_jax.commands.job import in_job
 from vit_jax.config.errors import UserError
 
@@ -36,7 +46,7 @@ def add_to(commands: Commands) -> None:
   evaluate.add_argument("--tasks", default="knn", help="of knn, linear, joined by commas (default: knn)")
   evaluate.add_argument("--data", required=True, help="source whose labels are learned from, e.g. folder:/photos/train")
   evaluate.add_argument("--test_data", help="source that is scored (default: the other split of --data)")
-  evaluate.add_argument("--image_size", type=count, help="side of the images (default: the model's training size)")
+  with_sizes(evaluate)
   evaluate.add_argument("--batch_size", type=count, default=64, help="images at a time (default: 64)")
   evaluate.add_argument("--max_examples", type=count, help="images of each source to use (default: all)")
   evaluate.add_argument("--json", metavar="FILE", help="also write the scores to this file, .json or .md")
@@ -71,22 +81,24 @@ def _evaluate(args: argparse.Namespace) -> None:
 
   with in_job(args) as first, _advice_of_flags():
     mesh = _all_devices()
-    model, params = hub.load_model(args.model, mesh=mesh)
+    side, table = sizes(args)
+    model, params = hub.load_model(args.model, mesh=mesh, image_size=table)
     seen = hub.load_preprocessing(args.model, channels=model.in_channels)
-    if args.image_size is not None:
-      evaluation.check_image_size(args.image_size, model.stride, "--image_size")
+    if side is not None:
+      evaluation.check_image_size(side, model.stride, "--image_size")
     scores = evaluation.evaluate_model(
       model,
       params,
       tasks=tuple(args.tasks.split(",")),
       train_source=args.data,
       test_source=args.test_data,
-      image_size=args.image_size or seen.image_size,
+      image_size=side or -(-seen.image_size // model.stride) * model.stride,
       batch_size=args.batch_size,
       max_examples=args.max_examples,
       mean=seen.mean,
       std=seen.std,
       value_range=seen.value_range,
+      crop_ratio=seen.crop_ratio,
       sharding=None if mesh is None else parallel.batch_sharding(mesh),
       output=args.json if first else None,
       about={"model": args.model},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vit_jax.commands.flags import Commands, add, with_format, with_model
+from vit_jax.commands.flags import Commands, add, with_format, with_model, with_table_size
 
 
 def add_to(commands: Commands) -> None:
@@ -13,6 +13,7 @@ def add_to(commands: Commands) -> None:
   with_model(export)
   export.add_argument("--to", required=True, help="folder (safetensors, orbax) or file (pth, timm) to write")
   with_format(export)
+  with_table_size(export)
 
   convert = add(commands, "convert", _convert, "write weights of any known kind in another format")
   convert.add_argument(
@@ -20,12 +21,13 @@ def add_to(commands: Commands) -> None:
   )
   convert.add_argument("--to", required=True, help="folder (safetensors, orbax) or file (pth, timm) to write")
   with_format(convert)
+  with_table_size(convert)
 
 
 def _export(args: argparse.Namespace) -> None:
   from vit_jax import hub
 
-  model, params = hub.load_model(args.model)
+  model, params = hub.load_model(args.model, image_size=args.image_size)
   seen = hub.load_preprocessing(args.model, channels=model.in_channels)
   hub.save_model(
     args.to,
@@ -36,6 +38,8 @@ def _export(args: argparse.Namespace) -> None:
     std=seen.std,
     image_size=seen.image_size,
     value_range=seen.value_range,
+    crop_ratio=seen.crop_ratio,
+    preprocessor=hub.foreign_preprocessor(args.model),
     max_shard_size=args.max_shard_size,
     overwrite=args.overwrite,
   )

@@ -18,11 +18,12 @@ from vit_jax import weights
 from vit_jax.config.students import SECTION
 from vit_jax.methods.architecture import config_keys, differences
 from vit_jax.methods.settings import build_backbone, num_steps
-from vit_jax.models import Rope
+from vit_jax.models import PositionTable, Rope
 from vit_jax.weights import finite
+from vit_jax.weights.hub_cache import locate
 from vit_jax.weights.opening import Opened, holds_weights, open_weights
 
-__all__ = ["Place", "Source", "Start", "Taken", "holds_weights", "match", "not_finite", "open_file"]
+__all__ = ["Place", "Source", "Start", "Taken", "holds_weights", "locate", "match", "not_finite", "open_file"]
 
 Shape = tuple[int, ...]
 Place = tuple[str, ...]  # names that lead to a part of the state: ("student", "backbone")
@@ -101,7 +102,7 @@ def open_file(path: pathlib.Path, wanted: Mapping[str, nn.Module]) -> Source:
   Raises:
     WeightsError, WeightMismatch: if it cannot be read or is not complete in itself.
   """
-  opened = open_weights(path)
+  opened = _open_as(path, getattr(wanted["backbone"], "position_table", None))
   modules = {name: module for name, module in wanted.items() if name in opened.tensors}
   modules["backbone"] = _assume(opened, wanted["backbone"])
   layouts = {"backbone": opened.backbone.layout}
@@ -122,6 +123,16 @@ def open_file(path: pathlib.Path, wanted: Mapping[str, nn.Module]) -> Source:
     return finite.nonfinite(opened.tensors[name], share)
 
   return Source(str(path), modules["backbone"], parts, read, unfit, opened.normalization, nonfinite)
+
+
+def _open_as(path: pathlib.Path, table: PositionTable | None) -> Opened:
+  """A file whose learned positions, where it does not say of which grid they are, are those that are wanted."""
+  try:
+    return open_weights(path)
+  except weights.WeightsError:
+    if table is None or table.kind != "learned":
+      raise
+    return open_weights(path, given=table.grid)
 
 
 def _assume(opened: Opened, wanted: nn.Module) -> nn.Module:
@@ -147,8 +158,13 @@ def _possible(attribute: str, value: Any, model: nn.Module) -> bool:
   if attribute == "rope":
     return value is not None
   if attribute == "position_table":
-    return value is not None and model.position_table is not None and value.grid == model.position_table.grid
+    return value is not None and model.position_table is not None and _same_rows(value, model.position_table)
   return True
+
+
+def _same_rows(one: PositionTable, other: PositionTable) -> bool:
+  """Whether two tables have the same parameters; how they are resized has none."""
+  return (one.kind, one.grid, one.prefix) == (other.kind, other.grid, other.prefix)
 
 
 def match(

@@ -24,6 +24,7 @@ from vit_jax.methods.dinov3 import Modules, modules
 from vit_jax.methods.starting import not_finite
 from vit_jax.weights import WeightsError, from_state_dict, parameter_shapes
 from vit_jax.weights.finite import nonfinite
+from vit_jax.weights.hub_cache import locate
 from vit_jax.weights.infer import infer_head
 from vit_jax.weights.opening import HEADS, holds_weights, open_weights, split_address
 
@@ -85,7 +86,10 @@ def frozen_teacher(config: Any) -> FrozenTeacher | None:
   """
   if config.distillation.teacher is None:
     return None
-  path = Path(config.distillation.teacher).expanduser()
+  try:
+    path = locate(config.distillation.teacher)
+  except WeightsError as error:
+    raise ValueError(f"{_KEY}={config.distillation.teacher!r}: {error}") from error
   address = checkpoints.find(path)
   if address is not None:
     return _of_run(str(address.pinned()), config.model.dtype)

@@ -19,6 +19,7 @@ from vit_jax import config as configs
 from vit_jax.config import ConfigError
 from vit_jax.config.fields import assign
 from vit_jax.data.decode import BadImage, OtherChannels, decode
+from vit_jax.data.evaluation_batches import fitting_crop_ratio
 from vit_jax.data.masks import masked_patches
 from vit_jax.data.pipeline import Pipeline, make_pipeline
 from vit_jax.data.sources import Source, open_source, share_images, split_specs
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 CONFIG_FILE = "config.json"
 # Keys that may change when a run goes on: they decide how it runs and what is kept, not what is learned.
 FREE = ("mesh.", "checkpoint.", "log.", "data.workers", "data.prefetch", "data.timeout", "data.cache_dir",
-        "compilation_cache")  # fmt: skip
+        "compilation_cache", "evaluation.crop_ratio")  # fmt: skip
 MIN_LABELLED = 20  # images of which a tenth is worth a score
 
 
@@ -97,6 +98,8 @@ def prepare(config: ConfigDict) -> Run:
     _check_masks(resolved, views)
     _check_evaluation_size(resolved, views)
     sources = _evaluation_sources(resolved, source)
+    if resolved.evaluation.crop_ratio is None:
+      resolved.evaluation.crop_ratio = _crop_ratio(resolved, source)
   except (ValueError, ImportError, FileNotFoundError) as error:
     if isinstance(error, ConfigError):
       raise
@@ -157,6 +160,14 @@ def _check_evaluation_size(config: ConfigDict, views: Views) -> None:
     check_image_size(size, views.stride, "evaluation.image_size")
   except EvaluationError as error:
     raise ConfigError(f"{error}; None takes crops.global_size={config.crops.global_size}") from None
+
+
+def _crop_ratio(config: ConfigDict, source: Source) -> float:
+  """That which suits the images that are scored, or trained on where none are."""
+  if config.evaluation.train_source:
+    source = open_source(config.evaluation.train_source, cache_dir=config.data.cache_dir)
+  size = config.evaluation.image_size or config.crops.global_size
+  return fitting_crop_ratio(source, size, channels=config.model.in_channels, value_range=config.data.value_range)
 
 
 def _check_koleo(config: ConfigDict) -> None:

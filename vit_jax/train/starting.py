@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +20,7 @@ from vit_jax.config import ConfigError
 from vit_jax.config.students import config_at
 from vit_jax.inspect import tables
 from vit_jax.methods import State
-from vit_jax.methods.starting import Place, Source, Start, Taken, holds_weights, match, not_finite, open_file
+from vit_jax.methods.starting import Place, Source, Start, Taken, holds_weights, locate, match, not_finite, open_file
 from vit_jax.train.setup import Run
 
 log = logging.getLogger(__name__)
@@ -110,7 +109,7 @@ def _name(places: tuple[Place, ...], sub_module: str) -> str:
 
 
 def _open(start: Start, wanted: Mapping[str, Any]) -> Source:
-  path = Path(start.path).expanduser()
+  path = locate(start.path)
   address = checkpoints.find(path)
   if address is not None:
     return _open_run(address)

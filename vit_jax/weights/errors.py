@@ -38,10 +38,12 @@ def reading(what: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def about(what: Any) -> Iterator[None]:
-  """Says first in a WeightsError what it is about."""
+  """Says first in a WeightsError what it is about, unless it says so already."""
   try:
     yield
   except WeightsError as error:
+    if str(what) in str(error):
+      raise
     raise type(error)(f"{what}: {error}") from error
 
 

@@ -42,4 +42,4 @@ def family_of_model(model: nn.Module) -> Family:
     return FAMILIES[hf_config.MODEL_TYPE]
   if model.layer_scale is None:
     return FAMILIES[hf_vit.MODEL_TYPE]
-  return FAMILIES[hf_dinov2.WITH_REGISTERS if model.num_registers else hf_dinov2.MODEL_TYPE]
+  return FAMILIES[hf_dinov2.WITH_REGISTERS if hf_dinov2.has_registers(model) else hf_dinov2.MODEL_TYPE]

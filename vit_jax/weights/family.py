@@ -94,6 +94,13 @@ def table_deviations(table: PositionTable | None, **how: Any) -> list[str]:
   return [f"position_table.{name}={value!r} (only {wanted[name]!r})" for name, value in different.items()]
 
 
+def square_deviations(table: PositionTable | None) -> list[str]:
+  """A grid that is no square, as text, for those who take every grid of positions for one (DINOv2 everywhere)."""
+  if table is None or table.grid[0] == table.grid[1]:
+    return []
+  return [f"position_table.grid={table.grid} (only squares)"]
+
+
 def refuse(family: str, problems: list[str]) -> None:
   """Raises a WeightsError that names all problems, if there are any."""
   if problems:

@@ -7,13 +7,14 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from vit_jax.weights import bounds, wrapped
+from vit_jax.weights import bounds, timm_config, wrapped
 from vit_jax.weights.distributed import METADATA, open_distributed
 from vit_jax.weights.errors import WeightsError, about, reading
 from vit_jax.weights.families import family_of_config
 from vit_jax.weights.files import INDEX, SINGLE, open_safetensors, open_shards, read_metadata
-from vit_jax.weights.hf_config import from_preprocessor
+from vit_jax.weights.grids import Given, ImageSize, with_grid
 from vit_jax.weights.infer import Recognised, recognise
+from vit_jax.weights.preprocessor import Preprocessor, from_preprocessor
 from vit_jax.weights.pth import is_torch, open_pth, read_extra
 from vit_jax.weights.record import MODEL, read_text
 from vit_jax.weights.texts import parse_json, read_json
@@ -21,10 +22,11 @@ from vit_jax.weights.texts import parse_json, read_json
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"  # of a Hugging Face folder
 TORCH_SINGLE, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 HEADS = ("dino_head", "ibot_head")
-# Of the published satellite models, whose files say it by their names; as of `from_preprocessor`.
-SATELLITE = ("sat493m", ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143), 224, None))
+# Of the published satellite models, whose files say it by their names.
+SATELLITE = ("sat493m", Preprocessor((0.430, 0.411, 0.296), (0.213, 0.156, 0.143), 224))
 
 _MOST_NAMED = 20
+_LARGEST_IMAGE = 1 << 16  # pixels of a side
 
 _log = logging.getLogger(__name__)
 
@@ -46,13 +48,15 @@ class Opened(NamedTuple):
   inferred: bool = False
 
 
-def open_weights(path: pathlib.Path) -> Opened:
+def open_weights(path: pathlib.Path, *, given: Given = None) -> Opened:
   """Opens a file of torch, a safetensors file, or a folder of Hugging Face or of torch.distributed.checkpoint.
 
   The log says what was taken of it where it holds more than a backbone, and what was taken off the names.
 
   Args:
     path: where it is; `FILE#teacher.backbone` says which backbone of several.
+    given: the table of learned positions, its grid, or the size of the images that it is for, where the file does not
+      say it (or says another).
 
   Raises:
     WeightsError: if it cannot be read, claims more than its bytes are worth, or holds no backbone that is known.
@@ -72,7 +76,10 @@ def open_weights(path: pathlib.Path) -> Opened:
     part = wrapped.find(content, HEADS, wanted)
     total = sum(tensor.nbytes for tensors in (part.tensors, *part.siblings.values()) for tensor in tensors.values())
     bounds.check_bytes(total, _stored(path), "its backbone")
-    backbone = described or (_recognised(part) if own is None else read_text(own, part.tensors))
+    if own is None and described is None:
+      backbone = _recognised(part, given, timm_config.image_size(_beside(path)))
+    else:
+      backbone = _with_given(described or read_text(own, part.tensors), given)
     bounds.check_attributes(backbone.module, backbone.attributes)
     bounds.check_architecture(backbone.module(**backbone.attributes), part.tensors)
   _say_what_was_taken(path, part)
@@ -134,33 +141,55 @@ _FOLDERS = (
 )
 
 
-def read_preprocessor(
-  path: pathlib.Path,
-) -> tuple[tuple[float, ...], tuple[float, ...], int, tuple[float, ...] | None] | None:
-  """Mean, standard deviation, side and range of values of the images of the model at `path`; None: it does not say.
+def read_preprocessor(path: pathlib.Path) -> Preprocessor | None:
+  """What is said of the images of the model at `path`; None: nothing.
 
-  They are in a folder, beside a file, or in the texts that a file has room for.
+  It is in a folder, beside a file, or in the texts that a file has room for; of timm, in its config.json.
+
+  Raises:
+    WeightsError: if what is said makes no sense.
   """
   path, _ = split_address(path)
+  with reading(path), about(path):
+    if (stored := _stored_preprocessor(path)) is not None:
+      values, ours = stored
+      found = from_preprocessor(values, ours=ours)
+    else:
+      found = SATELLITE[1] if SATELLITE[0] in path.name else timm_config.preprocessor(_beside(path))
+    if found is not None:
+      _check_preprocessor(found)
+    return found
+
+
+def _check_preprocessor(said: Preprocessor) -> None:
+  numbers = (*said.mean, *said.std, *(said.value_range or ()))
+  if not all(type(n) in (int, float) and abs(n) < 1e9 for n in numbers) or not min(said.std, default=0) > 0:
+    raise WeightsError(f"image_mean={said.mean} with image_std={said.std}: must be numbers, image_std above 0.")
+  sizes = [said.image_size]
+  for size in () if said.frame is None else (said.frame.resize, said.frame.crop):
+    sizes += [] if size is None else [size] if isinstance(size, int) else size
+  if not all(type(side) is int and 1 <= side <= _LARGEST_IMAGE for side in sizes):
+    raise WeightsError(f"its images have sizes of {sizes}: must be numbers of pixels up to {_LARGEST_IMAGE}.")
+
+
+def foreign_preprocessor(path: pathlib.Path) -> dict[str, Any] | None:
+  """The preprocessor_config.json that others wrote for the model at `path`, as it is; None: there is none."""
+  stored = _stored_preprocessor(split_address(path)[0])
+  return None if stored is None or stored[1] else stored[0]
+
+
+def _stored_preprocessor(path: pathlib.Path) -> tuple[dict[str, Any], bool] | None:
+  """The preprocessor_config.json of the model at `path`, and whether it is in what only vit_jax writes."""
   text, beside = _text(path, PREPROCESSOR), (path if path.is_dir() else path.parent) / PREPROCESSOR
   if text is not None:
-    return _preprocessing(parse_json(text, path), path)
-  if path.suffix == ".pth" or not beside.exists():
-    return SATELLITE[1] if SATELLITE[0] in path.name else None
-  return _preprocessing(read_json(beside), beside)
-
-
-def _preprocessing(
-  values: Any, where: pathlib.Path
-) -> tuple[tuple[float, ...], tuple[float, ...], int, tuple[float, ...] | None]:
-  with reading(where), about(where):
-    mean, std, side, value_range = from_preprocessor(values)
-    numbers = (*mean, *std, *(value_range or ()))
-    if not all(type(n) in (int, float) and abs(n) < 1e9 for n in numbers) or len(mean) != len(std) or min(std) <= 0:
-      raise WeightsError(f"image_mean={mean} with image_std={std}: must be as many numbers, those of std above 0.")
-    if type(side) is not int or not 1 <= side <= 1 << 16:
-      raise WeightsError(f"size={side!r}: must be a number of pixels.")
-    return mean, std, side, value_range
+    values, ours = parse_json(text, f"its {PREPROCESSOR}"), True
+  elif path.suffix != ".pth" and beside.exists():
+    values, ours = read_json(beside), (path / MODEL).exists()
+  else:
+    return None
+  if not isinstance(values, dict):
+    raise WeightsError(f"{beside}: is no JSON object.")
+  return values, ours
 
 
 def _text(path: pathlib.Path, name: str) -> str | None:
@@ -179,14 +208,31 @@ def _is_safetensors(file: pathlib.Path) -> bool:
     return file.suffix == ".safetensors" or content.read(9)[8:] == b"{"
 
 
-def _configuration(path: pathlib.Path) -> dict[str, Any] | None:
-  """The config.json of transformers that goes with the weights; timm's has other keys."""
+def _beside(path: pathlib.Path) -> dict[str, Any]:
+  """The config.json that goes with the weights: transformers' or timm's; empty: there is none."""
   beside = (path if path.is_dir() else path.parent) / CONFIG
   goes_with = path.is_dir() or path.suffix == ".safetensors" or path.name == TORCH_SINGLE
   config = read_json(beside) if goes_with and beside.exists() else {}
   if not isinstance(config, dict):
     raise WeightsError(f"{beside} is no configuration of a model.")
+  return config
+
+
+def _configuration(path: pathlib.Path) -> dict[str, Any] | None:
+  """The config.json of transformers that goes with the weights; timm's has other keys."""
+  config = _beside(path)
   return config if "model_type" in config else None
+
+
+def _with_given(found: Recognised, given: Given) -> Recognised:
+  """A backbone of a file that says its attributes, with the grid that is given for its table of positions."""
+  table = with_grid(found.attributes.get("position_table"), given, found.attributes.get("patch_size", 1))
+  if table is None:
+    return found
+  said = found.attributes["position_table"].grid
+  if table.grid != said:
+    _log.warning("The file says a grid of %s x %s positions; given, and taken, is %s x %s.", *said, *table.grid)
+  return found._replace(attributes=found.attributes | {"position_table": table})
 
 
 def _described(config: Mapping[str, Any], path: pathlib.Path) -> Recognised:
@@ -199,7 +245,7 @@ def _described(config: Mapping[str, Any], path: pathlib.Path) -> Recognised:
     return Recognised(family.layout, family.module, attributes, {})
 
 
-def _recognised(part: wrapped.Part) -> Recognised:
+def _recognised(part: wrapped.Part, given: Given, said: ImageSize | None) -> Recognised:
   """The backbone of a layout that tells its architecture."""
   if not part.tensors and part.others:
     raise WeightsError(
@@ -209,7 +255,7 @@ def _recognised(part: wrapped.Part) -> Recognised:
     raise WeightsError(
       f"its tensors have the names of a Hugging Face model, of which {CONFIG} says the architecture: put it beside."
     )
-  return recognise(part.tensors)
+  return recognise(part.tensors, given=given, said=said)
 
 
 def _stored(path: pathlib.Path) -> int:

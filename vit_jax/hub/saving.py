@@ -1,4 +1,4 @@
-"""Opening and saving models, whatever wrote them: runs, the DINO repositories, Hugging Face, timm, vit_jax."""
+"""Saving models in the formats of others, and in our own."""
 
 from __future__ import annotations
 
@@ -9,21 +9,18 @@ import os
 import pathlib
 import shutil
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float
 
-from vit_jax import checkpoints, parallel, weights
+from vit_jax import weights
 from vit_jax.checkpoints import trees
-from vit_jax.checkpoints.tree import Placement
-from vit_jax.models import ConvNeXt, VisionTransformer
-from vit_jax.ops.images import normalize_images
-from vit_jax.weights import hf_config, record
-from vit_jax.weights.errors import about
+from vit_jax.data.framing import CROP_RATIO, standard
+from vit_jax.hub.errors import UnknownModel
+from vit_jax.hub.opening import PARAMS, Backbone
+from vit_jax.models import ConvNeXt
+from vit_jax.weights import record
 from vit_jax.weights.families import family_of_model
 from vit_jax.weights.files import (
   INDEX,
@@ -34,31 +31,12 @@ from vit_jax.weights.files import (
   write_safetensors,
   write_sharded,
 )
-from vit_jax.weights.opening import CONFIG, PREPROCESSOR, holds_weights, newest_step, open_weights, read_preprocessor
+from vit_jax.weights.opening import CONFIG, PREPROCESSOR
+from vit_jax.weights.preprocessor import Frame, to_preprocessor
 from vit_jax.weights.pth import read_extra, write_pth
 from vit_jax.weights.record import MODEL
 
-PARAMS = "params"  # with MODEL, a folder of format "orbax"
-
-Backbone = VisionTransformer | ConvNeXt
-
 _log = logging.getLogger(__name__)
-
-
-class UnknownModel(ValueError):
-  """A path that holds no model that can be opened, or a place where none can be saved."""
-
-
-class Preprocessing(NamedTuple):
-  """What a model expects of its images: channel means and deviations of values in [0, 1], side in pixels.
-
-  `value_range` is of images that do not have 8 bits, as in `data.value_range`.
-  """
-
-  mean: tuple[float, ...]
-  std: tuple[float, ...]
-  image_size: int
-  value_range: tuple[float, float] | None = None
 
 
 class _Export(NamedTuple):
@@ -68,93 +46,6 @@ class _Export(NamedTuple):
   image_size: int
   preprocessor: dict[str, Any] | None
   max_shard_size: int
-
-
-def load_model(
-  path: str | os.PathLike, *, mesh: jax.sharding.Mesh | None = None, **overrides: Any
-) -> tuple[Backbone, dict[str, Any]]:
-  """Opens a model: its module and its parameters, on the default device or spread over those of a mesh.
-
-  Of a weights file, one parameter is in the memory of the host at a time; with a mesh, one shard of one. What leaves
-  no trace in a file of others (often num_heads, always norm_eps) is assumed, and a warning of the log says so.
-
-  Args:
-    path: the workdir of a run (the teacher of its newest step), one of its step folders, `students/NAME` in either
-      where a run has several students, a DINOv3 or DINOv2 `.pth` file (flat or `{"teacher": …}`; the architecture is
-      inferred), a Hugging Face folder (DINOv3 ViT or ConvNeXt, DINOv2, ViT, distilled DeiT) or its safetensors file, a
-      timm safetensors file (inferred), or a folder that `save_model` wrote.
-    mesh: with the axes of `parallel.make_mesh`; parameters are spread by its rules.
-    **overrides: attributes of the module that replace what the file says, e.g. `dtype` or `norm_eps`.
-
-  Raises:
-    UnknownModel: if there is nothing that can be opened; says what was looked for.
-    WeightsError, NotSaved, Damaged: if what is there cannot be read or does not fit.
-  """
-  path = pathlib.Path(path).expanduser()
-  opener = _opener(path)
-  if opener is None:
-    raise UnknownModel(
-      f"{path} is no model: expected a run's workdir (with {checkpoints.FOLDER}/) or one of its steps, a .pth file, a "
-      f"safetensors file, or a folder with {SINGLE} and {CONFIG} or with {MODEL}. {_what_is_there(path)}"
-    )
-  model, params = opener(path, overrides, None if mesh is None else parallel.parameter_sharding(mesh))
-  return model, jax.tree.map(jnp.asarray, params)
-
-
-def load_preprocessing(path: str | os.PathLike, *, channels: int = 3) -> Preprocessing:
-  """How images are made ready for the model at `path`: as it was trained, or says itself; else as for ImageNet.
-
-  Raises:
-    UnknownModel: if that is not for images of so many channels, which are those of the model.
-  """
-  found, said = _preprocessing(pathlib.Path(path).expanduser())
-  if not len(found.mean) == len(found.std) == channels:
-    says = f"says mean={found.mean} and std={found.std}" if said else "does not say with which mean and std"
-    raise UnknownModel(
-      f"{path} {says}, which does not fit the {channels} channels of the model: convert it from the run that trained "
-      f"it, or put a {PREPROCESSOR} with image_mean, image_std and size beside it."
-    )
-  return found
-
-
-def load_images(
-  files: Sequence[str | os.PathLike], *, like: str | os.PathLike, size: int | None = None
-) -> Float[Array, "B S S C"]:
-  """Images as the model at `like` takes them: short side resized, centre cropped, normalised; float32.
-
-  Args:
-    files: images of any format that a folder of training images may have.
-    like: what `load_model` opened.
-    size: S, pixels a side; None: as the model says.
-
-  Raises:
-    BadImage: naming the file that cannot be read.
-    UnknownModel: if there is no model at `like`.
-  """
-  from vit_jax.data.decode import decode
-  from vit_jax.data.evaluation_batches import resize_and_crop
-  from vit_jax.data.views import image_channels
-
-  seen, _ = _preprocessing(pathlib.Path(like).expanduser())
-  kind = {"channels": image_channels(len(seen.mean)), "value_range": seen.value_range}
-  paths = [pathlib.Path(file).expanduser() for file in files]
-  images = [resize_and_crop(decode(path, str(path), **kind), size or seen.image_size) for path in paths]
-  return normalize_images(jnp.asarray(np.stack(images)), seen.mean, seen.std)
-
-
-def _preprocessing(path: pathlib.Path) -> tuple[Preprocessing, bool]:
-  """The preprocessing of a model, and whether it is stored with it."""
-  from vit_jax import config  # heavy, as in _open_run
-
-  if _opener(path) is _open_run:
-    workdir, step, _ = checkpoints.find(path)
-    c = config.from_dict(checkpoints.read_meta(workdir, step=step)["config"])
-    size = c.evaluation.image_size or c.crops.global_size
-    return Preprocessing(c.augment.mean, c.augment.std, size, c.data.value_range), True
-  if (stored := read_preprocessor(path)) is not None:
-    return Preprocessing(*stored), True
-  c = config.default()
-  return Preprocessing(c.augment.mean, c.augment.std, c.crops.global_size), False
 
 
 def save_model(
@@ -167,6 +58,8 @@ def save_model(
   std: Sequence[float] | None = None,
   image_size: int = 224,
   value_range: Sequence[float] | None = None,
+  crop_ratio: float | None = None,
+  preprocessor: Mapping[str, Any] | None = None,
   max_shard_size: int = MAX_SHARD_SIZE,
   overwrite: bool = False,
 ) -> None:
@@ -183,6 +76,9 @@ def save_model(
     mean, std: per-channel normalisation of the images; both given: stored with the weights, as preprocessor_config.json
       in a folder, and in a single file where others pass over it.
     image_size: nominal side of the images, written to the configuration.
+    crop_ratio: side of the centre crop over the short side of the resized image, in evaluations (None: 224 / 256);
+      stored beside mean and std.
+    preprocessor: content of a preprocessor_config.json that is stored as it is, instead of one from mean and std.
     value_range: of images that do not have 8 bits (`data.value_range`); stored beside mean and std.
     max_shard_size: bytes of one file of weights; a larger model becomes several and an index ("safetensors").
     overwrite: replace any file, and a model of any format in a folder, as well.
@@ -201,7 +97,8 @@ def save_model(
   path = pathlib.Path(path).expanduser()
   if format == "timm" and path.suffix != ".safetensors":  # by which timm, and load_model, know what is in it
     raise UnknownModel(f'{path}: a file of format "timm" is named …safetensors: {path.name}.safetensors.')
-  preprocessor = None if mean is None else hf_config.to_preprocessor(mean, std, image_size, value_range)
+  if preprocessor is None and mean is not None:
+    preprocessor = to_preprocessor(mean, std, _frame(image_size, crop_ratio), value_range)
   target = _free_place(path, format, overwrite)
   unfinished = path.with_name(f".{path.name}.unfinished.{os.getpid()}")
   try:
@@ -212,82 +109,10 @@ def save_model(
     _remove(unfinished)
 
 
-def _opener(path: pathlib.Path) -> Callable[[pathlib.Path, dict, Placement | None], tuple[Backbone, dict]] | None:
-  if checkpoints.find(path) is not None:
-    return _open_run
-  if (path / MODEL).exists():
-    return _open_own
-  return _open_file if holds_weights(path) else None
-
-
-def _what_is_there(path: pathlib.Path) -> str:
-  if not path.exists():
-    return "There is nothing of this name."
-  if not path.is_dir():
-    return "It is no regular file."
-  names = sorted(entry.name for entry in path.iterdir())
-  there = (
-    f"The folder has {', '.join(names[:8])}{', …' if len(names) > 8 else ''}." if names else "The folder is empty."
-  )
-  if (step := newest_step(path)) is not None:
-    return f"{there} The newest step in it is {step}: give that."
-  torch = next((name for name in names if name.endswith((".bin", ".pth", ".pt", ".ckpt", ".safetensors"))), None)
-  return there if torch is None else f"{there} Of a file like {torch}, give the path of the file itself."
-
-
-def _open_run(path: pathlib.Path, overrides: dict[str, Any], sharding: Placement | None) -> tuple[Backbone, dict]:
-  from vit_jax import config, methods  # heavy: a model file needs neither
-  from vit_jax.config.students import config_at
-
-  address = checkpoints.find(path)
-  saved = config.from_dict(checkpoints.read_meta(address.workdir, step=address.step)["config"])
-  try:
-    model = methods.backbone(config_at(saved, address))
-    if getattr(model, "quantization", None):  # for the speed of training; features are wanted in full
-      overrides = {"quantization": None} | overrides
-    model = model.clone(**overrides)
-  except ValueError as error:
-    raise UnknownModel(f"{path}: {error}.") from error
-  tree = checkpoints.restore_params(address.workdir, (*address.place, "backbone"), address.step, sharding)
-  return model, tree
-
-
-def _open_own(path: pathlib.Path, overrides: dict[str, Any], sharding: Placement | None) -> tuple[Backbone, dict]:
-  module, attributes = record.read_own(path / MODEL)
-  model = module(**(attributes | overrides))
-  record.check_shapes(path / MODEL, model, trees.shapes(path / PARAMS))
-  return model, trees.read_tree(path / PARAMS, sharding, text=(path / MODEL).read_text())
-
-
-def _open_file(path: pathlib.Path, overrides: dict[str, Any], sharding: Placement | None) -> tuple[Backbone, dict]:
-  opened = open_weights(path)
-  found = opened.backbone
-  model = found.module(**(found.attributes | overrides))
-  try:
-    model.check()
-  except ValueError as error:
-    raise weights.WeightsError(f"{path}: {error}") from error
-  if opened.inferred:
-    _log.info("%s: inferred %s.", path, _describe(model))
-    _say_what_was_assumed(path, {k: v for k, v in found.assumed.items() if k.partition(".")[0] not in overrides})
-  with about(path):
-    return model, weights.from_state_dict(opened.tensors["backbone"], model, found.layout, sharding=sharding)
-
-
-def _say_what_was_assumed(path: pathlib.Path, assumed: Mapping[str, Any]) -> None:
-  if not assumed:
-    return
-  others = ", ".join(dict.fromkeys(f"{name.partition('.')[0]}=…" for name in assumed))
-  values = ", ".join(f"{name}={value!r}" for name, value in assumed.items())
-  _log.warning("%s: not in the file, assumed: %s. Others are given by load_model(path, %s).", path, values, others)
-
-
-def _describe(model: Backbone) -> str:
-  plain, fields = record.to_json(type(model)()), record.to_json(model)
-  always = [name for name in ("patch_size", "width", "depth", "num_heads", "mlp") if name in plain]
-  different = [name for name in fields if fields[name] != plain[name]]
-  named = (f"{name}={getattr(model, name)!r}" for name in dict.fromkeys([*always, *different]))
-  return f"{type(model).__name__}({', '.join(named)})"
+def _frame(image_size: int, crop_ratio: float | None) -> Frame:
+  """What evaluations do with images, for a preprocessor_config.json."""
+  framing = standard(image_size, crop_ratio or CROP_RATIO)
+  return Frame(framing.resize, framing.crop, framing.resample)
 
 
 def _with_masking(
