@@ -127,6 +127,7 @@ def files(tmp_path_factory):
   model, params = build_backbone(config), state.teacher["backbone"]
   vit_jax.save_model(folder / "hf", model, params)
   vit_jax.save_model(folder / "flat.pth", model, params, "pth")
+  vit_jax.save_model(folder / "orbax", model, params, "orbax")
   export = {}
   for name, module in dinov3.modules(config)._asdict().items():
     export |= {f"{name}.{k}": v for k, v in weights.to_state_dict(state.teacher[name], module).items()}
@@ -134,7 +135,7 @@ def files(tmp_path_factory):
   return folder
 
 
-@pytest.mark.parametrize("name", ["hf", "hf/model.safetensors", "flat.pth"])
+@pytest.mark.parametrize("name", ["hf", "hf/model.safetensors", "flat.pth", "orbax"])
 def test_a_public_backbone_comes_without_heads(files, name):
   state, report = started(init_from=str(files / name))
   assert_same(state.student["backbone"], trained()[1].teacher["backbone"])

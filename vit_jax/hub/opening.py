@@ -21,9 +21,7 @@ from vit_jax.weights.errors import about
 from vit_jax.weights.files import SINGLE
 from vit_jax.weights.grids import Given, ImageSize, with_grid
 from vit_jax.weights.opening import CONFIG, holds_weights, newest_step, open_weights
-from vit_jax.weights.record import MODEL
-
-PARAMS = "params"  # with MODEL, a folder of format "orbax"
+from vit_jax.weights.record import MODEL, PARAMS
 
 Backbone = VisionTransformer | ConvNeXt
 Opener = Callable[[pathlib.Path, dict[str, Any], Given, Placement | None], tuple[Backbone, dict]]

@@ -18,7 +18,7 @@ from vit_jax import weights
 from vit_jax.checkpoints import trees
 from vit_jax.data.framing import CROP_RATIO, standard
 from vit_jax.hub.errors import UnknownModel
-from vit_jax.hub.opening import PARAMS, Backbone
+from vit_jax.hub.opening import Backbone
 from vit_jax.models import ConvNeXt
 from vit_jax.weights import record
 from vit_jax.weights.families import family_of_model
@@ -34,7 +34,7 @@ from vit_jax.weights.files import (
 from vit_jax.weights.opening import CONFIG, PREPROCESSOR
 from vit_jax.weights.preprocessor import Frame, to_preprocessor
 from vit_jax.weights.pth import read_extra, write_pth
-from vit_jax.weights.record import MODEL
+from vit_jax.weights.record import MODEL, PARAMS
 
 _log = logging.getLogger(__name__)
 

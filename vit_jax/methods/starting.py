@@ -13,15 +13,18 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+from flax.traverse_util import flatten_dict
 
 from vit_jax import weights
+from vit_jax.checkpoints import trees
 from vit_jax.config.students import SECTION
 from vit_jax.methods.architecture import config_keys, differences
 from vit_jax.methods.settings import build_backbone, num_steps
 from vit_jax.models import PositionTable, Rope
-from vit_jax.weights import finite
+from vit_jax.weights import finite, record
 from vit_jax.weights.hub_cache import locate
-from vit_jax.weights.opening import Opened, holds_weights, open_weights
+from vit_jax.weights.opening import Opened, holds_weights, open_weights, read_preprocessor
+from vit_jax.weights.record import MODEL, PARAMS
 
 __all__ = ["Place", "Source", "Start", "Taken", "holds_weights", "locate", "match", "not_finite", "open_file"]
 
@@ -91,7 +94,7 @@ class Taken(NamedTuple):
 
 
 def open_file(path: pathlib.Path, wanted: Mapping[str, nn.Module]) -> Source:
-  """A weight file or a Hugging Face folder as a source.
+  """Weights of whatever kind as a source.
 
   What leaves no trace in a file (the epsilon of the norms, often the number of heads) is taken to be as in `wanted`.
 
@@ -102,6 +105,8 @@ def open_file(path: pathlib.Path, wanted: Mapping[str, nn.Module]) -> Source:
   Raises:
     WeightsError, WeightMismatch: if it cannot be read or is not complete in itself.
   """
+  if (path / MODEL).exists():
+    return _open_export(path)
   opened = _open_as(path, getattr(wanted["backbone"], "position_table", None))
   modules = {name: module for name, module in wanted.items() if name in opened.tensors}
   modules["backbone"] = _assume(opened, wanted["backbone"])
@@ -123,6 +128,22 @@ def open_file(path: pathlib.Path, wanted: Mapping[str, nn.Module]) -> Source:
     return finite.nonfinite(opened.tensors[name], share)
 
   return Source(str(path), modules["backbone"], parts, read, unfit, opened.normalization, nonfinite)
+
+
+def _open_export(path: pathlib.Path) -> Source:
+  """A folder of format "orbax"."""
+  module, attributes = record.read_own(path / MODEL)
+  model, shapes, text = module(**attributes), trees.shapes(path / PARAMS), (path / MODEL).read_text()
+  record.check_shapes(path / MODEL, model, shapes)
+
+  def read(name: str, sharding: Callable[[str, Shape], jax.sharding.Sharding]) -> dict[str, Any]:
+    return trees.read_tree(path / PARAMS, sharding, text)
+
+  def nonfinite(name: str, share: tuple[int, int]) -> list[str]:
+    return finite.nonfinite(flatten_dict(trees.read_tree(path / PARAMS, text=text), sep="/"), share)
+
+  said = read_preprocessor(path)
+  return Source(str(path), model, {"backbone": shapes}, read, {}, None if said is None else said[:2], nonfinite)
 
 
 def _open_as(path: pathlib.Path, table: PositionTable | None) -> Opened:

@@ -67,10 +67,16 @@ def _check_finite(source: Source, taken: list[Taken]) -> None:
   """Raises a ValueError that names the tensors that are NaN or infinite; each process reads its share of them."""
   share = jax.process_index(), jax.process_count()
   bad = [name for part in taken if part.paths for name in source.nonfinite(part.name, share)]
-  found = [len(bad)] if share[1] == 1 else multihost_utils.process_allgather(np.int32(len(bad))).tolist()
-  if any(found):
-    elsewhere = next(i for i, count in enumerate(found) if count)
-    raise ValueError(not_finite(bad or [f"tensors that process {elsewhere} names"]))
+  bad = bad if share[1] == 1 else _of_everyone(bad)
+  if bad:
+    raise ValueError(not_finite(bad))
+
+
+def _of_everyone(names: list[str], most: int = 1000) -> list[str]:
+  """The names that all processes have, as far as `most` bytes of each hold them."""
+  text = np.frombuffer("\n".join(names).encode()[:most].ljust(most, b"\0"), np.uint8)
+  texts = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in multihost_utils.process_allgather(text)]
+  return [name for found in texts if found for name in found.split("\n")]
 
 
 def begin(state: State, opened: list[Opened]) -> State:

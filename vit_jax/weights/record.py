@@ -20,6 +20,7 @@ from vit_jax.weights.infer import Recognised, recognise
 from vit_jax.weights.texts import parse_json, read_json
 
 MODEL = "model.json"  # a file of an "orbax" folder, a text within a single file
+PARAMS = "params"  # with it, a folder of format "orbax": the arrays
 
 _MODULES = {module.__name__: module for module in (VisionTransformer, ConvNeXt)}
 _TYPES = ("dtype", "param_dtype")  # attributes that are array types
