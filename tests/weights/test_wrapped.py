@@ -103,6 +103,8 @@ def wrapped(kind: str) -> dict[str, tuple[dict, str]]:
        "iteration": 9},
       "'model.model_ema.backbone.' taken off",
     ),
+    "words": ({"state_dict": under("student_net.vit.", other) | under("teacher_net.vit.", b)},
+              "'state_dict.teacher_net.vit.' taken off"),
     "gram": (
       {"teacher": under("backbone.", b), "gram_teacher": under("backbone.", other)},
       "not loaded: gram_teacher",
@@ -257,6 +259,9 @@ def test_a_step_of_the_reference_opens_from_its_folder(tmp_path: pathlib.Path, c
     check(step, "dinov3")
   assert "'model.model_ema.backbone.' taken off the names" in caplog.text
   assert "not loaded: model.student, model.teacher, optimizer" in caplog.text
+  for piece in (".metadata", "__0_0.distcp"):
+    with pytest.raises(WeightsError, match=r"is a piece of a checkpoint .* give its folder, .*3749\.$"):
+      vit_jax.load_model(step / piece)
   with pytest.raises(hub.UnknownModel, match=r"has ckpt\. .*newest step in it is .*/run/ckpt/3749") as caught:
     vit_jax.load_model(tmp_path / "run")
   assert "\n" not in str(caught.value)

@@ -68,9 +68,9 @@ def open_weights(path: pathlib.Path, *, given: Given = None) -> Opened:
       f"{path} is no model: a folder of weights has {SINGLE} or {TORCH_SINGLE} (or their sharded forms) and {CONFIG}, "
       f"or the {METADATA} of torch.distributed.checkpoint."
     )
+  content = open_tensors(path)
   config, own = _configuration(path), _text(path, MODEL)
   described = None if config is None or own is not None else _described(config, path)
-  content = open_tensors(path)
   stored = read_preprocessor(path)
   with reading(path), about(path):
     part = wrapped.find(content, HEADS, wanted)
@@ -120,12 +120,20 @@ def split_address(path: pathlib.Path) -> tuple[pathlib.Path, str | None]:
 
 def _reader(path: pathlib.Path) -> Callable[[pathlib.Path], Mapping[str, Any]] | None:
   """What opens a file or a folder, by what is in it; None: there is nothing to open."""
+  if path.is_file() and (path.name == METADATA or path.suffix == ".distcp"):
+    return _refuse_piece
   if path.is_file():
     return open_safetensors if _is_safetensors(path) else open_pth
   for names, reader in _FOLDERS:
     if any((path / name).exists() for name in names):
       return reader
   return None
+
+
+def _refuse_piece(path: pathlib.Path) -> Mapping[str, Any]:
+  raise WeightsError(
+    f"{path} is a piece of a checkpoint of torch.distributed.checkpoint: give its folder, {path.parent}."
+  )
 
 
 def _open_torch_folder(path: pathlib.Path) -> Mapping[str, Any]:

@@ -164,7 +164,8 @@ def _rank(candidate: tuple[Place, str]) -> int:
   words = _address(candidate).lower().split(".")
   if any(_AVERAGED.search(word) for word in words):
     return 0
-  return 1 if "teacher" in words else 2
+  parts = [word.split("_") for word in words]
+  return 1 if any("teacher" in part and "gram" not in part for part in parts) else 2
 
 
 def _part(flat: _Content, chosen: tuple[Place, str], heads: Sequence[str]) -> Part:
