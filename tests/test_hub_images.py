@@ -283,6 +283,10 @@ def test_timms_configuration_says_how_its_images_are_made(tmp_path: pathlib.Path
   with caplog.at_level(logging.WARNING):
     seen = hub.load_preprocessing(tmp_path)
   assert seen.mean == (0.5,) * 3 and seen.std == (0.4,) * 3 and seen.framing.resize == 35 and seen.image_size == 32
+  (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": said | {"crop_mode": "squash"}}))
+  seen = hub.load_preprocessing(tmp_path)
+  assert not cli.main(["convert", f"--from={tmp_path}", f"--to={tmp_path / 'hf'}"])
+  assert hub.load_preprocessing(tmp_path / "hf") == seen and seen.framing.resize == (35, 35)
   (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": said | {"crop_mode": "border"}}))
   with pytest.raises(hub.UnknownModel, match="crop_mode='border'"):
     vit_jax.load_images(photograph(9, 9), like=tmp_path)

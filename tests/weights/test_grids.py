@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import json
 import logging
 import pathlib
@@ -12,6 +14,8 @@ import pytest
 import vit_jax
 from tests.test_hub import random_params
 from vit_jax import cli, weights
+from vit_jax.commands import flags
+from vit_jax.methods import starting
 from vit_jax.models import PositionTable, VisionTransformer
 from vit_jax.weights import WeightsError
 from vit_jax.weights.files import write_safetensors
@@ -62,7 +66,8 @@ def test_what_is_given_decides_and_must_fit():
   assert find(225, given=ImageSize(240, 240)) == PositionTable((15, 15), prefix="none")
   assert find(225, given=(16, 14)) == PositionTable((16, 14))
   whole = PositionTable((16, 14), offset=0.1)
-  assert find(225, given=whole) is whole
+  assert find(225, given=whole) == whole
+  assert find(225, given=PositionTable((15, 15))) == PositionTable((15, 15), prefix="none")  # which the rows decide
   assert find(225, said=ImageSize(240, 240)) == PositionTable((15, 15), prefix="none")
   assert find(225, given=(14, 16), said=ImageSize(240, 240)) == PositionTable((14, 16))
   for given in (ImageSize(224, 224), (14, 14), PositionTable((14, 14))):
@@ -135,9 +140,14 @@ def test_dinov2_files_and_the_command_line_take_it_too(tmp_path: pathlib.Path, c
 
 def test_rotary_models_have_no_table_to_give_a_grid_for(tmp_path: pathlib.Path):
   model = VisionTransformer(patch_size=8, width=32, depth=1, num_heads=2, layer_scale=1.0)
-  vit_jax.save_model(tmp_path / "m", model, random_params(model))
-  with pytest.raises(WeightsError, match="image_size=32x32 .* which this model lacks"):
-    vit_jax.load_model(tmp_path / "m", image_size=32)
+  params = random_params(model)
+  write_pth(tmp_path / "bare.pth", weights.to_state_dict(params, model))
+  for format, path in (("safetensors", "a"), ("pth", "b.pth"), ("orbax", "c"), (None, "bare.pth")):
+    if format:
+      vit_jax.save_model(tmp_path / path, model, params, format)
+    for given in ({"image_size": 32}, {"position_table": (4, 4)}, {"position_table": PositionTable((4, 4))}):
+      with pytest.raises(ValueError, match="a grid of 4 x 4 patches.* which this model lacks"):
+        vit_jax.load_model(tmp_path / path, **given)
 
 
 KINDS = {
@@ -168,6 +178,9 @@ def test_timms_features_of_images_that_are_not_square(tmp_path: pathlib.Path, ki
   front = [features.cls[:, None]] if model.class_token else []
   tokens = features.prenorm if model.pool_norm else np.concatenate([*front, features.registers, features.patches], 1)
   np.testing.assert_allclose(tokens, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+  table = PositionTable(model.position_table.grid)
+  whole, _ = vit_jax.load_model(tmp_path / "m.safetensors", num_heads=4, position_table=table)
+  assert whole.position_table == dataclasses.replace(model.position_table, antialias=False)
   again = tmp_path / "again.safetensors"
   vit_jax.save_model(again, model, params, "timm")
   assert vit_jax.load_model(again)[0].position_table == model.position_table  # ours say the grid themselves
@@ -185,7 +198,7 @@ def test_hugging_faces_features_of_images_that_are_not_square(tmp_path: pathlib.
   theirs.save_pretrained(tmp_path / "theirs")
   batch = np.random.default_rng(0).normal(size=(2, 56, 64, 3)).astype(np.float32)
   images = torch.from_numpy(batch.transpose(0, 3, 1, 2).copy())
-  for given in ({}, {"image_size": (56, 64)}, {"position_table": (7, 8)}):
+  for given in ({}, {"image_size": (56, 64)}, {"position_table": (7, 8)}, {"position_table": PositionTable((7, 8))}):
     model, params = vit_jax.load_model(tmp_path / "theirs", **given)
     features = model.clone(pool="cls").apply({"params": params}, batch)
     tokens = np.concatenate([features.cls[:, None], features.registers, features.patches], axis=1)
@@ -196,3 +209,39 @@ def test_hugging_faces_features_of_images_that_are_not_square(tmp_path: pathlib.
   again = transformers.AutoModel.from_pretrained(tmp_path / "ours", add_pooling_layer=False).eval()
   with torch.no_grad():
     np.testing.assert_array_equal(again(images).last_hidden_state.numpy(), expected)
+
+
+def test_a_run_takes_the_grid_that_its_config_says(tmp_path: pathlib.Path):
+  """Of weights to start from that do not say it, such as timm's without a position of the class token."""
+  table = PositionTable((14, 14), prefix="none", antialias=True)
+  model = VisionTransformer(**SMALL, masking=False, position_table=table)
+  path, params = timm_file(tmp_path, model)
+  with pytest.raises(WeightsError, match="the 196 learned positions do not say"):
+    vit_jax.load_model(path, num_heads=4)
+  source = starting.open_file(path, {"backbone": model.clone(masking=True)})
+  assert source.model == model.clone(position_table=table)
+  assert source.parts["backbone"]["positions"] == (196, 48)
+  other = model.clone(position_table=PositionTable((16, 16)))
+  with pytest.raises(WeightsError, match=r"\(a grid of 16 x 16 patches\) does not fit 196 positions"):
+    starting.open_file(path, {"backbone": other})
+
+
+def test_evaluations_take_a_side_or_what_positions_are_for():
+  parser = argparse.ArgumentParser()
+  flags.with_sizes(parser)
+  assert flags.sizes(parser.parse_args(["--image_size=96"])) == (96, None)
+  assert flags.sizes(parser.parse_args(["--image_size=224x256"])) == (None, (224, 256))
+  assert flags.sizes(parser.parse_args([])) == (None, None)
+  for wrong in ("0", "0x5", "5x0", "axb", "224x", "1x2x3", "-3"):
+    with pytest.raises(SystemExit):
+      parser.parse_args([f"--image_size={wrong}"])
+
+
+def test_evaluate_opens_a_file_whose_grid_is_given(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture):
+  model = VisionTransformer(**SMALL, layer_scale=1.0, position_table=PositionTable((2, 5), offset=0.1))
+  write_pth(tmp_path / "m.pth", weights.to_state_dict(random_params(model), model, "dinov2"))
+  data = ["--data=embedded:textures?size=16&count=40", "--max_examples=40", f"--json={tmp_path / 'scores.json'}"]
+  assert cli.main(["evaluate", f"--model={tmp_path / 'm.pth'}", *data]) != 0
+  assert "10 patches with one of the class token (2 x 5, 5 x 2)" in capsys.readouterr().err
+  assert not cli.main(["evaluate", f"--model={tmp_path / 'm.pth'}", "--image_size=16x40", *data])
+  assert "knn" in (tmp_path / "scores.json").read_text()

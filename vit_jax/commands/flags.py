@@ -61,6 +61,11 @@ def with_workers(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--cache_dir", metavar="DIR", help="where indices are kept (default: as data.cache_dir)")
 
 
+def with_limits(parser: argparse.ArgumentParser) -> None:
+  for name, what in (("max_pixels", "pixels"), ("max_file_bytes", "bytes of a file")):
+    parser.add_argument(f"--{name}", type=count, metavar="N", help=f"refuse images of more {what}, as data.{name}")
+
+
 def count(text: str) -> int:
   if not text.isdecimal() or int(text) < 1:
     raise argparse.ArgumentTypeError(f"{text!r} is no whole number, at least 1")
@@ -87,6 +92,9 @@ def with_format(parser: argparse.ArgumentParser) -> None:
     default="5GB",
     metavar="SIZE",
     help="a larger model becomes several files of at most this size (safetensors; default: 5GB)",
+  )
+  parser.add_argument(
+    "--strict", action="store_true", help="refuse what others compute in another way at some image sizes"
   )
   parser.add_argument(
     "--overwrite", action="store_true", help="replace what is there, even if it is no export of the same format"

@@ -5,8 +5,18 @@ from __future__ import annotations
 import argparse
 import functools
 
-from vit_jax.commands.common import load, model_table, show
-from vit_jax.commands.flags import Commands, add, count, picture, sizes, with_config, with_model, with_sizes
+from vit_jax.commands.common import limits, load, model_table, show
+from vit_jax.commands.flags import (
+  Commands,
+  add,
+  count,
+  picture,
+  sizes,
+  with_config,
+  with_limits,
+  with_model,
+  with_sizes,
+)
 from vit_jax.config.errors import UserError
 
 
@@ -35,6 +45,7 @@ def add_to(commands: Commands) -> None:
   features.add_argument("--output", type=picture, metavar="FILE", default="features.png", help="default: features.png")
   features.add_argument("--images", type=count, default=8, help="images to show (default: 8)")
   with_sizes(features)
+  with_limits(features)
 
 
 def _inspect_config(args: argparse.Namespace) -> None:
@@ -101,7 +112,7 @@ def _inspect_features(args: argparse.Namespace) -> None:
     check_image_size(side, model.stride, "--image_size")
   size = side or -(-seen.image_size // model.stride) * model.stride  # whole patches
   batches = evaluation_batches(
-    open_source(args.data),
+    open_source(args.data, limits=limits(args)),
     image_size=size,
     batch_size=args.images,
     max_examples=args.images,

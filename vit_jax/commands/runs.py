@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from vit_jax.commands.common import load, model_table
+from vit_jax.commands.common import limits, load, model_table
 from vit_jax.commands.flags import (
   OVERRIDES_HELP,
   Commands,
@@ -15,6 +15,7 @@ from vit_jax.commands.flags import (
   count,
   sizes,
   with_config,
+  with_limits,
   with_model,
   with_processes,
   with_sizes,
@@ -49,6 +50,7 @@ def add_to(commands: Commands) -> None:
   with_sizes(evaluate)
   evaluate.add_argument("--batch_size", type=count, default=64, help="images at a time (default: 64)")
   evaluate.add_argument("--max_examples", type=count, help="images of each source to use (default: all)")
+  with_limits(evaluate)
   evaluate.add_argument("--json", metavar="FILE", help="also write the scores to this file, .json or .md")
   with_processes(evaluate)
 
@@ -99,6 +101,7 @@ def _evaluate(args: argparse.Namespace) -> None:
       std=seen.std,
       value_range=seen.value_range,
       crop_ratio=seen.crop_ratio,
+      limits=limits(args),
       sharding=None if mesh is None else parallel.batch_sharding(mesh),
       output=args.json if first else None,
       about={"model": args.model},

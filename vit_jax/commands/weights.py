@@ -39,12 +39,12 @@ def _export(args: argparse.Namespace) -> None:
     std=seen.std,
     image_size=seen.image_size,
     value_range=seen.value_range,
-    crop_ratio=seen.crop_ratio,
-    preprocessor=hub.foreign_preprocessor(args.model),
+    preprocessor=hub.kept_preprocessor(args.model, seen),
     max_shard_size=args.max_shard_size,
     overwrite=args.overwrite,
+    strict=args.strict,
   )
-  print(f"wrote {args.to} ({args.format})")
+  print(f"wrote {args.to} ({args.format}). It is loaded by\n\n{hub.how_to_load(args.to, model, args.format)}")
 
 
 def _convert(args: argparse.Namespace) -> None:

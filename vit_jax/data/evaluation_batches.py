@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 
 from vit_jax.data.decode import BadImage, decode
 from vit_jax.data.framing import CROP_RATIO, Framing, standard
+from vit_jax.data.limits import limits_of
 from vit_jax.data.sources import Source
 from vit_jax.data.views import image_channels
 
@@ -83,7 +84,7 @@ def fitting_crop_ratio(
 
   So that images that were made for a model (tiles, thumbnails) are not enlarged and cut; else that of evaluations.
   """
-  kind = {"channels": image_channels(channels), "value_range": value_range}
+  kind = {"channels": image_channels(channels), "value_range": value_range, "limits": limits_of(source)}
   sides = []
   for record in sorted({round(i * (len(source) - 1) / (_LOOKED_AT - 1)) for i in range(_LOOKED_AT)}):
     try:
@@ -118,7 +119,9 @@ def _load(
 ) -> tuple[np.ndarray, int] | None:
   try:
     entry = source[record]
-    pixels = decode(entry["image"], source.describe(record), channels=channels, value_range=value_range)
+    pixels = decode(
+      entry["image"], source.describe(record), channels=channels, value_range=value_range, limits=limits_of(source)
+    )
     return framed(pixels), int(entry["label"])
   except (BadImage, OSError) as error:
     log.warning("left out of the evaluation: %s: %s", source.describe(record), getattr(error, "reason", error))

@@ -378,12 +378,20 @@ class BadRecords:
         self._path.write_text(whole + newline)
       for line in whole.splitlines():
         entry = json.loads(line)
-        self._known[entry["record"]] = f"{entry['name']}: {entry['reason']}"
+        if entry["record"] < records:  # else of a source that held more
+          self._known[entry["record"]] = f"{entry['name']}: {entry['reason']}"
+    # Images that others took the place of: each of them was looked at besides those of the stream.
+    self._replaced = len(self._known)
 
   @property
   def count(self) -> int:
     """Different unreadable images met so far, earlier runs in the same file included."""
     return len(self._known)
+
+  def _looked_at(self, seen: int) -> int:
+    """Of how many images those known are a part: of those of the stream, or of these and all tried in their place."""
+    own = min(seen, self._records)
+    return own if self.count <= own else max(self.count, min(seen + self._replaced, self._records))
 
   def add(self, met: list[dict[str, Any]], seen: int):
     """Takes note of unreadable images, after `seen` records of the stream.
@@ -400,6 +408,7 @@ class BadRecords:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with open(self._path, "a") as file:
           file.write(json.dumps(entry) + "\n")
+    self._replaced += len(met)
     if not met:
       return
     sample = max(min(seen, self._records), _MIN_SAMPLE)
@@ -407,6 +416,6 @@ class BadRecords:
       examples = "; ".join(list(self._known.values())[:_EXAMPLES])
       listed = f" (all of them are in {self._path})" if self._path is not None else ""
       raise Unreadable(
-        f"{self.count} of {min(seen, self._records)} images are unreadable, more than data.max_bad_fraction = "
+        f"{self.count} of {self._looked_at(seen)} images are unreadable, more than data.max_bad_fraction = "
         f"{self._max_fraction} allows, such as {examples}{listed}. Check data.source, or raise data.max_bad_fraction."
       )

@@ -87,8 +87,10 @@ def resize_window(
 ) -> UInt8[np.ndarray, "h w C"]:
   """A window (top, left, height, width) of an image resized to `size` = (height, width), antialiased.
 
-  Nothing is rounded between the axes, so that the result is within one level of Pillow's, and of PyTorch's resizing of
-  uint8 (which differ from one another by two in a few pixels of a million). Only what the window shows is computed.
+  Rows first, and nothing is rounded in between, so that the result is within one level of PyTorch's resizing of uint8
+  and of Pillow's (which differ from one another by two in a few pixels of a million; and by more at edges of black and
+  white where Pillow begins with the columns, as since version 13 it does with a few shapes). Only what the window shows
+  is computed.
 
   Args:
     pixels: the image.

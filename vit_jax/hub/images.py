@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import pathlib
 from collections.abc import Sequence
@@ -17,8 +18,10 @@ from vit_jax import checkpoints
 from vit_jax.hub.errors import UnknownModel
 from vit_jax.hub.opening import locate, open_run, opener
 from vit_jax.ops.images import normalize_images
-from vit_jax.weights import opening as weights
-from vit_jax.weights.opening import PREPROCESSOR, read_preprocessor
+from vit_jax.weights.opening import PREPROCESSOR, read_preprocessor, stored_preprocessor
+from vit_jax.weights.preprocessor import Frame, to_preprocessor
+
+_log = logging.getLogger(__name__)
 
 AnyImage = str | os.PathLike | bytes | Image.Image | np.ndarray
 
@@ -64,10 +67,19 @@ def load_preprocessing(path: str | os.PathLike, *, channels: int = 3) -> Preproc
   return found
 
 
-def foreign_preprocessor(path: str | os.PathLike) -> dict[str, Any] | None:
-  """The preprocessor_config.json of a model of others, as it is, so that a conversion keeps it; None: there is none."""
+def kept_preprocessor(path: str | os.PathLike, seen: Preprocessing) -> dict[str, Any] | None:
+  """The preprocessor_config.json with which a conversion keeps what the model at `path` says of its images.
+
+  As it is, where it has one; else made of what it says in another way (a run, timm); None: it says nothing.
+  """
   path = locate(path)
-  return None if opener(path) is open_run else weights.foreign_preprocessor(path)
+  if opener(path) is not open_run and (stored := stored_preprocessor(path)) is not None:
+    return stored
+  if seen.problem:
+    _log.warning("%s says of its images %s, which a %s cannot express: left out.", path, seen.problem, PREPROCESSOR)
+  if seen.framing is None:
+    return None
+  return to_preprocessor(seen.mean, seen.std, Frame(*dataclasses.astuple(seen.framing)), seen.value_range)
 
 
 def load_images(

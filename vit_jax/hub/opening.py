@@ -98,7 +98,7 @@ def _given_table(image_size: int | tuple[int, int] | None, overrides: dict[str, 
     if len(table) != 2 or not all(isinstance(side, int) and side > 0 for side in table):
       raise UnknownModel(f"position_table={table!r}: must be a PositionTable, or its grid, such as (14, 16).")
     return tuple(table), {name: value for name, value in overrides.items() if name != "position_table"}
-  return table, overrides
+  return (table if table is not None and table.kind == "learned" else None), overrides
 
 
 def opener(path: pathlib.Path) -> Opener | None:
@@ -155,7 +155,9 @@ def _open_own(
 
 
 def _check_grid(path: pathlib.Path, table: PositionTable | None, given: Given, patch_size: int) -> None:
-  """What we saved says its grid: another one can only be a mistake."""
+  """What we saved says its grid: another one can only be a mistake; a whole table is an override like others."""
+  if isinstance(given, PositionTable) and table is not None:
+    return
   try:
     wanted = with_grid(table, given, patch_size)
   except weights.WeightsError as error:
@@ -169,7 +171,11 @@ def _open_file(
 ) -> tuple[Backbone, dict]:
   opened = open_weights(path, given=given)
   found = opened.backbone
-  model = found.module(**(found.attributes | overrides))
+  if found.attributes.get("position_table") is None:
+    _check_grid(path, None, given, found.attributes.get("patch_size", 1))
+  # A whole table is among the attributes, for the tokens that have a position.
+  inside = {"position_table"} if isinstance(given, PositionTable) else set()
+  model = found.module(**(found.attributes | {k: v for k, v in overrides.items() if k not in inside}))
   try:
     model.check()
   except ValueError as error:

@@ -19,8 +19,9 @@ from vit_jax.checkpoints import trees
 from vit_jax.data.framing import CROP_RATIO, standard
 from vit_jax.hub.errors import UnknownModel
 from vit_jax.hub.opening import Backbone
+from vit_jax.hub.positions import as_resized_by, class_position_in_its_token
 from vit_jax.models import ConvNeXt
-from vit_jax.weights import record
+from vit_jax.weights import dinov2, record, timm
 from vit_jax.weights.families import family_of_model
 from vit_jax.weights.files import (
   INDEX,
@@ -46,6 +47,7 @@ class _Export(NamedTuple):
   image_size: int
   preprocessor: dict[str, Any] | None
   max_shard_size: int
+  strict: bool
 
 
 def save_model(
@@ -62,6 +64,7 @@ def save_model(
   preprocessor: Mapping[str, Any] | None = None,
   max_shard_size: int = MAX_SHARD_SIZE,
   overwrite: bool = False,
+  strict: bool = False,
 ) -> None:
   """Saves a model so that others, and `load_model`, open it. What is there is complete or not there.
 
@@ -82,6 +85,11 @@ def save_model(
     value_range: of images that do not have 8 bits (`data.value_range`); stored beside mean and std.
     max_shard_size: bytes of one file of weights; a larger model becomes several and an index ("safetensors").
     overwrite: replace any file, and a model of any format in a folder, as well.
+    strict: refuse what others compute in another way at some image sizes: they resize learned positions in their own
+      way. Else a warning of the log says how large the difference is.
+
+  What only training uses (`local_cls_norm` of the 7B, in the formats of Hugging Face and timm) is left out, with a
+  warning.
 
   Raises:
     WeightsError: if the format cannot express the model (names the attribute and the formats that can), or the
@@ -95,14 +103,12 @@ def save_model(
   if mean is not None and not len(mean) == len(std) == model.in_channels:
     raise UnknownModel(f"mean={mean} and std={std} must have an entry for each of {model.in_channels} channels.")
   path = pathlib.Path(path).expanduser()
-  if format == "timm" and path.suffix != ".safetensors":  # by which timm, and load_model, know what is in it
-    raise UnknownModel(f'{path}: a file of format "timm" is named …safetensors: {path.name}.safetensors.')
   if preprocessor is None and mean is not None:
     preprocessor = to_preprocessor(mean, std, _frame(image_size, crop_ratio), value_range)
-  target = _free_place(path, format, overwrite)
+  target = check_place(path, format, overwrite=overwrite)
   unfinished = path.with_name(f".{path.name}.unfinished.{os.getpid()}")
   try:
-    _WRITERS[format](unfinished, model, params, _Export(target, image_size, preprocessor, max_shard_size))
+    _WRITERS[format](unfinished, model, params, _Export(target, image_size, preprocessor, max_shard_size, strict))
     _flush(unfinished)
     _replace(unfinished, target)
   finally:
@@ -131,16 +137,35 @@ def _with_masking(
   return model.clone(masking=masking), params
 
 
+def _without_local_norm(
+  model: Backbone, params: Mapping[str, Any], target: pathlib.Path
+) -> tuple[Backbone, dict[str, Any]]:
+  """The model without the norm of local crops, for which others have no place and features no use."""
+  if not getattr(model, "separate_local_cls_norm", False):
+    return model, dict(params)
+  _log.warning("Left out of %s: local_cls_norm, which only training uses (formats pth and orbax keep it).", target)
+  return model.clone(separate_local_cls_norm=False), {k: v for k, v in params.items() if k != "local_cls_norm"}
+
+
+def _resized_there(
+  who: str, resizing: Mapping[str, Any], model: Backbone, params: Mapping[str, Any], export: _Export
+) -> Backbone:
+  """See `as_resized_by`."""
+  if isinstance(model, ConvNeXt):
+    return model
+  how = dict(image_size=export.image_size, strict=export.strict, target=export.target)
+  return as_resized_by(who, resizing, model, params, **how)
+
+
 def _write_safetensors(path: pathlib.Path, model: Backbone, params: Mapping[str, Any], export: _Export) -> None:
-  if getattr(model, "separate_local_cls_norm", False):
-    _log.info("Left out of %s: local_cls_norm, which only training uses.", export.target)
-    model = model.clone(separate_local_cls_norm=False)
-    params = {name: value for name, value in params.items() if name != "local_cls_norm"}
+  model, params = _without_local_norm(model, params, export.target)
   if getattr(model, "rope", None) is not None and model.rope.dtype != "float32":
     _log.info("Rotary tables of %s become float32 in the export, as in the published models.", model.rope.dtype)
   family = family_of_model(model)
   if family.masking is not None:
     model, params = _with_masking(model, params, family.masking, export.target)
+  if family.resizing is not None:
+    model = _resized_there("Hugging Face", family.resizing(model), model, params, export)
   config = family.to_config(model, export.image_size)
   state_dict = weights.lazy_state_dict(params, model, family.layout)
   path.mkdir(parents=True)
@@ -153,13 +178,19 @@ def _write_safetensors(path: pathlib.Path, model: Backbone, params: Mapping[str,
 def _write_pth(path: pathlib.Path, model: Backbone, params: Mapping[str, Any], export: _Export) -> None:
   layout = "dinov3" if isinstance(model, ConvNeXt) or model.position_table is None else "dinov2"
   model, params = _with_masking(model, params, True, export.target)
+  if layout == "dinov2":
+    _resized_there("The DINOv2 repository", dinov2.resizing(model.num_registers), model, params, export)
   state_dict = weights.lazy_state_dict(params, model, layout)
   path.parent.mkdir(parents=True, exist_ok=True)
   write_pth(path, state_dict, _texts(model, layout, export))
 
 
 def _write_timm(path: pathlib.Path, model: Backbone, params: Mapping[str, Any], export: _Export) -> None:
+  model, params = _without_local_norm(model, params, export.target)
   model, params = _with_masking(model, params, False, export.target)
+  if not isinstance(model, ConvNeXt):
+    model, params = class_position_in_its_token(model, params, export.target)
+    _resized_there("timm", timm.RESIZING, model, params, export)
   state_dict = weights.lazy_state_dict(params, model, "timm")
   path.parent.mkdir(parents=True, exist_ok=True)
   write_safetensors(path, state_dict, _texts(model, "timm", export))
@@ -188,8 +219,15 @@ def _write_json(path: pathlib.Path, value: Any) -> None:
   path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def _free_place(path: pathlib.Path, format: str, overwrite: bool) -> pathlib.Path:
-  """The path, if an export of this format may be put there."""
+def check_place(path: str | os.PathLike, format: str, *, overwrite: bool = False) -> pathlib.Path:
+  """The path, if `save_model` may put an export of this format there: for whoever wants to know before the work.
+
+  Raises:
+    UnknownModel: if something else is there, or the format goes by another name.
+  """
+  path = pathlib.Path(path).expanduser()
+  if format == "timm" and path.suffix != ".safetensors":  # by which timm, and load_model, know what is in it
+    raise UnknownModel(f'{path}: a file of format "timm" is named …safetensors: {path.name}.safetensors.')
   if format in _FILES:
     if path.is_dir():
       raise UnknownModel(f"{path} is a folder; this format writes a file.")

@@ -21,6 +21,7 @@ class Family(NamedTuple):
     to_attributes: from a config.json to the attributes of our class.
     to_config: from a model and its nominal image size to a config.json.
     masking: whether its files have a mask token; None: both.
+    resizing: how it resizes the positions of a model, as attributes of a `PositionTable`; None: it has none.
   """
 
   layout: str
@@ -28,6 +29,7 @@ class Family(NamedTuple):
   to_attributes: Callable[[Mapping[str, Any]], dict[str, Any]]
   to_config: Callable[[Any, int], dict[str, Any]]
   masking: bool | None = None
+  resizing: Callable[[Any], dict[str, Any]] | None = None
 
 
 # What the Vision Transformers of Hugging Face say with the same value under another name: ours: theirs.

@@ -37,20 +37,17 @@ def find_table(
     readings: how many of them can be of tokens before the patches, by `PositionTable.prefix`; first the reading in
       which every token there has one.
     patch_size: pixels of a side of a patch.
-    given: by whoever opens the file.
+    given: by whoever opens the file; of a whole table everything but `prefix`, which the number of rows decides.
     said: by a configuration beside it; passed over where it contradicts the table, as with one that was resized since.
     **how: the table is resized.
 
   Raises:
     WeightsError: if the grid is not certain, or the given one does not fit; lists what is possible.
   """
-  if isinstance(given, PositionTable):
-    count = readings.get(given.prefix)
-    if count is None or rows - count != given.grid[0] * given.grid[1]:
-      raise WeightsError(f"position_table={given} does not fit {rows} positions: {_possible(rows, readings)}.")
-    return given
   for grid in (_grid(given, patch_size), _grid(said, patch_size)):
     fitting = [prefix for prefix, count in readings.items() if grid and rows - count == grid[0] * grid[1]]
+    if fitting and grid and isinstance(given, PositionTable):
+      return dataclasses.replace(given, prefix=fitting[0])
     if fitting:
       return PositionTable(grid, prefix=fitting[0], **how)
     if grid and given is not None:
@@ -70,16 +67,18 @@ def find_table(
 
 
 def with_grid(table: PositionTable | None, given: Given, patch_size: int) -> PositionTable | None:
-  """A table that a configuration describes, with the grid that is given.
+  """A table that a configuration describes, with the grid that is given; or the given one for the same tokens.
 
   Raises:
     WeightsError: if there is none to give a grid to.
   """
-  if given is None or isinstance(given, PositionTable):
+  if given is None:
     return table
   grid = _grid(given, patch_size)
   if table is None or table.kind != "learned":
     raise WeightsError(f"{_named(given, grid)} says the grid of a table of learned positions, which this model lacks.")
+  if isinstance(given, PositionTable):
+    return dataclasses.replace(given, prefix=table.prefix)
   return dataclasses.replace(table, grid=grid)
 
 
@@ -95,9 +94,11 @@ def is_square(patches: int) -> bool:
   return patches > 0 and math.isqrt(patches) ** 2 == patches
 
 
-def _grid(size: ImageSize | Grid | None, patch_size: int) -> Grid | None:
-  if size is None or isinstance(size, PositionTable):
+def _grid(size: Given, patch_size: int) -> Grid | None:
+  if size is None:
     return None
+  if isinstance(size, PositionTable):
+    return size.grid
   return (size.height // patch_size, size.width // patch_size) if isinstance(size, ImageSize) else tuple(size)
 
 

@@ -86,6 +86,11 @@ def has_registers(model: VisionTransformer) -> bool:
   return model.num_registers > 0 or (model.position_table is not None and model.position_table.antialias)
 
 
+def resizing(model: VisionTransformer) -> dict[str, Any]:
+  """How Hugging Face resizes the positions of a model: the attributes of a `PositionTable`."""
+  return dict(antialias=has_registers(model), offset=0.0)
+
+
 def to_config(model: VisionTransformer, image_size: int) -> dict[str, Any]:
   """The config.json of a model; its image size is that of the position table.
 
@@ -94,7 +99,7 @@ def to_config(model: VisionTransformer, image_size: int) -> dict[str, Any]:
   """
   gated, with_registers = model.mlp == "swiglu", has_registers(model)
   ratio = _ratio(model)
-  problems = family.deviations(model, _FIXED) + family.table_deviations(model.position_table, antialias=with_registers)
+  problems = family.deviations(model, _FIXED) + family.table_deviations(model.position_table, **resizing(model))
   if model.layer_scale is None:
     problems.append("layer_scale=None (its blocks always have one)")
   if model.mlp not in ("gelu", "swiglu"):

@@ -13,6 +13,7 @@ import flax.linen as nn
 import numpy as np
 
 from vit_jax.models import ConvNeXt, ProjectionHead, Rope, VisionTransformer
+from vit_jax.weights import dinov2, timm
 from vit_jax.weights.errors import WeightsError
 from vit_jax.weights.grids import Given, ImageSize, find_table
 
@@ -206,9 +207,9 @@ def _trunk(shapes: _Shapes) -> dict[str, Any]:
 def _dinov2(shapes: _Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
   gated = shapes.in_blocks("mlp.w12.weight")
   registers = shapes.of("register_tokens", 3)[1] if "register_tokens" in shapes else 0
-  how = dict(antialias=True) if registers else dict(offset=0.1)
   trunk = _trunk(shapes)
-  table = find_table(shapes.of("pos_embed", 3)[1], {"cls": 1}, trunk["patch_size"], **known, **how)
+  rows, how = shapes.of("pos_embed", 3)[1], dinov2.resizing(registers)
+  table = find_table(rows, {"cls": 1}, trunk["patch_size"], **known, **how)
   return trunk | dict(
     mlp="swiglu" if gated else "gelu",
     mlp_hidden=shapes.block("mlp.w12.weight", 2)[0] // 2 if gated else shapes.block("mlp.fc1.weight", 2)[0],
@@ -236,7 +237,7 @@ def _timm(shapes: _Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
     # A class token alone has a position, or (no_embed_class) none; so have registers, together with it.
     readings = ({("cls" if has_class and not registers else "all"): before} if before else {}) | {"none": 0}
     rows = shapes.of("pos_embed", 3)[1]
-    table = find_table(rows, readings, trunk["patch_size"], **known, antialias=True)
+    table = find_table(rows, readings, trunk["patch_size"], **known, **timm.RESIZING)
   pool = "map" if "attn_pool.latent" in shapes else "avg" if "fc_norm.weight" in shapes or not has_class else "cls"
   return trunk | dict(
     mlp="swiglu" if gated else "gelu",

@@ -14,7 +14,7 @@ from vit_jax.weights.families import family_of_config
 from vit_jax.weights.files import INDEX, SINGLE, open_safetensors, open_shards, read_metadata
 from vit_jax.weights.grids import Given, ImageSize, with_grid
 from vit_jax.weights.infer import Recognised, recognise
-from vit_jax.weights.preprocessor import Preprocessor, from_preprocessor
+from vit_jax.weights.preprocessor import Preprocessor, from_preprocessor, is_legacy
 from vit_jax.weights.pth import is_torch, open_pth, read_extra
 from vit_jax.weights.record import MODEL, read_text
 from vit_jax.weights.texts import parse_json, read_json
@@ -180,10 +180,10 @@ def _check_preprocessor(said: Preprocessor) -> None:
     raise WeightsError(f"its images have sizes of {sizes}: must be numbers of pixels up to {_LARGEST_IMAGE}.")
 
 
-def foreign_preprocessor(path: pathlib.Path) -> dict[str, Any] | None:
-  """The preprocessor_config.json that others wrote for the model at `path`, as it is; None: there is none."""
+def stored_preprocessor(path: pathlib.Path) -> dict[str, Any] | None:
+  """The preprocessor_config.json of the model at `path`, as it is; None: there is none that says what was evaluated."""
   stored = _stored_preprocessor(split_address(path)[0])
-  return None if stored is None or stored[1] else stored[0]
+  return None if stored is None or is_legacy(*stored) else stored[0]
 
 
 def _stored_preprocessor(path: pathlib.Path) -> tuple[dict[str, Any], bool] | None:

@@ -115,9 +115,14 @@ def from_preprocessor(values: Mapping[str, Any], *, ours: bool = False) -> Prepr
     side = side if isinstance(side, int) or side is None else side[0]
   if side is None:
     raise WeightsError("the preprocessor_config.json lacks a size.")
-  if ours and kind == _LEGACY:
+  if is_legacy(values, ours):
     frame, problem = None, ""
   return Preprocessor(mean, std, side, value_range, frame, problem)
+
+
+def is_legacy(values: Mapping[str, Any], ours: bool) -> bool:
+  """Whether a preprocessor_config.json is one of an older version of vit_jax, which do not say what was evaluated."""
+  return ours and values.get("image_processor_type") == _LEGACY and "do_center_crop" not in values
 
 
 def _frame(
