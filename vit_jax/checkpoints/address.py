@@ -13,7 +13,7 @@ from __future__ import annotations
 import pathlib
 from typing import NamedTuple
 
-from vit_jax.checkpoints.reading import FOLDER, latest
+from vit_jax.checkpoints.reading import FOLDER, is_step, latest
 
 STUDENTS = "students"
 
@@ -52,6 +52,6 @@ def find(path: str | pathlib.Path) -> Address | None:
     path, student = path.parent.parent, path.name
   if (path / FOLDER).is_dir():
     return Address(path, None, student)
-  if path.name.isdecimal() and path.parent.name == FOLDER and path.parent.is_dir():
+  if is_step(path.name) and path.parent.name == FOLDER and path.parent.is_dir():
     return Address(path.parent.parent, int(path.name), student)
   return None

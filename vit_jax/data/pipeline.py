@@ -37,6 +37,7 @@ _MIN_SAMPLE = 1000  # records below which a share of unreadable ones is not yet 
 _EXAMPLES = 3  # unreadable images that an error names
 _SHARED_MEMORY = "/dev/shm"
 _STREAM = 1 << 60  # groups in the "endless" stream
+_PATIENCE = 30.0  # seconds in which a thread comes to the end of its loss group, unless its read hangs
 
 
 def make_pipeline(
@@ -184,7 +185,7 @@ class Pipeline:
     self._iterator: grain.DatasetIterator | None = None
     self._begun: Future | None = None  # the first group of an iterator that was begun before it was asked for
     self._threads: set[threading.Thread] = set()  # of this process, that have worked for this pipeline
-    self._closed = False
+    self._closed = self._torn = False
 
   def __iter__(self) -> Pipeline:
     return self
@@ -194,8 +195,10 @@ class Pipeline:
     try:
       with _reporting_stalls(self._timeout, self._next_batch):
         groups = [self._next_group() for _ in self._local_groups]
-    except BaseException:
-      self._stop()  # a later next() begins this batch again
+    except BaseException as error:
+      self._torn = True  # a later next() begins this batch again
+      if isinstance(error, Exception):
+        self._stop()  # else it is a request to stop, which does not wait for a source that may hang
       raise
     met = [entry for group in groups for entry in json.loads(str(group.pop(BAD)))]
     self._next_batch += 1
@@ -219,6 +222,8 @@ class Pipeline:
     """Whether the iterator had to be made."""
     if self._closed:
       raise ValueError("the pipeline is closed.")
+    if self._torn:
+      self._stop()
     if self._iterator is not None:
       return False
     self._iterator = self._make_iterator()
@@ -262,10 +267,14 @@ class Pipeline:
     images = int(state["next_batch"]) * int(state["batch_size"])
     self._next_batch = math.ceil(images / self._stream["batch_size"])
 
-  def close(self):
-    """Ends the worker processes and threads; returns when they are gone. The pipeline cannot be used afterwards."""
+  def close(self, patience: float = _PATIENCE):
+    """Ends the worker processes and threads; returns when they are gone. The pipeline cannot be used afterwards.
+
+    Args:
+      patience: seconds after which a thread whose read hangs is left to end with the process.
+    """
     self._closed = True
-    self._stop()
+    self._stop(patience)
 
   def __enter__(self) -> Pipeline:
     return self
@@ -292,16 +301,22 @@ class Pipeline:
     self._threads.add(threading.current_thread())
     return make(k)
 
-  def _stop(self):
+  def _stop(self, patience: float = _PATIENCE):
     if self._iterator is None:
       return
+    end = time.monotonic() + patience
+    self._torn = False
     if self._begun is not None:
-      wait([self._begun], self._timeout)  # Grain does not expect to be closed while somebody waits
+      wait([self._begun], patience)  # Grain does not expect to be closed while somebody waits
       self._begun = None
     self._iterator.close()
     self._iterator = None
-    while self._threads:  # Grain tells its threads to end but does not wait
-      self._threads.pop().join()
+    threads = list(self._threads)
+    self._threads.clear()
+    for thread in threads:  # Grain tells its threads to end but does not wait
+      thread.join(max(0.0, end - time.monotonic()))
+    if hanging := sum(thread.is_alive() for thread in threads):
+      log.warning("data: %d read(s) of data.source hang; their threads are left.", hanging)
     if self.workers:
       _end_deleter()
 
