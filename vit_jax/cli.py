@@ -7,8 +7,11 @@ that are for the user are printed without a traceback, with exit code 2; any oth
 from __future__ import annotations
 
 import argparse
+import atexit
 import logging
+import os
 import sys
+import threading
 from collections.abc import Sequence
 
 import vit_jax
@@ -19,13 +22,28 @@ from vit_jax.config.errors import UserError
 from vit_jax.config.fields import key_meant
 
 _OVERRIDE = "--config."
+_LEFT = 2.0  # seconds for threads that are still at work when the command has ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs one command line and returns its exit code."""
+  """Runs one command line, by default that of the process, which then ends, and returns its exit code."""
   _log_to_terminal()
+  if argv is not None:
+    return _run(argv)
+  code: int | str | None = 1
   try:
-    args = parse(sys.argv[1:] if argv is None else argv)
+    code = _run(sys.argv[1:])
+  except SystemExit as end:
+    code = end.code
+    raise
+  finally:
+    _leave_threads(code if isinstance(code, int) else int(code is not None))
+  return code
+
+
+def _run(argv: Sequence[str]) -> int:
+  try:
+    args = parse(argv)
     args.command(args)
   except Exception as error:
     if not is_for_user(error):
@@ -83,6 +101,17 @@ def _parser() -> argparse.ArgumentParser:
   for group in (runs, weights, planning, profiling, inspect, bench, data):
     group.add_to(commands)
   return parser
+
+
+def _leave_threads(code: int) -> None:
+  """Sees to it that the process ends with this code though a thread may be at work that nobody can stop.
+
+  Python waits for all threads before it ends: also for a read that hangs, or a compilation that nobody needs any more.
+  """
+  ending = threading.Timer(_LEFT, lambda: (sys.stdout.flush(), sys.stderr.flush(), os._exit(code)))
+  ending.daemon = True
+  atexit.register(ending.cancel)  # called when no thread is left
+  ending.start()
 
 
 def _log_to_terminal() -> None:

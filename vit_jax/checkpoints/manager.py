@@ -46,7 +46,7 @@ class Restored(NamedTuple):
 
 
 class _Kept:
-  """Orbax's policy for steps that are kept whatever their age: those named, and links, behind which others' data are."""
+  """Orbax's policy for steps that are kept whatever their age: those named, and links to elsewhere."""
 
   def __init__(self, folder: epath.Path):
     self._folder = folder

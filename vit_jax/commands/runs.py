@@ -49,7 +49,7 @@ def _train(args: argparse.Namespace) -> None:
 
   with in_job(args) as first:
     if not args.dry_run:
-      loop.train(config, args.workdir, accept_config_change=args.accept_config_change)
+      loop.train(config, args.workdir, accept_config_change=args.accept_config_change, owns_process=True)
       return
     plan = loop.describe(config, args.workdir, accept_config_change=args.accept_config_change)
     text = f"{plan}\n\n{model_table(config)}"

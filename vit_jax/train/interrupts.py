@@ -25,7 +25,8 @@ T = TypeVar("T")
 
 # What launchers start again: EX_TEMPFAIL of sysexits.h, "try again later".
 RESUMABLE = os.EX_TEMPFAIL
-UNWINDING = 5.0  # seconds for the end of a run that has nothing (more) to save
+UNHEARD = 3.0  # seconds in which the main thread hears of a signal, unless it is in a library's hands
+UNWINDING = 10.0  # seconds for the end of a run that has nothing (more) to save
 STALLED = 30.0  # seconds, and three of the longest steps: after so long without one, the processes of a job are stuck
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
@@ -138,7 +139,8 @@ class Interrupts:
   def saved(self) -> None:
     """There is nothing left to save: what now keeps the process from ending is not waited for."""
     self._protected = False
-    self._end_after(UNWINDING)
+    if self._owns_process:
+      self._after(UNWINDING, self._end_if_stuck)
 
   def __enter__(self) -> Interrupts:
     if threading.current_thread() is not threading.main_thread():
@@ -201,18 +203,22 @@ class Interrupts:
     """Hears of signals while the main thread is in a library's hands, where Python's own handler has to wait."""
     with reader:
       while numbers := reader.recv(64):
-        if not self._protected and any(number in _NUMBERS for number in numbers):
-          self._end_after(UNWINDING)
+        for number in set(numbers).intersection(_NUMBERS):
+          if not self._protected:
+            self._after(UNHEARD, lambda number=number: self._end_if_unheard(number))
+            self._after(UNWINDING, self._end_if_stuck)
 
-  def _end_after(self, seconds: float) -> None:
-    if self._owns_process:
-      self._after(seconds, self._end_if_stuck)
+  def _end_if_unheard(self, number: int) -> None:
+    if self.received is None and not (self._left or self._protected):
+      text = self._nothing_to_save(number)
+      log.warning("%s", text)
+      processes.end(text, Stopped(number, self.step).code)
 
   def _end_if_stuck(self) -> None:
-    if self._left or self._protected:
-      return
-    code = Stopped(self.received, self.step).code
-    processes.end(f"stopped; what was still at work after {UNWINDING:g} s is left. The same command goes on.", code)
+    if self.received is not None and not (self._left or self._protected):
+      text = f"stopped; what is still at work after {UNWINDING:g} s is left. The same command goes on."
+      log.warning("%s", text)
+      processes.end(text, Stopped(self.received, self.step).code)
 
   def _end_if_stalled(self) -> None:
     """Of several processes one may wait for data while the others wait for it: no step will end."""
@@ -224,8 +230,8 @@ class Interrupts:
       self._after(patience - waited, self._end_if_stalled)
       return
     processes.end(
-      f"no step has ended for {waited:.0f} s since the job was asked to stop (do the data stall?), and between two steps "
-      "its state cannot be saved; ending. The same command goes on from the newest checkpoint.",
+      f"no step has ended for {waited:.0f} s since the job was asked to stop (do the data stall?), and between two "
+      "steps its state cannot be saved; ending. The same command goes on from the newest checkpoint.",
       RESUMABLE,
     )
 
