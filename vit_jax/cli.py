@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
 import logging
 import os
 import sys
@@ -22,28 +23,30 @@ from vit_jax.config.errors import UserError
 from vit_jax.config.fields import key_meant
 
 _OVERRIDE = "--config."
-_LEFT = 2.0  # seconds for threads that are still at work when the command has ended
+_PATIENCE, _PATIENCE_OF_JOB = 2.0, 20.0  # seconds from the command's end to the process's; those of a job part first
+_INTERRUPTED = (130, os.EX_TEMPFAIL)  # exit codes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command line, by default that of the process, which then ends, and returns its exit code."""
   _log_to_terminal()
   if argv is not None:
-    return _run(argv)
-  code: int | str | None = 1
+    return _run(argv, owns_process=False)
+  ending = _Ending()
   try:
-    code = _run(sys.argv[1:])
+    ending.code = _run(sys.argv[1:], owns_process=True)
   except SystemExit as end:
-    code = end.code
+    ending.code = end.code if isinstance(end.code, int) else int(end.code is not None)
     raise
   finally:
-    _leave_threads(code if isinstance(code, int) else int(code is not None))
-  return code
+    ending.begin()
+  return ending.code
 
 
-def _run(argv: Sequence[str]) -> int:
+def _run(argv: Sequence[str], *, owns_process: bool) -> int:
   try:
     args = parse(argv)
+    args.owns_process = owns_process
     args.command(args)
   except Exception as error:
     if not is_for_user(error):
@@ -103,15 +106,36 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-def _leave_threads(code: int) -> None:
-  """Sees to it that the process ends with this code though a thread may be at work that nobody can stop.
+class _Ending:
+  """Sees to it that the process ends with its code, whatever is still at work in it.
 
-  Python waits for all threads before it ends: also for a read that hangs, or a compilation that nobody needs any more.
+  Python waits for all threads and processes that it started: also for a read that hangs, and for a compilation that
+  nobody needs any more. And where a library was interrupted in the middle, tidying up after it may crash.
   """
-  ending = threading.Timer(_LEFT, lambda: (sys.stdout.flush(), sys.stderr.flush(), os._exit(code)))
-  ending.daemon = True
-  atexit.register(ending.cancel)  # called when no thread is left
-  ending.start()
+
+  def __init__(self) -> None:
+    self.code = 1
+    self._timer: threading.Timer | None = None
+    atexit.register(self._last)  # before all others, to be called after them
+
+  def begin(self) -> None:
+    processes = sys.modules.get("vit_jax.parallel.processes")
+    several = processes is not None and processes.current() is not None
+    self._timer = threading.Timer(_PATIENCE_OF_JOB if several else _PATIENCE, self._end)
+    self._timer.daemon = True
+    self._timer.start()
+
+  def _last(self) -> None:
+    if self._timer is not None:
+      self._timer.cancel()
+      if self.code in _INTERRUPTED:
+        self._end()
+
+  def _end(self) -> None:
+    for stream in (sys.stdout, sys.stderr):
+      with contextlib.suppress(Exception):
+        stream.flush()
+    os._exit(self.code)
 
 
 def _log_to_terminal() -> None:

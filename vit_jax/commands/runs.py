@@ -45,11 +45,13 @@ def add_to(commands: Commands) -> None:
 
 def _train(args: argparse.Namespace) -> None:
   config = load(args)
-  from vit_jax.train import loop
+  from vit_jax.train import interrupts, loop
 
+  if args.owns_process:
+    interrupts.own_process()
   with in_job(args) as first:
     if not args.dry_run:
-      loop.train(config, args.workdir, accept_config_change=args.accept_config_change, owns_process=True)
+      loop.train(config, args.workdir, accept_config_change=args.accept_config_change)
       return
     plan = loop.describe(config, args.workdir, accept_config_change=args.accept_config_change)
     text = f"{plan}\n\n{model_table(config)}"

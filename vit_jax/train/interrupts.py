@@ -29,6 +29,17 @@ UNHEARD = 3.0  # seconds in which the main thread hears of a signal, unless it i
 UNWINDING = 10.0  # seconds for the end of a run that has nothing (more) to save
 STALLED = 30.0  # seconds, and three of the longest steps: after so long without one, the processes of a job are stuck
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
+_owned = False
+
+
+def own_process() -> None:
+  """Says that the process is there for its run alone, as that of a command is.
+
+  What cannot be interrupted (a compilation, a read that hangs) then ends with the process when there is nothing to
+  save, where a program or a notebook would wait for it.
+  """
+  global _owned
+  _owned = True
 
 
 class Stopped(SystemExit):
@@ -68,14 +79,11 @@ class Interrupts:
   Args:
     step: the step that the run begins with, as far as it is known.
     grace: seconds after SIGTERM when the process ends whether or not its state is saved; None: when it is saved.
-    owns_process: the process is there for this run alone: what cannot be interrupted (a compilation, a read that hangs)
-      ends with the process, when there is nothing to save.
   """
 
-  def __init__(self, step: int | None = None, *, grace: float | None = None, owns_process: bool = False) -> None:
+  def __init__(self, step: int | None = None, *, grace: float | None = None) -> None:
     self.received: int | None = None  # by this process
     self.step, self.grace = step, grace
-    self._owns_process = owns_process
     self._protected = self._waiting = self._left = self._due = False
     self._stop = Agreement("stop")
     self._moment, self._longest = 0, 0.0
@@ -139,7 +147,7 @@ class Interrupts:
   def saved(self) -> None:
     """There is nothing left to save: what now keeps the process from ending is not waited for."""
     self._protected = False
-    if self._owns_process:
+    if _owned:
       self._after(UNWINDING, self._end_if_stuck)
 
   def __enter__(self) -> Interrupts:
@@ -147,7 +155,7 @@ class Interrupts:
       return self
     for number in _NUMBERS:
       self._previous[number] = signal.signal(number, self._handle)
-    if self._owns_process:
+    if _owned:
       reader, writer = socket.socketpair()
       writer.setblocking(False)
       self._wakeup = reader, writer, signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)

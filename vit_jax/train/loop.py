@@ -90,16 +90,8 @@ def _check_processes(config: ConfigDict, folder: Path) -> None:
   processes.check_same("what is in the workdir, which all machines must share,", f"{newest} in {folder}")
 
 
-def train(
-  config: ConfigDict, workdir: str, *, accept_config_change: bool = False, owns_process: bool = False
-) -> State:
+def train(config: ConfigDict, workdir: str, *, accept_config_change: bool = False) -> State:
   """Trains, or goes on where the run in `workdir` was interrupted; returns the last state.
-
-  Args:
-    config: of the run.
-    workdir: its folder.
-    accept_config_change: go on although the config is another than that of the run.
-    owns_process: nothing else is done by this process, which may be ended where it cannot be interrupted.
 
   Raises:
     ConfigError: before the first compile, if the config cannot work or differs from the run's.
@@ -108,7 +100,7 @@ def train(
       the disk is full.
   """
   folder = Path(workdir).expanduser().absolute()
-  interrupts = Interrupts(grace=config.checkpoint.grace, owns_process=owns_process)
+  interrupts = Interrupts(grace=config.checkpoint.grace)
   try:
     with alone(folder), interrupts, caching(config.compilation_cache, folder):
       goodput = Goodput(folder)
