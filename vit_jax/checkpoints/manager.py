@@ -172,6 +172,14 @@ class Checkpoints:
       self._failed(error)
     return True
 
+  def evaluated(self, step: int, metrics: Mapping[str, Any], best: Mapping[str, reading.Best]) -> None:
+    """Says in a saved step that its evaluation, which was still to be made, has been made since; with its results."""
+    self.wait()
+    if jax.process_index() == 0 and step in reading.steps(self._workdir):
+      folder = self._workdir / reading.FOLDER / str(step)
+      made = {"metrics": {name: float(value) for name, value in metrics.items()}, "evaluated": True, "best": dict(best)}
+      reading.rewrite_json(folder, "meta", reading.read_json(folder, "meta") | made)
+
   def restore(self, abstract_state: Any, step: int | None = None) -> Restored:
     """Restores a step into the structure, shapes, dtypes and shardings of `abstract_state`.
 

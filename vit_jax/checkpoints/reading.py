@@ -20,12 +20,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from vit_jax import files
 from vit_jax.checkpoints import tree
 from vit_jax.checkpoints.fingerprints import fingerprints
 from vit_jax.checkpoints.quiet import quiet_failures, quiet_orbax
 
 FOLDER = "checkpoints"
 FORMAT = 1  # of the step folder; raised when a change makes older programs misread newer steps
+_JSON = "metadata"  # the file in which Orbax keeps a JSON item
 T = TypeVar("T")
 
 
@@ -225,6 +227,11 @@ def read_json(folder: epath.Path, item: str) -> Any:
   if item == "meta" and is_step(folder.name) and value["step"] != int(folder.name):
     raise OSError(f"it holds step {value['step']}: was it copied or linked under another name?")
   return value
+
+
+def rewrite_json(folder: epath.Path, item: str, value: Any) -> None:
+  """Puts another value in the place of a JSON item of a step folder, at once."""
+  files.write_json(folder / item / _JSON, sealed(value))
 
 
 def read_arrays(

@@ -27,6 +27,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from vit_jax import files
 from vit_jax.data.groups import BAD, LossGroups, Unreadable, batch_shapes
 from vit_jax.data.sources import Source
 from vit_jax.data.views import Views
@@ -373,6 +374,29 @@ def _end_deleter():
     pool.join()
 
 
+def _entries(path: Path) -> list[dict[str, Any]]:
+  """What a file of unreadable images lists; lines that are damaged are taken out of it: the images are met again.
+
+  Raises:
+    DamagedFile: if it cannot be read at all.
+  """
+  try:
+    found = files.read_json_lines(path, _problem_of_entry)
+  except files.DamagedFile as error:
+    raise files.DamagedFile(path, error.reason, advice="move it away, and the run begins another") from error
+  for error in found.bad:
+    log.warning("%s; left out, as the image will be met again.", error)
+  if found.bad or found.torn is not None:
+    files.write_bytes(path, b"".join(raw for raw, _ in found.good))
+  return [entry for _, entry in found.good]
+
+
+def _problem_of_entry(entry: Any) -> str | None:
+  if isinstance(entry, dict) and type(entry.get("record")) is int and {"name", "reason"} <= entry.keys():
+    return None
+  return "is no entry of an unreadable image"
+
+
 class BadRecords:
   """Counts, names and limits the unreadable images of a run.
 
@@ -387,18 +411,20 @@ class BadRecords:
     self._records = records
     self._known: dict[int, str] = {}
     if self._path is not None and self._path.exists():  # a resumed run
-      written = self._path.read_text()
-      whole, newline, cut_off = written.rpartition("\n")
-      if cut_off:  # by a kill as it was written: the image will be met again
-        self._path.write_text(whole + newline)
-      for line in whole.splitlines():
-        entry = json.loads(line)
+      for entry in _entries(self._path):
         self._known[entry["record"]] = f"{entry['name']}: {entry['reason']}"
 
   @property
   def count(self) -> int:
     """Different unreadable images met so far, earlier runs in the same file included."""
     return len(self._known)
+
+  def _note(self, entry: dict[str, Any]) -> None:
+    try:
+      with open(self._path, "ab", buffering=0) as file:
+        files.append(file.fileno(), json.dumps(entry).encode() + b"\n")
+    except OSError as error:  # the warning in the log has to do; a full disk ends the run elsewhere
+      log.warning("%s: cannot be written (%s).", self._path, error.strerror or error)
 
   def add(self, met: list[dict[str, Any]], seen: int):
     """Takes note of unreadable images, after `seen` records of the stream.
@@ -413,8 +439,7 @@ class BadRecords:
       log.warning("unreadable image, another takes its place: %s: %s", entry["name"], entry["reason"])
       if self._path is not None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._path, "a") as file:
-          file.write(json.dumps(entry) + "\n")
+        self._note(entry)
     if not met:
       return
     sample = max(min(seen, self._records), _MIN_SAMPLE)

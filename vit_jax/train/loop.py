@@ -346,8 +346,11 @@ class _Loop:
       goodput=self.goodput,
     )
     self.goodput.begun(self.step_number)
-    if self.step_number == 0 or not self.evaluated:
+    if self.step_number == 0:
+      self._evaluate(0)
+    elif not self.evaluated:
       self._evaluate(self.step_number)
+      self.checkpoints.evaluated(self.step_number, self.last_metrics, self.records.best)
     batches = prefetch(self.pipeline, self.local, size=config.data.prefetch)
     pending: tuple[int, dict[str, jax.Array]] | None = None
     guard = Guard(config.optim.max_nonfinite, self.state)
