@@ -111,7 +111,7 @@ def train(config: ConfigDict, workdir: str, *, accept_config_change: bool = Fals
     raise
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what a disk says that takes no more
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # what a disk says that takes no more
 
 
 def _refused(folder: Path, error: OSError) -> str:
