@@ -10,11 +10,11 @@ import pytest
 from tests.train.test_loop import one_device, tiny  # noqa: F401  (a fixture)
 from vit_jax import config as configs
 from vit_jax.checkpoints import read_meta, steps
+from vit_jax.evaluation.names import headline
 from vit_jax.inspect.saved_steps import saved_steps_table
 from vit_jax.train.best import Records
 from vit_jax.train.evaluations import Evaluations
 from vit_jax.train.loop import train
-from vit_jax.train.scores import headline
 from vit_jax.train.summary import page
 
 

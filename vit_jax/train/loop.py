@@ -30,6 +30,7 @@ from vit_jax.config import UserError
 from vit_jax.data.device import augmented, one_device
 from vit_jax.data.groups import SIZES, batch_shapes
 from vit_jax.data.views import Views
+from vit_jax.evaluation.names import headline
 from vit_jax.inspect import pictures, tables
 from vit_jax.methods import State
 from vit_jax.parallel import processes
@@ -46,7 +47,6 @@ from vit_jax.train.nonfinite import Guard, dump, how_to_go_on
 from vit_jax.train.prefetch import prefetch
 from vit_jax.train.progress import Progress
 from vit_jax.train.saving import SaveTimes
-from vit_jax.train.scores import headline
 from vit_jax.train.summary import SUMMARY, write_summary
 from vit_jax.train.watch import Watch
 from vit_jax.train.writers import METRICS, Writers, read_lines

@@ -16,12 +16,12 @@ from PIL import Image
 
 from vit_jax import checkpoints, files
 from vit_jax import config as configs
+from vit_jax.evaluation.names import neighbours
 from vit_jax.inspect.chart import Level, Panel, Series, draw
 from vit_jax.train import goodput
 from vit_jax.train.health import SETTLED, SPREADS, Alarm, uniform_losses
 from vit_jax.train.interrupts import Stopped
 from vit_jax.train.progress import duration
-from vit_jax.train.scores import neighbours
 from vit_jax.train.setup import CONFIG_FILE
 from vit_jax.train.watch import Watch, metrics_of
 from vit_jax.train.writers import METRICS, read_lines

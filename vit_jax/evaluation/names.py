@@ -13,9 +13,14 @@ def headline(scores: Mapping[str, float]) -> dict[str, float]:
   shown = {}
   for name, value in scores.items():
     if name.endswith("/top1") and not _K.fullmatch("/".join(name.split("/")[-2:])):
-      k = neighbours(scores, name)
-      shown[name if k is None else f"{name} (k={k})"] = value
+      shown[with_k(name, scores)] = value
   return shown
+
+
+def with_k(name: str, names: Iterable[str]) -> str:
+  """The name of a score, with its k where there is one: "knn/top1 (k=10)"; `names` are those of all scores."""
+  k = neighbours(names, name) if name.endswith("/top1") else None
+  return name if k is None else f"{name} (k={k})"
 
 
 def neighbours(names: Iterable[str], name: str) -> int | None:
