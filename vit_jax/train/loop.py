@@ -102,7 +102,7 @@ def train(config: ConfigDict, workdir: str, *, accept_config_change: bool = Fals
   folder = Path(workdir).expanduser().absolute()
   interrupts = Interrupts(grace=config.checkpoint.grace)
   try:
-    with alone(folder), interrupts, caching(config.compilation_cache, folder):
+    with interrupts, alone(folder), caching(config.compilation_cache, folder):
       goodput = Goodput(folder)
       return _train(config, folder, goodput, interrupts, accept_config_change=accept_config_change)
   except OSError as error:
@@ -279,6 +279,7 @@ class _Loop:
     lines = read_lines(self.workdir / METRICS, say=False)
     self.records.go_on(restored.best, lines, steps(self.workdir), restored.step)
     self.checkpoints.keep_best(self.records.best)
+    setup.compare_checkpoint(self.run.config, restored.config, restored.step)
     log.info("Going on from step %d of %d.", restored.step, self.total)
     return restored.step, restored.state
 

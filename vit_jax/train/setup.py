@@ -290,6 +290,18 @@ def _holds(path: Path, config: ConfigDict) -> bool:
     return False
 
 
+def compare_checkpoint(config: ConfigDict, saved: dict[str, Any], step: int) -> None:
+  """Says where a checkpoint is of another config than its run: by a change that was accepted, or as another's link."""
+  try:
+    changes = configs.difference(configs.from_dict(saved), config)
+  except ConfigError:
+    return  # saved by another version, which knew other keys
+  changes = [change for change in changes if not change.startswith((*FREE, "distillation.teacher:"))]
+  if changes and jax.process_index() == 0:
+    more = f" and {len(changes) - 5} more" if len(changes) > 5 else ""
+    log.warning("Checkpoint %d was saved with another config: %s%s.", step, "; ".join(changes[:5]), more)
+
+
 def grouped_as_begun(config: ConfigDict, workdir: Path) -> ConfigDict:
   """The config with the group sizes of the run in the workdir, where it leaves them to the devices of the beginning."""
   begun, _ = begun_with(workdir)
