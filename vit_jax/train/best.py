@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -9,6 +10,8 @@ from vit_jax import methods
 from vit_jax.checkpoints import Best
 from vit_jax.config import ConfigError
 from vit_jax.train.setup import Run
+
+log = logging.getLogger(__name__)
 
 
 class Records:
@@ -32,7 +35,11 @@ class Records:
   def of(cls, run: Run) -> Records:
     """Those that `checkpoint.keep_best` asks for."""
     wanted, students = run.config.checkpoint.keep_best, tuple(methods.each_student(run.config))
-    if wanted == "off" or run.evaluation_sources is None:
+    if wanted == "off":
+      return cls(())
+    if run.evaluation_sources is None:
+      if wanted is not None:
+        log.warning("checkpoint.keep_best=%r: no step is kept for it, as nothing is evaluated.", wanted)
       return cls(())
     wanted = wanted or f"{run.config.evaluation.tasks[0]}/top1"
     if wanted.split("/")[0] in students:
