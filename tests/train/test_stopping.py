@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.train.jobs import ROOT, environment
+from tests.train.jobs import ROOT, environment, overrides
 from tests.train.test_loop import one_device, tiny  # noqa: F401  (a fixture)
 from vit_jax import config as configs
 from vit_jax.checkpoints import read_meta, restore_params, steps
@@ -102,16 +102,6 @@ def test_before_the_first_step_a_run_ends_at_once_though_its_evaluation_hangs(tm
   assert not (tmp_path / "run.lock").exists()
 
 
-@pytest.fixture
-def photos(tmp_path):
-  folder = tmp_path / "photos"
-  folder.mkdir()
-  for i in range(40):
-    pixels = np.random.default_rng(i).integers(0, 256, (40, 40, 3), np.uint8)
-    Image.fromarray(pixels).save(folder / f"{i:02}.png")
-  return folder
-
-
 def test_a_full_disk_ends_a_run_in_words_whatever_else_cannot_be_written(tmp_path, monkeypatch, caplog):
   real = os.fsync
 
@@ -155,38 +145,59 @@ def test_what_fails_at_the_end_does_not_hide_why_the_run_ended(tmp_path, monkeyp
     train(tiny(**{"evaluation.every": "0 steps", "log.tensorboard": what == "metrics"}), str(tmp_path))
 
 
-FIFO = ("--config.evaluation.every=0 steps", "--config.log.pictures=False", "--config.duration=30 steps",
-        "--config.log.tensorboard=False", "--config.checkpoint.every=30 steps")  # fmt: skip
+def test_before_the_first_step_a_run_ends_at_once_though_a_read_of_its_data_hangs(tmp_path, monkeypatch, caplog):
+  released, reading = threading.Event(), threading.Event()
+
+  def hang(*_):
+    reading.set()
+    released.wait(200)
+    raise OSError("late")
+
+  def ask():
+    reading.wait(100)
+    time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  monkeypatch.setattr("vit_jax.data.reading.Reader.__getitem__", hang)
+  threading.Thread(target=ask, daemon=True).start()
+  with pytest.raises(Stopped) as stopped:
+    train(tiny(**{"evaluation.every": "0 steps", "log.tensorboard": False}), str(tmp_path))
+  assert not released.is_set() and stopped.value.code == RESUMABLE
+  assert "nothing new to save" in caplog.text and "hang; their threads are left" in caplog.text
+  released.set()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("seen", [False, True])
-def test_a_read_that_hangs_does_not_keep_a_process_from_ending(photos, tmp_path, workers, seen):
-  """A named pipe takes the place of an image: whoever opens it waits for ever."""
-  workdir, log = tmp_path / "run", tmp_path / "log"
-  command = [sys.executable, "-m", "vit_jax", "train", "--config=configs/tiny.py", f"--workdir={workdir}", *FIFO,
-             f"--config.data.source=folder:{photos}", f"--config.data.workers={workers}"]  # fmt: skip
+def test_a_read_that_hangs_does_not_keep_a_process_from_saving_and_ending(tmp_path, workers):
+  """Named pipes take the places of the images: whoever opens one waits for ever."""
+  photos, workdir, log = tmp_path / "photos", tmp_path / "run", tmp_path / "log"
+  photos.mkdir()
+  for i in range(40):
+    Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 40, 3), np.uint8)).save(photos / f"{i:02}.png")
+  flags = overrides(
+    data__source=f"folder:{photos}", data__workers=workers, duration="100000 steps", checkpoint__every="100000 steps"
+  )
+  command = [sys.executable, "-m", "vit_jax", "train", "--config=configs/tiny.py", f"--workdir={workdir}", *flags]
   with open(log, "w") as output:
     process = subprocess.Popen(command, cwd=ROOT, env=environment(tmp_path), stdout=output, stderr=output)
-  wait_for = "step 1/30" if seen else "Starting from scratch"
-  if not seen:
-    for path in list(photos.iterdir())[1:]:
-      path.unlink()
-      os.mkfifo(path)
-  while wait_for not in log.read_text():
-    assert process.poll() is None, log.read_text()
-    time.sleep(0.05)
-  if seen:
+  try:
+    until = time.monotonic() + 200
+    while "step 3/" not in log.read_text():
+      assert process.poll() is None and time.monotonic() < until, log.read_text()
+      time.sleep(0.05)
     for path in photos.iterdir():
       path.unlink()
       os.mkfifo(path)
-  time.sleep(15 if not seen else 5)
-  begun = time.monotonic()
-  process.send_signal(signal.SIGTERM)
-  assert process.wait(60) == RESUMABLE, log.read_text()
-  assert time.monotonic() - begun < 20
-  assert bool(steps(workdir)) == seen, log.read_text()
+    time.sleep(5)
+    begun = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == RESUMABLE, log.read_text()
+    assert time.monotonic() - begun < 20
+    assert len(steps(workdir)) == 1, log.read_text()
+  finally:
+    process.kill()
+    process.wait()
 
 
 def test_a_damaged_config_is_taken_from_the_checkpoint_and_written_again(whole, tmp_path, caplog):
