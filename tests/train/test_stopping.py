@@ -120,6 +120,19 @@ def test_a_full_disk_ends_a_run_in_words_whatever_else_cannot_be_written(tmp_pat
   monkeypatch.undo()
 
 
+@pytest.mark.slow
+def test_a_command_whose_disk_is_full_ends_in_a_few_words(tmp_path):
+  """Files cannot grow beyond a size: as a full disk, for checkpoints, TensorBoard and timing."""
+  command = [sys.executable, "-m", "vit_jax", "train", "--config=configs/tiny.py", f"--workdir={tmp_path}/run"]
+  full = ["sh", "-c", 'ulimit -f 40; exec "$@"', "sh", *command]  # in units of 512 or 1024 bytes
+  flags = overrides(duration="100000 steps", checkpoint__every="5 steps", compilation_cache="off")
+  environ = environment(tmp_path)
+  done = subprocess.run([*full, *flags], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=300)
+  assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+  assert "vit-jax: " in done.stderr.splitlines()[-1] and "File too large" in done.stderr.splitlines()[-1]
+  assert "then the same command goes on" in done.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize("what", ["goodput", "pipeline", "summary", "metrics"])
 def test_what_fails_at_the_end_does_not_hide_why_the_run_ended(tmp_path, monkeypatch, what):
   def fail(*_, **__):

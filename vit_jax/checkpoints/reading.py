@@ -23,7 +23,7 @@ from etils import epath
 from vit_jax import files
 from vit_jax.checkpoints import tree
 from vit_jax.checkpoints.fingerprints import fingerprints
-from vit_jax.checkpoints.quiet import quiet_failures, quiet_orbax
+from vit_jax.checkpoints.quiet import quiet_orbax
 
 FOLDER = "checkpoints"
 FORMAT = 1  # of the step folder; raised when a change makes older programs misread newer steps
@@ -171,8 +171,7 @@ def _together(read: Callable[[epath.Path], T], folder: epath.Path, everyone: Cal
   """What `read` makes of a folder, if it succeeds on all processes."""
   failure: BaseException | None = None
   try:
-    with quiet_failures():
-      result = read(folder)
+    result = read(folder)
   except Exception as error:
     failure = error
   wrong_request = isinstance(failure, (tree.Mismatch, MemoryError))
@@ -265,8 +264,11 @@ def _digest(value: Any) -> str:
 
 
 def brief(error: Exception) -> str:
-  """An error in one line; of a long one the beginning, and the end, where tensorstore says what the system said."""
+  """An error in one line; of tensorstore's what the system said, of another long one its beginning and its end."""
   text = " ".join(str(error).split())
+  system = re.search(r"([^:\"]+) \[os_error_code", text)
+  if system is not None:
+    return system[1].strip()
   return f"{type(error).__name__}: {text if len(text) <= 300 else f'{text[:100]} … {text[-200:]}'}"
 
 
