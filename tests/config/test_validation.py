@@ -115,6 +115,8 @@ IMPOSSIBLE = {  # for every key whose values can be impossible by themselves: su
   "data.augment": ["gpu"],
   "data.canvas": [(576,), (1, 576)],
   "data.value_range": [(0.0,), (1.0, 1.0), (2.0, 1.0)],
+  "data.max_pixels": [0],
+  "data.max_file_bytes": [0, -1],
   "data.prefetch": [0],
   "data.max_bad_fraction": [1.1],
   "data.timeout": [-1.0],

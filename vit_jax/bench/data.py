@@ -88,7 +88,7 @@ def _groups(source: Photographs, views: Views) -> Callable[[], object]:
 
 def _plain_decode(source: Photographs) -> None:
   for data in source.encoded:
-    np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    np.asarray(Image.open(io.BytesIO(data), formats=("JPEG",)).convert("RGB"))
 
 
 def _on_device(source: Photographs, views: Views, seconds: float) -> Row:

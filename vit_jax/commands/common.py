@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
+  from vit_jax.data.limits import Limits
+
 
 def load(args: argparse.Namespace) -> ConfigDict:
   """The validated config of a command line."""
@@ -16,6 +18,13 @@ def load(args: argparse.Namespace) -> ConfigDict:
   loaded = config.load(args.config, args.overrides)
   config.validate(loaded)
   return loaded
+
+
+def limits(args: argparse.Namespace) -> Limits:
+  """The bounds on images of a command with the flags of `with_limits`."""
+  from vit_jax.data.limits import DEFAULT, Limits
+
+  return Limits(args.max_pixels or DEFAULT.max_pixels, args.max_file_bytes or DEFAULT.max_file_bytes)
 
 
 def model_table(config: ConfigDict) -> str:

@@ -61,6 +61,11 @@ def with_workers(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--cache_dir", metavar="DIR", help="where indices are kept (default: as data.cache_dir)")
 
 
+def with_limits(parser: argparse.ArgumentParser) -> None:
+  for name, what in (("max_pixels", "pixels"), ("max_file_bytes", "bytes of a file")):
+    parser.add_argument(f"--{name}", type=count, metavar="N", help=f"refuse images of more {what}, as data.{name}")
+
+
 def count(text: str) -> int:
   if not text.isdecimal() or int(text) < 1:
     raise argparse.ArgumentTypeError(f"{text!r} is no whole number, at least 1")

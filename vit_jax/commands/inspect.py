@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import functools
 
-from vit_jax.commands.common import load, model_table, show
-from vit_jax.commands.flags import Commands, add, count, picture, with_config, with_model
+from vit_jax.commands.common import limits, load, model_table, show
+from vit_jax.commands.flags import Commands, add, count, picture, with_config, with_limits, with_model
 from vit_jax.config.errors import UserError
 
 
@@ -37,6 +37,7 @@ def add_to(commands: Commands) -> None:
   features.add_argument("--data", required=True, help="source of the images, e.g. folder:/photos")
   features.add_argument("--output", type=picture, metavar="FILE", default="features.png", help="default: features.png")
   features.add_argument("--images", type=count, default=8, help="images to show (default: 8)")
+  with_limits(features)
   features.add_argument("--image_size", type=count, help="side of the images (default: the model's training size)")
 
 
@@ -109,7 +110,7 @@ def _inspect_features(args: argparse.Namespace) -> None:
     check_image_size(args.image_size, model.stride, "--image_size")
   size = args.image_size or -(-seen.image_size // model.stride) * model.stride  # whole patches
   batches = evaluation_batches(
-    open_source(args.data),
+    open_source(args.data, limits=limits(args)),
     image_size=size,
     batch_size=args.images,
     max_examples=args.images,

@@ -7,8 +7,17 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from vit_jax.commands.common import load, model_table
-from vit_jax.commands.flags import OVERRIDES_HELP, Commands, add, count, with_config, with_model, with_processes
+from vit_jax.commands.common import limits, load, model_table
+from vit_jax.commands.flags import (
+  OVERRIDES_HELP,
+  Commands,
+  add,
+  count,
+  with_config,
+  with_limits,
+  with_model,
+  with_processes,
+)
 from vit_jax.commands.job import in_job
 from vit_jax.config.errors import UserError
 
@@ -39,6 +48,7 @@ def add_to(commands: Commands) -> None:
   evaluate.add_argument("--image_size", type=count, help="side of the images (default: the model's training size)")
   evaluate.add_argument("--batch_size", type=count, default=64, help="images at a time (default: 64)")
   evaluate.add_argument("--max_examples", type=count, help="images of each source to use (default: all)")
+  with_limits(evaluate)
   evaluate.add_argument("--json", metavar="FILE", help="also write the scores to this file, .json or .md")
   with_processes(evaluate)
 
@@ -89,6 +99,7 @@ def _evaluate(args: argparse.Namespace) -> None:
       mean=seen.mean,
       std=seen.std,
       value_range=seen.value_range,
+      limits=limits(args),
       sharding=None if mesh is None else parallel.batch_sharding(mesh),
       output=args.json if first else None,
       about={"model": args.model},

@@ -237,8 +237,13 @@ def default() -> ConfigDict:
   # an image of usual shape has to be enlarged (576 x 576 for crops of 224 and 96 pixels).
   c.data.canvas = placeholder(tuple)
   # (low, high): the values that become 0 and 255 of images that do not have 8 bits, such as (0, 10000) for the
-  # reflectances of satellites; those of 8 bits stay as they are. None: 0 to 65535 for 16 bits, 0 to 1 for floats.
+  # reflectances of satellites; those of 8 bits stay as they are. None: 0 to 65535 for 16 bits, 0 to 1 for floats;
+  # integers of other types, and floats outside 0 to 1, are refused. `vit-jax data scan` prints the range to set.
   c.data.value_range = placeholder(tuple)
+  # Bounds on one image, checked before memory is taken for it; what is beyond is unreadable. Decoding takes up to 20
+  # bytes a pixel for a moment.
+  c.data.max_pixels = 178_956_970  # height x width as stored (Pillow's own bound)
+  c.data.max_file_bytes = 2**29  # of an encoded image: 512 MiB
   c.data.prefetch = 2  # batches kept ready on the device
   # Share of unreadable images above which the run stops; sets below 1,000 images may have as many as one of that size,
   # up to half of theirs.

@@ -61,6 +61,7 @@ _RANGES: tuple[_Rule, ...] = (  # what is right, its test, the keys (of tuples: 
     "model.rope.jitter model.rope.rescale model.unroll dino.hidden dino.bottleneck dino.num_layers ibot.hidden "
     "ibot.bottleneck ibot.num_layers koleo.topk koleo.group_size crops.global_size crops.local_size crops.local_number "
     "crops.gram_size data.prefetch evaluation.image_size evaluation.batch_size evaluation.max_examples checkpoint.keep "
+    "data.max_pixels data.max_file_bytes "
     "log.every gram.refresh.max optim.max_nonfinite losses.chunk",
   ),
   ("must be at least 2", lambda v: v >= 2, "dino.prototypes ibot.prototypes"),

@@ -16,12 +16,14 @@ from PIL import Image
 
 from vit_jax.data.bands import picture
 from vit_jax.data.decode import BadImage, decode
+from vit_jax.data.limits import limits_of
 from vit_jax.data.sources import Source
 from vit_jax.data.views import image_channels
 
 log = logging.getLogger(__name__)
 
 _RESIZE = 256 / 224  # the short side is resized to this times the crop
+_LONGEST = 16  # times the short side: of what is longer only the middle is looked at
 _SUBSET_SEED = 0  # decides which images stand for a split that is larger than asked for
 
 
@@ -63,6 +65,7 @@ def evaluation_batches(
 
 def resize_and_crop(pixels: UInt8[np.ndarray, "H W C"], size: int) -> UInt8[np.ndarray, "S S C"]:
   """Short side to 256 / 224 x size (bicubic, antialiased), then the centre; not resized if it has `size` already."""
+  pixels = _middle(pixels)
   height, width = pixels.shape[:2]
   image = picture(pixels)
   if min(height, width) != size:
@@ -71,6 +74,15 @@ def resize_and_crop(pixels: UInt8[np.ndarray, "H W C"], size: int) -> UInt8[np.n
     image = image.resize(scaled, Image.Resampling.BICUBIC)
   left, top = round((image.width - size) / 2), round((image.height - size) / 2)
   return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def _middle(pixels: UInt8[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "h w C"]:
+  """The middle of an image that is very long; resized as a whole, one of 2 x 60,000 pixels would take gigabytes."""
+  most = _LONGEST * min(pixels.shape[:2])
+  for axis, length in enumerate(pixels.shape[:2]):
+    if length > most:
+      pixels = pixels.take(range((length - most) // 2, (length + most) // 2), axis)
+  return pixels
 
 
 def _in_threads(
@@ -96,7 +108,9 @@ def _load(
 ) -> tuple[np.ndarray, int] | None:
   try:
     entry = source[record]
-    pixels = decode(entry["image"], source.describe(record), channels=channels, value_range=value_range)
+    pixels = decode(
+      entry["image"], source.describe(record), channels=channels, value_range=value_range, limits=limits_of(source)
+    )
     return resize_and_crop(pixels, size), int(entry["label"])
   except (BadImage, OSError) as error:
     log.warning("left out of the evaluation: %s: %s", source.describe(record), getattr(error, "reason", error))

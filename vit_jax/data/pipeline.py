@@ -412,7 +412,10 @@ class BadRecords:
     self._known: dict[int, str] = {}
     if self._path is not None and self._path.exists():  # a resumed run
       for entry in _entries(self._path):
-        self._known[entry["record"]] = f"{entry['name']}: {entry['reason']}"
+        if entry["record"] < records:  # else of a source that held more
+          self._known[entry["record"]] = f"{entry['name']}: {entry['reason']}"
+    # Images that others took the place of: each of them was looked at besides those of the stream.
+    self._replaced = len(self._known)
 
   @property
   def count(self) -> int:
@@ -421,10 +424,16 @@ class BadRecords:
 
   def _note(self, entry: dict[str, Any]) -> None:
     try:
+      self._path.parent.mkdir(parents=True, exist_ok=True)
       with open(self._path, "ab", buffering=0) as file:
         files.append(file.fileno(), json.dumps(entry).encode() + b"\n")
     except OSError as error:  # the warning in the log has to do; a full disk ends the run elsewhere
       log.warning("%s: cannot be written (%s).", self._path, error.strerror or error)
+
+  def _looked_at(self, seen: int) -> int:
+    """Of how many images those known are a part: of those of the stream, or of these and all tried in their place."""
+    own = min(seen, self._records)
+    return own if self.count <= own else max(self.count, min(seen + self._replaced, self._records))
 
   def add(self, met: list[dict[str, Any]], seen: int):
     """Takes note of unreadable images, after `seen` records of the stream.
@@ -438,8 +447,8 @@ class BadRecords:
       self._known[entry["record"]] = f"{entry['name']}: {entry['reason']}"
       log.warning("unreadable image, another takes its place: %s: %s", entry["name"], entry["reason"])
       if self._path is not None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         self._note(entry)
+    self._replaced += len(met)
     if not met:
       return
     sample = max(min(seen, self._records), _MIN_SAMPLE)
@@ -447,6 +456,6 @@ class BadRecords:
       examples = "; ".join(list(self._known.values())[:_EXAMPLES])
       listed = f" (all of them are in {self._path})" if self._path is not None else ""
       raise Unreadable(
-        f"{self.count} of {min(seen, self._records)} images are unreadable, more than data.max_bad_fraction = "
+        f"{self.count} of {self._looked_at(seen)} images are unreadable, more than data.max_bad_fraction = "
         f"{self._max_fraction} allows, such as {examples}{listed}. Check data.source, or raise data.max_bad_fraction."
       )

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vit_jax.data.limits import DEFAULT, Limits
 from vit_jax.evaluation.baselines import BASELINES
 from vit_jax.evaluation.errors import EvaluationError
 from vit_jax.evaluation.features import FeatureFn, Progress, make_feature_fn
@@ -36,6 +37,7 @@ def evaluate_model(
   baselines: bool = True,
   sharding: jax.sharding.NamedSharding | None = None,
   cache_dir: str | os.PathLike | None = None,
+  limits: Limits = DEFAULT,
   seed: int = 0,
   progress: Progress | None = None,
   output: str | os.PathLike | None = None,
@@ -59,6 +61,7 @@ def evaluate_model(
     baselines: whether the untrained network, pixels and colours are scored too.
     sharding: how a batch is spread over devices; see `features.make_feature_fn`.
     cache_dir: see `data.cache_dir`.
+    limits: bounds on the bytes and pixels of each image (`data.max_file_bytes`, `data.max_pixels`).
     seed: of the untrained network and of the linear probe.
     progress: called with the number of images done.
     output: file for the results, .json or .md; None: none.
@@ -73,7 +76,7 @@ def evaluate_model(
   check_tasks(tasks)
   if output is not None:
     check_path(output)
-  splits = open_splits(train_source, test_source, max_examples=max_examples, cache_dir=cache_dir)
+  splits = open_splits(train_source, test_source, max_examples=max_examples, cache_dir=cache_dir, limits=limits)
   options = dict(mean=mean, std=std, sharding=sharding)
   further: dict[str, FeatureFn] = {}
   if baselines:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.data.evaluation_batches import evaluation_batches
+from vit_jax.data.limits import DEFAULT, Limits, limits_of
 from vit_jax.data.sources import Source, open_source, share_images, split_options, split_specs
 from vit_jax.evaluation.errors import EvaluationError, UnlabelledError
 
@@ -65,6 +66,7 @@ class Subset:
     self._indices = np.asarray(indices)
     self.num_classes = source.num_classes
     self.class_names = source.class_names
+    self.limits = limits_of(source)
 
   def __len__(self) -> int:
     return len(self._indices)
@@ -82,6 +84,7 @@ def open_splits(
   *,
   max_examples: int | None = None,
   cache_dir: str | os.PathLike | None = None,
+  limits: Limits = DEFAULT,
 ) -> Splits:
   """Opens the images to train and to test on.
 
@@ -92,6 +95,7 @@ def open_splits(
       which are then not trained on. `test_name` of the result says which.
     max_examples: images of each of the two that are used at most, drawn at random, the same ones always. None: all.
     cache_dir: see `data.cache_dir`.
+    limits: bounds on the bytes and pixels of each image (`data.max_file_bytes`, `data.max_pixels`).
 
   Raises:
     UnlabelledError: if there are fewer than two classes.
@@ -103,13 +107,13 @@ def open_splits(
       f"{test_source} holds images of {train_source}, which are learned from: each would be its own nearest neighbour. "
       "Name other images as --test_data (test_source), or none: a test split or held-out images are then used."
     )
-  train = open_source(train_source, cache_dir=cache_dir)
+  train = open_source(train_source, cache_dir=cache_dir, limits=limits)
   if train.num_classes < 2:
     raise UnlabelledError(f"{train_source} has labels of {train.num_classes} class(es), and scoring needs at least 2")
   name = train_source
   test_source = test_source or _test_split(train_source)
   if test_source is not None:
-    test = open_source(test_source, cache_dir=cache_dir)
+    test = open_source(test_source, cache_dir=cache_dir, limits=limits)
     _check_classes(train, test, train_source, test_source)
   else:
     train, test = _hold_out(train, name)

@@ -14,6 +14,7 @@ from vit_jax.evaluation.features import FeatureFn
 from vit_jax.evaluation.splits import open_splits
 from vit_jax.inspect import pictures
 from vit_jax.methods import State
+from vit_jax.train import setup
 from vit_jax.train.setup import Run
 
 NUM_PICTURED = 8
@@ -33,7 +34,9 @@ class Evaluations:
     self._size = self._settings.image_size or run.config.crops.global_size
     self._sources = None
     if run.evaluation_sources is not None:
-      splits = open_splits(*run.evaluation_sources, cache_dir=run.config.data.cache_dir)
+      splits = open_splits(
+        *run.evaluation_sources, cache_dir=run.config.data.cache_dir, limits=setup.limits(run.config)
+      )
       self._sources, self._names = (splits.train, splits.test), splits.names
     self._pictured: np.ndarray | None = None
 

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -18,7 +19,11 @@ from vit_jax import checkpoints, methods, parallel
 from vit_jax import config as configs
 from vit_jax.config import ConfigError
 from vit_jax.config.fields import assign
-from vit_jax.data.decode import BadImage, OtherChannels, decode
+from vit_jax.data import levels
+from vit_jax.data.decode import BadImage, NeedsPackage, OtherChannels, UnknownRange, read_samples, scaled
+from vit_jax.data.left_out import left_out_of
+from vit_jax.data.levels import Spread
+from vit_jax.data.limits import Limits
 from vit_jax.data.masks import masked_patches
 from vit_jax.data.pipeline import Pipeline, make_pipeline
 from vit_jax.data.sources import Source, open_source, share_images, split_specs
@@ -34,6 +39,7 @@ CONFIG_FILE = "config.json"
 # Keys that may change when a run goes on: they decide how it runs and what is kept, not what is learned.
 FREE = ("mesh.", "checkpoint.", "log.", "data.workers", "data.prefetch", "data.timeout", "data.cache_dir",
         "compilation_cache")  # fmt: skip
+_TRIED = 8  # images that are looked at before the first compile
 MIN_LABELLED = 20  # images of which a tenth is worth a score
 
 
@@ -81,7 +87,7 @@ def prepare(config: ConfigDict) -> Run:
   try:
     method = methods.get(config.method)
     method.views(config)  # what is wrong with the crops is said before the data are opened
-    source = open_source(config.data.source, cache_dir=config.data.cache_dir)
+    source = open_source(config.data.source, cache_dir=config.data.cache_dir, limits=limits(config))
     mesh = parallel.make_mesh(config.mesh)
     resolved = configs.resolve(config, len(source), parallel.batch_shards(mesh))
     views = with_canvas(resolved, method.views(resolved), jax.default_backend())
@@ -102,6 +108,11 @@ def prepare(config: ConfigDict) -> Run:
       raise
     raise ConfigError(str(error)) from error
   return Run(resolved, method, views, source, sources, mesh)
+
+
+def limits(config: ConfigDict) -> Limits:
+  """The bounds on the images of all sources of a run."""
+  return Limits(config.data.max_pixels, config.data.max_file_bytes)
 
 
 def open_pipeline(run: Run, local: parallel.LocalBatch, *, bad_records: Path | None = None) -> Pipeline:
@@ -186,22 +197,67 @@ def _report_repeats(config: ConfigDict, images: int) -> None:
 
 
 def _check_channels(config: ConfigDict, source: Source) -> None:
-  """Tries one image: where it has other channels, so have all, which would be as many unreadable images."""
+  """Says what is not applied to images of so many channels, and whether the images of the source have them."""
   channels = image_channels(config.model.in_channels)
   unused = [f"augment.{key}={config.augment[key]}" for key in RGB_ONLY if config.augment[key]]
   if channels != 3 and unused:
     log.info("Not applied to images of %d channels, as they are for RGB: %s.", channels, ", ".join(unused))
   if getattr(source, "remote", False):
     return  # it may not answer; training waits for it, and says so
-  try:
-    decode(source[0]["image"], source.describe(0), channels=channels, value_range=config.data.value_range)
-  except OtherChannels as error:
-    raise ConfigError(
+  _check_images(config, source, channels)
+
+
+def _check_images(config: ConfigDict, source: Source, channels: int) -> None:
+  """Tries a few images: what most of them lack, which the config can give, is said now and not as unreadable images.
+
+  A few others among many are unreadable images like any (`data.max_bad_fraction`).
+  """
+  refused: list[BadImage] = []
+  seen: dict[str, Spread] = {}
+  last = getattr(source, "blocks", (0, len(source)))[1] - 1  # where to read one record is to read its block: of one
+  records = np.unique(np.linspace(0, last, _TRIED).astype(np.int64)).tolist()
+  for record in records:
+    try:
+      name = source.describe(record)
+      samples = read_samples(
+        source[record]["image"],
+        name,
+        enough=1,
+        channels=channels,
+        deep=config.data.value_range is not None,
+        limits=limits(config),
+      )
+      if samples.array.dtype.kind in "iuf" and samples.array.dtype != np.uint8:
+        spread = levels.spread(samples.array, samples.bits)
+        seen[spread.kind] = seen[spread.kind] | spread if spread.kind in seen else spread
+      scaled(samples, name, channels=channels, value_range=config.data.value_range)
+    except (OtherChannels, UnknownRange, NeedsPackage) as error:
+      refused.append(error)
+    except (BadImage, OSError):
+      pass  # met again, and reported, in training
+  if 2 * len(refused) > len(records):
+    raise _lacking(config, refused[0], seen)
+  if config.data.value_range is None:
+    for spread in seen.values():
+      if (suggested := levels.advice(spread)) and not refused:
+        log.warning(
+          "The images that were tried have %s values from %s: %s. Set data.value_range=%s if the others have such "
+          "values, too (`vit-jax data scan` looks at all).",
+          spread.kind, spread.text, levels.fate(spread), suggested,
+        )  # fmt: skip
+
+
+def _lacking(config: ConfigDict, error: BadImage, seen: dict[str, Spread]) -> ConfigError:
+  """What most images lack, with the key to set."""
+  if isinstance(error, OtherChannels):
+    return ConfigError(
       f"model.in_channels={config.model.in_channels}: {error}; set it to the channels of the images in "
       f"data.source={config.data.source} (3: RGB), and augment.mean and augment.std with it"
-    ) from error
-  except (BadImage, OSError):
-    pass  # met again, and reported, in training
+    )
+  if isinstance(error, UnknownRange):
+    suggested = ", ".join(f"{levels.advice(spread)} for the {spread.kind} tried" for spread in seen.values())
+    return ConfigError(f"data.value_range=None: {error} (here: {suggested})")
+  return ConfigError(f"data.source={config.data.source}: {error}")
 
 
 def _evaluation_sources(config: ConfigDict, source: Source) -> tuple[str, str | None] | None:
@@ -360,6 +416,7 @@ def describe(run: Run) -> dict[str, Any]:
     crops = [f"{crop} ({size.probability / total:.1%})" for crop, size in zip(crops, sizes, strict=True)]
   facts = {
     "images": len(run.source),
+    "left out": left_out_of(run.source).text() if left_out_of(run.source) else None,
     "steps": run.steps("duration"),
     "batch": f"{run.config.batch_size}" + (f" in {num} micro-batches" if num > 1 else ""),
     "crops": f"{'global/local/gram' if run.views.variants()[0].gram_size else 'global/local'} of {', '.join(crops)}",
