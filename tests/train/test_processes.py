@@ -14,6 +14,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.parallel import attackers
 from tests.parallel.members import free_address
@@ -211,3 +212,39 @@ def test_evaluate_on_two_processes_gives_the_scores_of_one(interrupted, tmp_path
   assert (
     scores[0]["results"] == pytest.approx(scores[1]["results"]) if "results" in scores[0] else scores[0] == scores[1]
   )
+
+
+@pytest.mark.slow
+def test_an_evaluation_of_two_processes_is_given_up_by_both_and_leaves_no_trace(tmp_path):
+  flags = overrides(duration="6 steps", evaluation__every="3 steps", evaluation__max_examples=6000)
+  workdir, whole = tmp_path / "stopped", tmp_path / "whole"
+  with started(tmp_path, workdir, 2, *flags) as job:
+    job.wait_until(lambda: 3 in losses(workdir))
+    since = job.signal(1, signal.SIGTERM)
+    assert job.wait(PATIENCE) == RESUMABLE, job.output
+    assert "Stopped at step 3 of 6; its evaluation was given up" in job.output, job.output
+    assert time.monotonic() - since < PATIENCE
+  for folder in (workdir, whole):
+    with started(tmp_path, folder, 2, *flags) as job:
+      assert job.wait() == 0, job.output
+  assert (workdir / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+  assert steps(workdir)[-1] == 6
+
+
+@pytest.mark.slow
+def test_a_job_of_two_processes_whose_data_stall_ends_when_it_is_asked_to(tmp_path):
+  """The state between two steps of several processes cannot be saved; the checkpoint before is what goes on."""
+  photos, workdir = tmp_path / "photos", tmp_path / "stalled"
+  photos.mkdir()
+  for i in range(40):
+    Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 40, 3), np.uint8)).save(photos / f"{i:02}.png")
+  flags = overrides(data__source=f"folder:{photos}", duration="1000 steps", checkpoint__every="1 steps")
+  with started(tmp_path, workdir, 2, *flags) as job:
+    job.wait_until(lambda: 3 in losses(workdir))
+    for path in photos.iterdir():
+      path.unlink()
+      os.mkfifo(path)
+    time.sleep(5)
+    job.signal(1, signal.SIGTERM)
+    assert job.wait(2 * PATIENCE) == RESUMABLE, job.output
+  assert "no step has ended for" in job.output and steps(workdir)

@@ -1,4 +1,4 @@
-"""`vit-jax inspect …`: look at a config, a model, a mesh, a batch, features, or the steps of a run."""
+"""`vit-jax inspect …`: look at a config, a model, a mesh, a batch, features, a run or its steps."""
 
 from __future__ import annotations
 
@@ -33,6 +33,9 @@ def add_to(commands: Commands) -> None:
   saved.add_argument("--workdir", required=True, help="folder of the run")
   saved.add_argument("--verify", action="store_true", help="read every array and compare it with what was saved")
   saved.add_argument("--output", metavar="FILE", help="write to this file instead")
+  run = add(views, "run", _inspect_run, "the summary of a run as it is now, also while it goes on")
+  run.add_argument("workdir", metavar="RUN", help="folder of the run")
+  run.add_argument("--output", metavar="FILE", help="write to this file instead")
   sharding = with_config(add(views, "sharding", _inspect_sharding, "where every parameter lies on the mesh"))
   sharding.add_argument("--devices", type=count, metavar="N", help="devices, which need not be there (default: these)")
   sharding.add_argument("--output", metavar="FILE", help="write to this file instead")
@@ -68,6 +71,12 @@ def _inspect_checkpoints(args: argparse.Namespace) -> None:
   from vit_jax.inspect.saved_steps import saved_steps_table
 
   show(saved_steps_table(args.workdir, verify=args.verify, width=line_width(args.output)), args.output)
+
+
+def _inspect_run(args: argparse.Namespace) -> None:
+  from vit_jax.train.summary import page
+
+  show(page(args.workdir).rstrip("\n"), args.output)
 
 
 def _inspect_sharding(args: argparse.Namespace) -> None:

@@ -64,8 +64,10 @@ def _train(args: argparse.Namespace) -> None:
   if args.measure and not args.dry_run:
     raise UserError("--measure: belongs to --dry_run; a run measures itself")
   config = load(args)
-  from vit_jax.train import loop
+  from vit_jax.train import interrupts, loop
 
+  if args.owns_process:
+    interrupts.own_process()
   with in_job(args) as first:
     if not args.dry_run:
       loop.train(config, args.workdir, accept_config_change=args.accept_config_change)

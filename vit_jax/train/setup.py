@@ -364,7 +364,9 @@ def check_unchanged(config: ConfigDict, workdir: Path, *, accept_change: bool) -
   Raises:
     ConfigError: listing the differences, if the run was started with another config; keys of FREE are not refused.
   """
-  begun = _begun_with(workdir)
+  begun, problem = begun_with(workdir)
+  if problem and jax.process_index() == 0:
+    log.warning("%s", problem)
   if begun is None:
     return None
   changes = configs.difference(begun, config)
@@ -383,25 +385,45 @@ def check_unchanged(config: ConfigDict, workdir: Path, *, accept_change: bool) -
 
 
 def remember(config: ConfigDict, workdir: Path, *, accept_change: bool) -> None:
-  """Saves the resolved config in the workdir, unless it is there.
+  """Saves the resolved config in the workdir, unless it is there, whole.
 
   Raises:
     ConfigError: as `check_unchanged`.
   """
-  changes = check_unchanged(config, workdir, accept_change=accept_change)
-  if changes == [] and (workdir / CONFIG_FILE).exists():
+  check_unchanged(config, workdir, accept_change=accept_change)
+  if jax.process_index() != 0:
     return
-  if jax.process_index() == 0:
-    workdir.mkdir(parents=True, exist_ok=True)
-    configs.save(config, workdir / CONFIG_FILE)
-    for name, alone in methods.each_student(config).items():
-      if name:  # what distils this student alone; and its folder is its address for `load_model`
-        configs.save(alone, workdir / checkpoints.STUDENTS / name / CONFIG_FILE)
+  saved = {workdir / CONFIG_FILE: config}
+  for name, alone in methods.each_student(config).items():
+    if name:  # what distils this student alone; and its folder is its address for `load_model`
+      saved[workdir / checkpoints.STUDENTS / name / CONFIG_FILE] = alone
+  for path, content in saved.items():
+    if not _holds(path, content):
+      configs.save(content, path)
+
+
+def _holds(path: Path, config: ConfigDict) -> bool:
+  try:
+    return not configs.difference(configs.read(path), config)
+  except ConfigError:  # none is there, or another's; or it is damaged
+    return False
+
+
+def compare_checkpoint(config: ConfigDict, saved: dict[str, Any], step: int) -> None:
+  """Says where a checkpoint is of another config than its run: by a change that was accepted, or as another's link."""
+  try:
+    changes = configs.difference(configs.from_dict(saved), config)
+  except ConfigError:
+    return  # saved by another version, which knew other keys
+  changes = [change for change in changes if not change.startswith((*FREE, "distillation.teacher:"))]
+  if changes and jax.process_index() == 0:
+    more = f" and {len(changes) - 5} more" if len(changes) > 5 else ""
+    log.warning("Checkpoint %d was saved with another config: %s%s.", step, "; ".join(changes[:5]), more)
 
 
 def grouped_as_begun(config: ConfigDict, workdir: Path) -> ConfigDict:
   """The config with the group sizes of the run in the workdir, where it leaves them to the devices of the beginning."""
-  begun = _begun_with(workdir)
+  begun, _ = begun_with(workdir)
   if begun is None or config.loss_group_size is not None or config.batch_size != begun.batch_size:
     return config
   config, given = config.copy_and_resolve_references(), configs.flatten(config)
@@ -411,14 +433,26 @@ def grouped_as_begun(config: ConfigDict, workdir: Path) -> ConfigDict:
   return config
 
 
-def _begun_with(workdir: Path) -> ConfigDict | None:
-  """The config of the run in a workdir: of its file or, where that is missing, of its newest checkpoint."""
-  if (workdir / CONFIG_FILE).exists():
-    return configs.read(workdir / CONFIG_FILE)
+def begun_with(workdir: Path) -> tuple[ConfigDict | None, str]:
+  """The config of the run in a workdir: of its file or, where that is missing or damaged, of its newest checkpoint.
+
+  Returns:
+    The config, None where there is no run; and what is wrong with the file, for people, empty if nothing.
+  """
+  path, problem = workdir / CONFIG_FILE, ""
+  if path.exists():
+    try:
+      return configs.read(path), ""
+    except configs.DamagedConfig as error:
+      problem = str(error.__cause__)
   if checkpoints.latest(workdir) is None:
-    return None
+    return None, f"{problem}; no step was saved, so the run begins with the config given, and writes it" * bool(problem)
   meta = checkpoints.read_meta(workdir)
-  return configs.from_dict(meta["config"], where=f"checkpoint {meta['step']}: ")
+  problem = problem or f"{path}: is missing"
+  return (
+    configs.from_dict(meta["config"], where=f"checkpoint {meta['step']}: "),
+    f"{problem}; going on with the config that checkpoint {meta['step']} holds, and writing the file again",
+  )
 
 
 def _own_part(run: Run) -> str | None:
