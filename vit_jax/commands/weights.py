@@ -17,7 +17,8 @@ def add_to(commands: Commands) -> None:
 
   convert = add(commands, "convert", _convert, "write weights of any known kind in another format")
   convert.add_argument(
-    "--from", dest="source", required=True, help="weights file (.pth, .safetensors), Hugging Face folder, or run"
+    "--from", dest="source", required=True, help="file of torch or safetensors (FILE#student: that of several in it), "
+    "folder of Hugging Face or of torch.distributed.checkpoint, or run"
   )
   convert.add_argument("--to", required=True, help="folder (safetensors, orbax) or file (pth, timm) to write")
   with_format(convert)

@@ -17,12 +17,11 @@ from vit_jax.checkpoints.tree import Placement
 from vit_jax.hub.errors import UnknownModel
 from vit_jax.models import ConvNeXt, PositionTable, VisionTransformer
 from vit_jax.weights import hub_cache, record
-from vit_jax.weights.files import INDEX, SINGLE
+from vit_jax.weights.errors import about
+from vit_jax.weights.files import SINGLE
 from vit_jax.weights.grids import Given, ImageSize, with_grid
-from vit_jax.weights.opening import CONFIG, open_weights, read_json
-from vit_jax.weights.record import MODEL
-
-PARAMS = "params"  # with MODEL, a folder of format "orbax"
+from vit_jax.weights.opening import CONFIG, holds_weights, newest_step, open_weights
+from vit_jax.weights.record import MODEL, PARAMS
 
 Backbone = VisionTransformer | ConvNeXt
 Opener = Callable[[pathlib.Path, dict[str, Any], Given, Placement | None], tuple[Backbone, dict]]
@@ -44,10 +43,12 @@ def load_model(
 
   Args:
     path: the workdir of a run (the teacher of its newest step), one of its step folders, `students/NAME` in either
-      where a run has several students, a DINOv3 or DINOv2 `.pth` file (flat or `{"teacher": …}`; the architecture is
-      inferred), a Hugging Face folder (DINOv3 ViT or ConvNeXt, DINOv2, ViT, distilled DeiT) or its safetensors file, a
-      timm safetensors file (inferred), or a folder that `save_model` wrote; or the name of a model of the Hugging Face
-      Hub, ORG/NAME, that `hf download` has brought to this machine.
+      where a run has several students, a file of torch (.pth, .pt, .bin, .ckpt) or safetensors with a backbone of
+      DINOv3, DINOv2 or timm, whatever its training wrapped around it (the architecture is inferred; the averaged
+      network is taken, `FILE#student.backbone` says another), a step of a training with torch.distributed.checkpoint,
+      a Hugging Face folder (DINOv3 ViT or ConvNeXt, DINOv2, ViT, distilled DeiT) or its file of weights, or a folder
+      that `save_model` wrote; or the name of a model of the Hugging Face Hub, ORG/NAME, that `hf download` has brought
+      to this machine.
     mesh: with the axes of `parallel.make_mesh`; parameters are spread by its rules.
     image_size: height and width in pixels of the images that learned positions are for, where a file does not say of
       which grid they are (an int: square images). Images of other sizes get them resized.
@@ -63,7 +64,8 @@ def load_model(
   if open_it is None:
     raise UnknownModel(
       f"{path} is no model: expected a run's workdir (with {checkpoints.FOLDER}/) or one of its steps, a .pth file, a "
-      f"safetensors file, or a folder with {SINGLE} and {CONFIG} or with {MODEL}. {_what_is_there(path)}"
+      f"safetensors file, or a folder with {SINGLE} and {CONFIG}, with {MODEL}, or of torch.distributed.checkpoint. "
+      f"{_what_is_there(path)}"
     )
   given, overrides = _given_table(image_size, overrides)
   model, params = open_it(path, overrides, given, None if mesh is None else parallel.parameter_sharding(mesh))
@@ -104,9 +106,7 @@ def opener(path: pathlib.Path) -> Opener | None:
     return open_run
   if (path / MODEL).exists():
     return _open_own
-  if (path / SINGLE).exists() or (path / INDEX).exists():
-    return _open_file
-  return _open_file if path.is_file() else None
+  return _open_file if holds_weights(path) else None
 
 
 def _what_is_there(path: pathlib.Path) -> str:
@@ -118,7 +118,9 @@ def _what_is_there(path: pathlib.Path) -> str:
   there = (
     f"The folder has {', '.join(names[:8])}{', …' if len(names) > 8 else ''}." if names else "The folder is empty."
   )
-  torch = next((name for name in names if name.endswith((".bin", ".pth", ".pt"))), None)
+  if (step := newest_step(path)) is not None:
+    return f"{there} The newest step in it is {step}: give that."
+  torch = next((name for name in names if name.endswith((".bin", ".pth", ".pt", ".ckpt", ".safetensors"))), None)
   return there if torch is None else f"{there} Of a file like {torch}, give the path of the file itself."
 
 
@@ -145,12 +147,11 @@ def open_run(
 def _open_own(
   path: pathlib.Path, overrides: dict[str, Any], given: Given, sharding: Placement | None
 ) -> tuple[Backbone, dict]:
-  try:
-    module, attributes = record.from_json(read_json(path / MODEL))
-  except weights.WeightsError as error:
-    raise weights.WeightsError(f"{path}: {error}") from error
+  module, attributes = record.read_own(path / MODEL)
   _check_grid(path, attributes.get("position_table"), given, attributes.get("patch_size", 1))
-  return module(**(attributes | overrides)), trees.read_tree(path / PARAMS, sharding)
+  model = module(**(attributes | overrides))
+  record.check_shapes(path / MODEL, model, trees.shapes(path / PARAMS))
+  return model, trees.read_tree(path / PARAMS, sharding, text=(path / MODEL).read_text())
 
 
 def _check_grid(path: pathlib.Path, table: PositionTable | None, given: Given, patch_size: int) -> None:
@@ -182,12 +183,8 @@ def _open_file(
   if opened.inferred:
     _log.info("%s: inferred %s.", path, _describe(model, found.attributes))
     _say_what_was_assumed(path, {k: v for k, v in found.assumed.items() if k.partition(".")[0] not in overrides})
-  if opened.others:
-    _log.info("%s: taking the backbone; not loaded: %s.", path, ", ".join(opened.others))
-  try:
+  with about(path):
     return model, weights.from_state_dict(opened.tensors["backbone"], model, found.layout, sharding=sharding)
-  except weights.WeightMismatch as error:
-    raise weights.WeightMismatch(f"{path}: {error}") from error
 
 
 def _say_what_was_assumed(path: pathlib.Path, assumed: Mapping[str, Any]) -> None:

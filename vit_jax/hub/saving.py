@@ -18,7 +18,7 @@ from vit_jax import weights
 from vit_jax.checkpoints import trees
 from vit_jax.data.framing import CROP_RATIO, standard
 from vit_jax.hub.errors import UnknownModel
-from vit_jax.hub.opening import PARAMS, Backbone
+from vit_jax.hub.opening import Backbone
 from vit_jax.hub.positions import as_resized_by, class_position_in_its_token
 from vit_jax.models import ConvNeXt
 from vit_jax.weights import dinov2, record, timm
@@ -35,7 +35,7 @@ from vit_jax.weights.files import (
 from vit_jax.weights.opening import CONFIG, PREPROCESSOR
 from vit_jax.weights.preprocessor import Frame, to_preprocessor
 from vit_jax.weights.pth import read_extra, write_pth
-from vit_jax.weights.record import MODEL
+from vit_jax.weights.record import MODEL, PARAMS
 
 _log = logging.getLogger(__name__)
 
@@ -209,9 +209,10 @@ def _texts(model: Backbone, layout: str, export: _Export) -> dict[str, str]:
 
 
 def _write_orbax(path: pathlib.Path, model: Backbone, params: Mapping[str, Any], export: _Export) -> None:
+  weights.check_parameters(params, model)
   path.mkdir(parents=True)
   _write_json(path / MODEL, {"module": type(model).__name__, "attributes": record.to_json(model)})
-  trees.write_tree(path / PARAMS, params)
+  trees.write_tree(path / PARAMS, params, text=(path / MODEL).read_text())
   if export.preprocessor is not None:
     _write_json(path / PREPROCESSOR, export.preprocessor)
 
@@ -255,7 +256,7 @@ def check_place(path: str | os.PathLike, format: str, *, overwrite: bool = False
 
 
 def _check_folder(path: pathlib.Path, format: str, overwrite: bool) -> None:
-  known = (SINGLE, INDEX, SHARDS, CONFIG, PREPROCESSOR, MODEL, PARAMS)
+  known = (SINGLE, INDEX, SHARDS, CONFIG, PREPROCESSOR, MODEL, PARAMS, trees.SEAL)
   strangers = sorted(entry.name for entry in path.iterdir() if not any(map(entry.match, known)))
   if strangers:
     raise UnknownModel(

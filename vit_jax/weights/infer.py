@@ -180,6 +180,8 @@ def _convnext(state_dict: Mapping[str, Any]) -> dict[str, Any]:
   for name in state_dict:
     if match := _STAGE.match(name):
       blocks[int(match[1])].add(int(match[2]))
+  if max(blocks, default=0) >= len(state_dict):
+    raise WeightsError(f"cannot tell which model this is: there is a stage {max(blocks)} of {len(state_dict)} tensors.")
   stages = range(max(blocks, default=-1) + 1)
   return dict(
     in_channels=shapes.of("downsample_layers.0.0.weight", 4)[1],
