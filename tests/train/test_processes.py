@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.train.jobs import ROOT, environment, losses, overrides, started
+from tests.train.jobs import ROOT, environment, losses, overrides, put_pipes_in_place_of, started
 from vit_jax import config as configs
 from vit_jax.checkpoints import steps
 from vit_jax.train.interrupts import RESUMABLE
@@ -177,9 +176,7 @@ def test_a_job_of_two_processes_whose_data_stall_ends_when_it_is_asked_to(tmp_pa
   flags = overrides(data__source=f"folder:{photos}", duration="1000 steps", checkpoint__every="1 steps")
   with started(tmp_path, workdir, 2, *flags) as job:
     job.wait_until(lambda: 3 in losses(workdir))
-    for path in photos.iterdir():
-      path.unlink()
-      os.mkfifo(path)
+    put_pipes_in_place_of(photos)
     time.sleep(5)
     job.signal(1, signal.SIGTERM)
     assert job.wait(2 * PATIENCE) == RESUMABLE, job.output

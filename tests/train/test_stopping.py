@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.train.jobs import ROOT, environment, overrides
+from tests.train.jobs import ROOT, environment, overrides, put_pipes_in_place_of
 from tests.train.test_loop import one_device, tiny  # noqa: F401  (a fixture)
 from vit_jax import config as configs
 from vit_jax.checkpoints import Checkpoints, read_meta, restore_params, steps
@@ -196,9 +196,7 @@ def test_a_read_that_hangs_does_not_keep_a_process_from_saving_and_ending(tmp_pa
     while "step 3/" not in log.read_text():
       assert process.poll() is None and time.monotonic() < until, log.read_text()
       time.sleep(0.05)
-    for path in photos.iterdir():
-      path.unlink()
-      os.mkfifo(path)
+    put_pipes_in_place_of(photos)
     time.sleep(5)
     begun = time.monotonic()
     process.send_signal(signal.SIGTERM)
