@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.train.jobs import ROOT, environment, losses, overrides, put_pipes_in_place_of, started
+from tests.train.jobs import ROOT, environment, losses, overrides, reads_that_hang, started
 from vit_jax import config as configs
 from vit_jax.checkpoints import steps
 from vit_jax.train.interrupts import RESUMABLE
@@ -174,9 +174,10 @@ def test_a_job_of_two_processes_whose_data_stall_ends_when_it_is_asked_to(tmp_pa
   for i in range(40):
     Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 40, 3), np.uint8)).save(photos / f"{i:02}.png")
   flags = overrides(data__source=f"folder:{photos}", duration="1000 steps", checkpoint__every="1 steps")
-  with started(tmp_path, workdir, 2, *flags) as job:
+  variables, flag = reads_that_hang(tmp_path)
+  with started(tmp_path, workdir, 2, *flags, **variables) as job:
     job.wait_until(lambda: 3 in losses(workdir))
-    put_pipes_in_place_of(photos)
+    flag.touch()
     time.sleep(5)
     job.signal(1, signal.SIGTERM)
     assert job.wait(2 * PATIENCE) == RESUMABLE, job.output
