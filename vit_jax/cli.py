@@ -11,12 +11,14 @@ import atexit
 import contextlib
 import logging
 import os
+import select
+import signal
 import sys
 import threading
 from collections.abc import Sequence
 
 import vit_jax
-from vit_jax.commands import bench, data, inspect, planning, profiling, runs, weights
+from vit_jax.commands import bench, config, data, inspect, planning, profiling, runs, weights
 from vit_jax.commands.flags import Parser
 from vit_jax.commands.job import is_for_user
 from vit_jax.config.errors import UserError
@@ -48,7 +50,10 @@ def _run(argv: Sequence[str], *, owns_process: bool) -> int:
     args = parse(argv)
     args.owns_process = owns_process
     args.command(args)
+    sys.stdout.flush()
   except Exception as error:
+    if isinstance(error, BrokenPipeError) and _nobody_reads():
+      return 128 + signal.SIGPIPE
     if not is_for_user(error):
       raise
     for line in str(error).splitlines():
@@ -101,9 +106,19 @@ def _parser() -> argparse.ArgumentParser:
   parser = Parser(prog="vit-jax", description="Vision Transformers in JAX: DINOv3 self-supervised pretraining.")
   parser.add_argument("--version", action="version", version=f"vit-jax {vit_jax.__version__}")
   commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-  for group in (runs, weights, planning, profiling, inspect, bench, data):
+  for group in (runs, weights, planning, profiling, inspect, bench, data, config):
     group.add_to(commands)
   return parser
+
+
+def _nobody_reads() -> bool:
+  """Whether what reads standard output has ended, as `head` does; from then on, what is printed goes nowhere."""
+  poll = select.poll()
+  poll.register(sys.stdout.fileno(), 0)  # an error is reported without being asked for
+  ended = bool(poll.poll(0))
+  if ended:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  return ended
 
 
 class _Ending:

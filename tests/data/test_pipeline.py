@@ -402,6 +402,16 @@ class TestBadImages:
     with pytest.raises(RuntimeError, match="51 of 5064"):
       bad.add(entries[50:], seen=5064)
 
+  def test_the_unreadable_are_never_more_than_those_looked_at(self, tmp_path):
+    entries = [{"record": i, "name": f"{i}", "reason": "x"} for i in range(42)]
+    path = tmp_path / "bad.jsonl"
+    with pytest.raises(Unreadable, match="42 of 52 images are unreadable"):  # ten, and those in whose place they are
+      BadRecords(path, 0.01, records=100).add(entries, seen=10)
+    resumed = BadRecords(path, 0.01, records=100)
+    with pytest.raises(Unreadable, match="42 of 53 images"):
+      resumed.add(entries[:1], seen=10)
+    assert BadRecords(path, 0.01, records=40).count == 40  # of a source that has shrunk
+
   @pytest.mark.parametrize("workers", [0, 2])
   def test_an_error_that_is_no_bad_image_reaches_the_caller_with_the_record(self, workers):
     with pytest.raises(RuntimeError, match="reading picture-.* failed: KeyError.*no such column"):

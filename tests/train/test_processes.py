@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,9 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.parallel import attackers
+from tests.parallel.members import free_address
 from tests.train.jobs import ROOT, environment, losses, overrides, reads_that_hang, started
 from vit_jax import config as configs
-from vit_jax.checkpoints import steps
+from vit_jax.checkpoints import read_meta, steps
+from vit_jax.parallel import addresses
+from vit_jax.parallel.processes import SECRET
 from vit_jax.train.interrupts import RESUMABLE
 from vit_jax.train.loop import train
 
@@ -89,6 +96,64 @@ def test_who_does_not_come_is_named_before_anything_is_compiled(tmp_path):
   assert done.returncode == 2
   assert "only 1 of 3 processes came to the coordinator 127.0.0.1:29876" in done.stderr
   assert "Missing: process 1-2" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_job_that_strangers_attack_from_its_beginning_to_its_end_is_the_same_bit_by_bit(tmp_path):
+  secret, address = "a secret of these two processes", free_address()
+  host, port = addresses.split(address)
+  flags = overrides(duration="120 steps")
+  command = [sys.executable, "-m", "vit_jax", "train", "--config=configs/tiny.py", f"--workdir={tmp_path}/attacked"]
+  place = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", SECRET: secret, "PYTHONUNBUFFERED": "1"}
+  kept, believed = [], []
+  with contextlib.ExitStack() as stack:
+    log = stack.enter_context(open(tmp_path / "log", "w+"))
+
+    def start(number: int) -> subprocess.Popen:
+      environ = environment(tmp_path) | place | {"JAX_PROCESS_ID": str(number)}
+      process = subprocess.Popen([*command, *flags], cwd=ROOT, env=environ, stdout=log, stderr=log)
+      stack.callback(process.kill)
+      return process
+
+    def said() -> str:
+      return (tmp_path / "log").read_text()
+
+    first = start(0)
+    until = time.monotonic() + PATIENCE
+    while (host, port) not in attackers.listening(first.pid):
+      assert first.poll() is None and time.monotonic() < until, said()
+      time.sleep(0.1)
+    assert attackers.listening(first.pid) == [(host, port)]  # the loopback's, and nothing else
+    limits = resource.prlimit(first.pid, resource.RLIMIT_NOFILE)
+    scarce = len(os.listdir(f"/proc/{first.pid}/fd")) + 20
+    resource.prlimit(first.pid, resource.RLIMIT_NOFILE, (scarce, limits[1]))
+    for attack in attackers.ATTACKS.values():
+      kept += attack((host, port))
+    kept += attackers.replayed_hello((host, port), secret.encode())
+    believed.append(attackers.forged_jax_client((host, port)))
+    resource.prlimit(first.pid, resource.RLIMIT_NOFILE, limits)
+    second = start(1)
+    attacked = set()
+    while first.poll() is None and second.poll() is None:
+      for target in {*attackers.listening(first.pid), *attackers.listening(second.pid)} - {(host, port)} - attacked:
+        if losses(tmp_path / "attacked"):  # the processes' own connections are made
+          with contextlib.suppress(ConnectionRefusedError):  # at its end
+            kept += attackers.random_bytes(target)
+            believed.append(attackers.forged_jax_client(target))
+            attacked.add(target)
+      with contextlib.suppress(ConnectionRefusedError):
+        kept.append(attackers.connect((host, port)))
+      time.sleep(0.2)
+    assert (first.wait(PATIENCE), second.wait(PATIENCE)) == (0, 0), said()
+    output = said()
+  assert attacked and not any(believed)
+  assert "could not be accepted (Too many open files)" in output and "did not know the job's secret" in output
+  assert "\x1b" not in output and "\u202e" not in output and "Traceback" not in output
+  with started(tmp_path, tmp_path / "quiet", 2, *flags) as job:
+    assert job.wait() == 0, job.output
+  assert losses(tmp_path / "attacked") == losses(tmp_path / "quiet")
+  prints = [read_meta(tmp_path / name)["fingerprints"] for name in ("attacked", "quiet")]
+  assert prints[0] == prints[1] and len(prints[0]) > 10
 
 
 @pytest.mark.slow

@@ -264,6 +264,9 @@ def default() -> ConfigDict:
   c.evaluation.train_source = placeholder(str)  # None: the evaluation split of data.source where it has one
   c.evaluation.test_source = placeholder(str)
   c.evaluation.image_size = placeholder(int)  # None: crops.global_size
+  # Side of the centre crop over the short side of the resized image. None: 1 where the images are of image_size, so
+  # that they stay as they are, else 224 / 256; a run chooses when it begins.
+  c.evaluation.crop_ratio = placeholder(float)
   c.evaluation.batch_size = 64
   c.evaluation.max_examples = 50_000  # images of each split that are used
 

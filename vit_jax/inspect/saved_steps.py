@@ -7,17 +7,18 @@ import os
 from collections.abc import Mapping
 
 from vit_jax.checkpoints import FOLDER, Best, Found, survey
-from vit_jax.inspect.tables import align
+from vit_jax.inspect.columns import align
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
-def saved_steps_table(workdir: str | os.PathLike, *, verify: bool = False) -> str:
+def saved_steps_table(workdir: str | os.PathLike, *, verify: bool = False, width: int | None = None) -> str:
   """Every checkpoint of a run on a line: its state, size, time, what trained it, its loss; and what a run would use.
 
   Args:
     workdir: the run.
     verify: read every array and compare it with what was saved.
+    width: as in `columns.align`.
 
   Raises:
     NotSaved: if the folder holds no checkpoint of any kind.
@@ -35,11 +36,12 @@ def saved_steps_table(workdir: str | os.PathLike, *, verify: bool = False) -> st
     end = "No step is whole: a run starts from zero."
   checked = "Every array was read and compared." if verify else "Presence was checked; --verify reads every array."
   gone = [
-    f"\nThe best by {name} until then, step {record['step']} ({record['value']:.4f}), is not there."
+    f"The best by {name} until then, step {record['step']} ({record['value']:.4f}), is not there."
     for name, record in best.items()
     if f"{FOLDER}/{record['step']}" not in {entry.path for entry in whole}
   ]
-  return f"{align(rows)}\n\n{end} {checked}{''.join(gone)}"
+  notes = align([(note,) for note in (f"{end} {checked}", *gone)], width=width)
+  return f"{align(rows, width=width)}\n\n{notes}"
 
 
 def _remark(entry: Found, best: Mapping[str, Best]) -> str:

@@ -110,5 +110,6 @@ class Evaluations:
       image_size=self._size,
       channels=self._run.config.model.in_channels,
       value_range=self._run.config.data.value_range,
+      crop_ratio=self._settings.crop_ratio,
       **numbers,
     )

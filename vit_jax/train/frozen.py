@@ -24,7 +24,7 @@ def pin(run: Run, workdir: Path) -> Run:
   A run as teacher means its newest step when the distillation starts, and the same step ever after.
 
   Raises:
-    ConfigError: if the teacher is not the one that distillation.fingerprint demands.
+    ConfigError: if the teacher is not the one that distillation.fingerprint demands, or is not finite.
   """
   if run.config.distillation.teacher is None:
     return run
@@ -32,6 +32,10 @@ def pin(run: Run, workdir: Path) -> Run:
   wanted = config.distillation
   wanted.teacher = _begun_with(workdir, wanted.teacher) or wanted.teacher
   teacher = methods.frozen_teacher(config)
+  try:
+    teacher.params()
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
   if wanted.fingerprint not in (None, teacher.fingerprint):
     raise ConfigError(
       f"distillation.fingerprint={wanted.fingerprint!r}: that of {teacher.address} is {teacher.fingerprint!r}: name "

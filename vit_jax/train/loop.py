@@ -31,12 +31,12 @@ from vit_jax.data.device import augmented, one_device
 from vit_jax.data.groups import SIZES, batch_shapes
 from vit_jax.data.views import Views
 from vit_jax.evaluation.names import headline
-from vit_jax.inspect import pictures, tables
+from vit_jax.inspect import pictures
 from vit_jax.methods import State
 from vit_jax.parallel import processes
 from vit_jax.train import frozen, setup, starting
 from vit_jax.train import goodput as goodputs
-from vit_jax.train.alone import alone, check_folder
+from vit_jax.train.alone import alone
 from vit_jax.train.best import Records
 from vit_jax.train.caching import caching
 from vit_jax.train.compiling import CompiledSteps, compiler_options
@@ -47,6 +47,7 @@ from vit_jax.train.nonfinite import Guard, dump, how_to_go_on
 from vit_jax.train.prefetch import prefetch
 from vit_jax.train.progress import Progress
 from vit_jax.train.saving import SaveTimes
+from vit_jax.train.setup import abstract_state
 from vit_jax.train.summary import SUMMARY, write_summary
 from vit_jax.train.watch import Watch
 from vit_jax.train.writers import METRICS, Writers, read_lines
@@ -58,27 +59,6 @@ Batch = Mapping[str, jax.Array]
 PICTURED = 8  # images of the batch that is shown
 _HASTE = 1.0  # seconds for the readers of data when the run was stopped or failed
 LOOK_AHEAD = 1000  # steps among which the resolutions are sought that are to be compiled ahead
-
-
-def describe(config: ConfigDict, workdir: str, *, accept_config_change: bool = False) -> str:
-  """What `train` would do, without compiling or writing anything.
-
-  Raises:
-    UserError: where `train` would refuse.
-  """
-  folder = Path(workdir).expanduser().absolute()
-  check_folder(folder)
-  run = setup.prepare(setup.grouped_as_begun(config, folder))
-  setup.check_unchanged(frozen.pin(run, folder).config, folder, accept_change=accept_config_change)
-  facts = "\n".join(f"{name:<14}{value}" for name, value in (setup.describe(run) | {"workdir": workdir}).items())
-  step = latest(folder)
-  if step is not None:
-    start = f"goes on from step {step} of the workdir, whatever init_from and gram.source say"
-  else:
-    start = starting.report(starting.open_sources(run, abstract_state(run)))
-  environment = "\n".join(f"{name}={value}" for name, value in processes.environment().items())
-  table = tables.config_table(run.config, configs.defaults_of(run.config))
-  return "\n\n".join([table, facts, start, *([f"environment\n{environment}"] if environment else [])])
 
 
 def _check_processes(config: ConfigDict, folder: Path) -> None:
@@ -149,18 +129,6 @@ def mesh_context(mesh: jax.sharding.Mesh) -> Iterator[None]:
   """
   with jax.set_mesh(mesh), nn.logical_axis_rules(parallel.ACTIVATION_AXES):
     yield
-
-
-def abstract_state(run: setup.Run) -> State:
-  """The state's shapes, dtypes and shardings; nothing is allocated.
-
-  Raises:
-    MeshError: if the mesh leaves parameters whole that it should spread.
-  """
-  shapes = jax.eval_shape(run.init, jax.random.key(run.config.seed))
-  parallel.check_spread(shapes, run.mesh)
-  shardings = parallel.state_shardings(shapes, run.mesh, zero=run.config.mesh.zero)
-  return jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings)
 
 
 def abstract_batch(run: setup.Run, views: Views) -> dict[str, jax.ShapeDtypeStruct]:

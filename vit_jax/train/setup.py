@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +22,7 @@ from vit_jax.config import ConfigError
 from vit_jax.config.fields import assign
 from vit_jax.data import levels
 from vit_jax.data.decode import BadImage, NeedsPackage, OtherChannels, UnknownRange, read_samples, scaled
+from vit_jax.data.evaluation_batches import fitting_crop_ratio
 from vit_jax.data.left_out import left_out_of
 from vit_jax.data.levels import Spread
 from vit_jax.data.limits import Limits
@@ -31,14 +33,15 @@ from vit_jax.data.views import Views, image_channels
 from vit_jax.evaluation import EvaluationError, check_image_size
 from vit_jax.methods import State, gram
 from vit_jax.methods.settings import RGB_ONLY, slow_quantization
-from vit_jax.parallel import lifeline, processes
+from vit_jax.parallel import ending, processes
 
 log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 # Keys that may change when a run goes on: they decide how it runs and what is kept, not what is learned.
 FREE = ("mesh.", "checkpoint.", "log.", "data.workers", "data.prefetch", "data.timeout", "data.cache_dir",
-        "compilation_cache")  # fmt: skip
+        "compilation_cache", "evaluation.crop_ratio")  # fmt: skip
+IMAGENET = 1_281_167  # images of ImageNet-1k, where the data are not there to be counted
 _TRIED = 8  # images that are looked at before the first compile
 MIN_LABELLED = 20  # images of which a tenth is worth a score
 
@@ -51,7 +54,7 @@ class Run:
     config: resolved: all durations in steps.
     method: the module of vit_jax.methods that trains.
     views: the crops and masks it asks for.
-    source: the training images; None where a step is only made again.
+    source: the training images; None where nothing is read of them.
     evaluation_sources: what is scored on, (train, test) specifications; test None: images held out from train;
       None: nothing, as configured or for want of labels.
     mesh: the devices.
@@ -84,30 +87,75 @@ def prepare(config: ConfigDict) -> Run:
     ConfigError: for whatever cannot work; one line that names the key.
   """
   configs.validate(config)
-  try:
-    method = methods.get(config.method)
-    method.views(config)  # what is wrong with the crops is said before the data are opened
+  with _config_errors():
+    methods.get(config.method).views(config)  # what is wrong with the crops is said before the data are opened
     source = open_source(config.data.source, cache_dir=config.data.cache_dir, limits=limits(config))
-    mesh = parallel.make_mesh(config.mesh)
-    resolved = configs.resolve(config, len(source), parallel.batch_shards(mesh))
-    views = with_canvas(resolved, method.views(resolved), jax.default_backend())
+    run = fit(config, len(source))
+    resolved = run.config
+    for alone in methods.each_student(resolved).values():
+      _check_channels(alone, source)
+      _report_quantization(alone)
+    _report_repeats(resolved, len(source))
+    sources = _evaluation_sources(resolved, source)
+    if resolved.evaluation.crop_ratio is None:
+      resolved.evaluation.crop_ratio = _crop_ratio(resolved, source)
+  return dataclasses.replace(run, source=source, evaluation_sources=sources)
+
+
+def fit(
+  config: ConfigDict, num_examples: int, devices: Sequence[Any] | None = None, *, platform: str | None = None
+) -> Run:
+  """The run without its data: the model, crops, masks and groups that fit each other and the devices.
+
+  Args:
+    config: of the run, not resolved.
+    num_examples: images in its data.
+    devices: to train on (default: all).
+    platform: what they are (default: the backend of this process).
+
+  Raises:
+    ConfigError: for whatever cannot work; one line that names the key.
+  """
+  configs.validate(config)
+  with _config_errors():
+    method = methods.get(config.method)
+    method.views(config)
+    mesh = parallel.make_mesh(config.mesh, devices)
+    resolved = configs.resolve(config, num_examples, parallel.batch_shards(mesh))
+    views = with_canvas(resolved, method.views(resolved), platform or jax.default_backend())
     if views.variants()[0].gram_size and not any(map(gram.enabled, methods.each_student(resolved).values())):
       log.warning("The gram crops are for Gram anchoring, which is off: set gram.source or gram.load_at.")
     sizes = {key: resolved[key] for key in ("batch_size", "loss_group_size")}
     for alone in methods.each_student(resolved).values():
       parallel.check_batch(mesh, **sizes, micro_batches=alone.micro_batches)
       _check_koleo(alone)
-      _check_channels(alone, source)
-      _report_quantization(alone)
-    _report_repeats(resolved, len(source))
     _check_masks(resolved, views)
     _check_evaluation_size(resolved, views)
-    sources = _evaluation_sources(resolved, source)
+    _given_sources(resolved)
+    return Run(resolved, method, views, source=None, evaluation_sources=None, mesh=mesh)
+
+
+def abstract_state(run: Run) -> State:
+  """The state's shapes, dtypes and shardings; nothing is allocated.
+
+  Raises:
+    MeshError: if the mesh leaves parameters whole that it should spread.
+  """
+  shapes = jax.eval_shape(lambda: run.init(jax.random.key(run.config.seed)))  # not even the key takes a device
+  parallel.check_spread(shapes, run.mesh)
+  shardings = parallel.state_shardings(shapes, run.mesh, zero=run.config.mesh.zero)
+  return jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings)
+
+
+@contextlib.contextmanager
+def _config_errors() -> Iterator[None]:
+  """What the rooms below say of a value, as errors of the config that has it."""
+  try:
+    yield
   except (ValueError, ImportError, FileNotFoundError) as error:
     if isinstance(error, ConfigError):
       raise
     raise ConfigError(str(error)) from error
-  return Run(resolved, method, views, source, sources, mesh)
 
 
 def limits(config: ConfigDict) -> Limits:
@@ -168,6 +216,14 @@ def _check_evaluation_size(config: ConfigDict, views: Views) -> None:
     check_image_size(size, views.stride, "evaluation.image_size")
   except EvaluationError as error:
     raise ConfigError(f"{error}; None takes crops.global_size={config.crops.global_size}") from None
+
+
+def _crop_ratio(config: ConfigDict, source: Source) -> float:
+  """That which suits the images that are scored, or trained on where none are."""
+  if config.evaluation.train_source:
+    source = open_source(config.evaluation.train_source, cache_dir=config.data.cache_dir, limits=limits(config))
+  size = config.evaluation.image_size or config.crops.global_size
+  return fitting_crop_ratio(source, size, channels=config.model.in_channels, value_range=config.data.value_range)
 
 
 def _check_koleo(config: ConfigDict) -> None:
@@ -264,17 +320,8 @@ def _evaluation_sources(config: ConfigDict, source: Source) -> tuple[str, str | 
   """The labelled sources to score on: as configured, the splits of the training source, or parts of itself."""
   if not int(config.evaluation.every.split()[0]):
     return None
-  train, test = config.evaluation.train_source, config.evaluation.test_source
-  if train and test:
-    if share_images(train, test):
-      raise ConfigError(
-        f"evaluation.test_source={test!r}: holds images of evaluation.train_source={train!r}, each of which would be "
-        "its own nearest neighbour; name other images, or leave both None"
-      )
-    return train, test
-  if train or test:
-    given = "train_source" if train else "test_source"
-    raise ConfigError(f"evaluation.{given}={train or test!r}: give both evaluation.train_source and test_source")
+  if given := _given_sources(config):
+    return given
   spec = config.data.source
   splits = split_specs(spec)
   held_out = next((splits[name] for name in ("test", "validation", "val") if name in splits), None)
@@ -290,6 +337,22 @@ def _evaluation_sources(config: ConfigDict, source: Source) -> tuple[str, str | 
     source.num_classes,
   )
   return None
+
+
+def _given_sources(config: ConfigDict) -> tuple[str, str] | None:
+  """The sources to score on that a config names; None: it names none."""
+  train, test = config.evaluation.train_source, config.evaluation.test_source
+  if not int(config.evaluation.every.split()[0]) or not (train or test):
+    return None
+  if not (train and test):
+    given = "train_source" if train else "test_source"
+    raise ConfigError(f"evaluation.{given}={train or test!r}: give both evaluation.train_source and test_source")
+  if share_images(train, test):
+    raise ConfigError(
+      f"evaluation.test_source={test!r}: holds images of evaluation.train_source={train!r}, each of which would be "
+      "its own nearest neighbour; name other images, or leave both None"
+    )
+  return train, test
 
 
 def check_unchanged(config: ConfigDict, workdir: Path, *, accept_change: bool) -> list[str] | None:
@@ -399,7 +462,7 @@ def _own_part(run: Run) -> str | None:
   rows = parallel.LocalBatch(parallel.batch_sharding(run.mesh)).parts(run.config.batch_size)
   devices = jax.local_device_count()
   return (
-    f"{len(rows)} images of a batch (rows {lifeline.ranges(rows)}) for {devices} device{'s' if devices > 1 else ''}"
+    f"{len(rows)} images of a batch (rows {ending.ranges(rows)}) for {devices} device{'s' if devices > 1 else ''}"
   )
 
 
