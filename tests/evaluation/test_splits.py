@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from tests.evaluation.batches import coloured
+from vit_jax.data.sources import open_source
+from vit_jax.data.subsets import Subset
 from vit_jax.evaluation import EvaluationError, UnlabelledError, open_splits
-from vit_jax.evaluation.splits import Subset
 
 TEXTURES = "embedded:textures/train?size=16&count=60"
 
@@ -34,8 +36,6 @@ def test_embedded_data_is_tested_on_its_test_split(tmp_path, monkeypatch):
   opened = []
 
   def small(spec, cache_dir):
-    from vit_jax.data.sources import open_source
-
     opened.append(spec)
     return open_source(spec + ("" if "count" in spec else "&count=20"), cache_dir=cache_dir)
 
@@ -92,6 +92,19 @@ def test_fewer_examples_are_drawn_from_all_classes(photos, tmp_path):
   assert labels == {0, 1, 2, 3}  # the folder is sorted by class: its first 20 images are of two
 
 
+def test_fewer_examples_of_an_embedded_set_are_made_without_the_rest(tmp_path):
+  spec = "embedded:textures/train?size=16&count=60"
+  chosen = np.sort(np.random.default_rng(0).permutation(60)[:7])  # as ever: scores of older versions stay comparable
+  splits = open_splits(spec, "embedded:textures/test?size=16&count=5", max_examples=7, cache_dir=tmp_path)
+  splits.keep()
+  kept = sorted((tmp_path / "embedded").glob("*.npy"))
+  assert [len(np.load(path)) for path in kept] == [5, 7]
+  whole = open_source(spec, cache_dir=tmp_path)
+  for place, index in enumerate(chosen):
+    assert splits.train.describe(place) == whole.describe(index)
+    np.testing.assert_array_equal(splits.train[place]["image"], whole[index]["image"])
+
+
 def test_batches_are_those_of_the_splits(photos):
   splits = open_splits(photos)
   train, test = (list(batches) for batches in splits.batches(image_size=16, batch_size=10))
@@ -101,8 +114,6 @@ def test_batches_are_those_of_the_splits(photos):
 
 
 def test_subset_is_a_source(photos):
-  from vit_jax.data.sources import open_source
-
   source = open_source(photos)
   subset = Subset(source, [7, 3])
   assert len(subset) == 2

@@ -74,6 +74,7 @@ def evaluate_model(
   if output is not None:
     check_path(output)
   splits = open_splits(train_source, test_source, max_examples=max_examples, cache_dir=cache_dir)
+  splits.keep()
   options = dict(mean=mean, std=std, sharding=sharding)
   further: dict[str, FeatureFn] = {}
   if baselines:

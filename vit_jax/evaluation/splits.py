@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
 from vit_jax.data.evaluation_batches import evaluation_batches
 from vit_jax.data.sources import Source, open_source, share_images, split_options, split_specs
+from vit_jax.data.subsets import Subset, at_most, keep
 from vit_jax.evaluation.errors import EvaluationError, UnlabelledError
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 # "validation" first: where a set has both, its test labels are often secret.
 _TEST_SPLITS = ("validation", "val", "test")
 _HELD_OUT = 0.1  # share of the images that are tested on where a source has no such split
-_SEED = 0  # of every choice of images here: the same images in every run and on every machine
+_SEED = 0  # of the choice of those held out: the same images in every run and on every machine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +44,11 @@ class Splits:
     parts = zip(("train", "test"), self.names, (self.train, self.test), strict=True)
     return {key: f"{name} ({len(source)} images)" for key, name, source in parts}
 
+  def keep(self) -> None:
+    """Prepares both for many readings; see `data.subsets.keep`."""
+    for part in (self.train, self.test):
+      keep(part)
+
   def batches(
     self,
     *,
@@ -55,25 +60,6 @@ class Splits:
     """Batches of all images of train and of test, for `evaluate`; see `evaluation_batches`."""
     options = dict(image_size=image_size, batch_size=batch_size, channels=channels, value_range=value_range)
     return tuple(evaluation_batches(part, **options, max_examples=len(part)) for part in (self.train, self.test))
-
-
-class Subset:
-  """Some of the images of a source, as a source."""
-
-  def __init__(self, source: Source, indices: Sequence[int]):
-    self._source = source
-    self._indices = np.asarray(indices)
-    self.num_classes = source.num_classes
-    self.class_names = source.class_names
-
-  def __len__(self) -> int:
-    return len(self._indices)
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    return self._source[int(self._indices[index])]
-
-  def describe(self, index: int) -> str:
-    return self._source.describe(int(self._indices[index]))
 
 
 def open_splits(
@@ -116,7 +102,7 @@ def open_splits(
     name = f"{train_source} without the held-out images"
     test_source = f"{len(test)} held-out images of {train_source}"
   log.info("evaluation: features are trained on %s and tested on %s", name, test_source)
-  return Splits(_at_most(max_examples, train), _at_most(max_examples, test), name, test_source)
+  return Splits(at_most(train, max_examples), at_most(test, max_examples), name, test_source)
 
 
 def _test_split(spec: str) -> str | None:
@@ -134,13 +120,6 @@ def _hold_out(source: Source, name: str) -> tuple[Subset, Subset]:
   order = np.random.default_rng(_SEED).permutation(len(source))
   num = max(1, round(_HELD_OUT * len(source)))
   return Subset(source, np.sort(order[num:])), Subset(source, np.sort(order[:num]))
-
-
-def _at_most(num: int | None, source: Source) -> Source:
-  """The source, or as many of its images drawn at random: the first ones would be of few classes where it is sorted."""
-  if num is None or len(source) <= num:
-    return source
-  return Subset(source, np.sort(np.random.default_rng(_SEED).permutation(len(source))[:num]))
 
 
 def _check_classes(train: Source, test: Source, train_source: str, test_source: str) -> None:

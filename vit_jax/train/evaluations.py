@@ -10,6 +10,7 @@ import numpy as np
 from vit_jax import evaluation, methods, parallel
 from vit_jax.data.evaluation_batches import evaluation_batches
 from vit_jax.data.groups import Unreadable
+from vit_jax.data.subsets import at_most, keep
 from vit_jax.evaluation.features import FeatureFn
 from vit_jax.evaluation.splits import open_splits
 from vit_jax.inspect import pictures
@@ -30,10 +31,11 @@ class Evaluations:
     self._run = run
     self._settings = run.config.evaluation
     self._size = self._settings.image_size or run.config.crops.global_size
-    self._sources = None
+    self._sources, self._pictured_source = None, run.source
     if run.evaluation_sources is not None:
       splits = open_splits(*run.evaluation_sources, cache_dir=run.config.data.cache_dir)
-      self._sources, self._names = (splits.train, splits.test), splits.names
+      self._names, self._pictured_source = splits.names, splits.test
+      self._sources = tuple(at_most(part, self._settings.max_examples) for part in (splits.train, splits.test))
     self._pictured: np.ndarray | None = None
 
   def scores(self, state: State, *, baselines: bool) -> dict[str, float]:
@@ -45,6 +47,8 @@ class Evaluations:
       return {}
     config, results = self._run.config, {}
     train, test = self._sources
+    for source in self._sources:
+      keep(source)  # they are read at every evaluation
     for name, exported in methods.exports(self._run.method, state, config).items():
       further = {}
       if baselines and not results:  # they are the same for all students
@@ -75,7 +79,7 @@ class Evaluations:
   def pictures(self, state: State) -> dict[str, np.ndarray]:
     """The principal components of the teacher's patches on a few images."""
     if self._pictured is None:
-      source = self._sources[1] if self._sources else self._run.source
+      source = self._pictured_source
       batch = next(self._batches(source, batch_size=NUM_PICTURED, max_examples=NUM_PICTURED), None)
       if batch is None:
         raise Unreadable(
@@ -92,8 +96,8 @@ class Evaluations:
     }
 
   def _batches(self, source: Any, **numbers: int) -> Iterator[Mapping[str, Any]]:
-    """All that are scored, or `numbers` of them."""
-    numbers = {key: self._settings[key] for key in ("batch_size", "max_examples")} | numbers
+    """All images of a source, or `numbers` of them."""
+    numbers = {"batch_size": self._settings.batch_size, "max_examples": len(source)} | numbers
     return evaluation_batches(
       source,
       image_size=self._size,

@@ -1,0 +1,61 @@
+"""Some of the records of a source, as a source; and sources that are read many times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+  from vit_jax.data.sources import Source
+
+_SEED = 0  # decides which images stand for a source that is larger than asked for: the same ones everywhere, always
+
+
+class Subset:
+  """Some of the records of a source, as a source."""
+
+  def __init__(self, source: Source, indices: Sequence[int] | np.ndarray):
+    self._source = source
+    self._indices = np.asarray(indices)
+    self.num_classes = source.num_classes
+    self.class_names = source.class_names
+
+  def __len__(self) -> int:
+    return len(self._indices)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    return self._source[int(self._indices[index])]
+
+  def describe(self, index: int) -> str:
+    return self._source.describe(int(self._indices[index]))
+
+  def take(self, indices: np.ndarray) -> Source:
+    return take(self._source, self._indices[indices])
+
+  def keep(self) -> None:
+    if 2 * len(self) >= len(self._source):  # to make all for a few would be a waste
+      keep(self._source)
+
+
+def take(source: Source, indices: np.ndarray) -> Source:
+  """These records as a source; of one that makes its records, the others are then not made."""
+  return source.take(indices) if hasattr(source, "take") else Subset(source, indices)
+
+
+def at_most(source: Source, num: int | None) -> Source:
+  """The source, or a fixed random choice of `num` of its records, in their order; None: all.
+
+  Random, because the first ones of a source sorted by class would be of few classes.
+  """
+  if num is None or len(source) <= num:
+    return source
+  return take(source, np.sort(np.random.default_rng(_SEED).permutation(len(source))[:num]))
+
+
+def keep(source: Source) -> None:
+  """Prepares for many readings: embedded sets make all their images now and keep them. Other sources have theirs."""
+  for part in getattr(source, "parts", (source,)):
+    if hasattr(part, "keep"):
+      part.keep()
