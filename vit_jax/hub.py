@@ -198,10 +198,8 @@ def save_model(
   if mean is not None and not len(mean) == len(std) == model.in_channels:
     raise UnknownModel(f"mean={mean} and std={std} must have an entry for each of {model.in_channels} channels.")
   path = pathlib.Path(path).expanduser()
-  if format == "timm" and path.suffix != ".safetensors":  # by which timm, and load_model, know what is in it
-    raise UnknownModel(f'{path}: a file of format "timm" is named …safetensors: {path.name}.safetensors.')
   preprocessor = None if mean is None else hf_config.to_preprocessor(mean, std, image_size, value_range)
-  target = _free_place(path, format, overwrite)
+  target = check_place(path, format, overwrite=overwrite)
   unfinished = path.with_name(f".{path.name}.unfinished.{os.getpid()}")
   try:
     _WRITERS[format](unfinished, model, params, _Export(target, image_size, preprocessor, max_shard_size))
@@ -366,8 +364,15 @@ def _write_json(path: pathlib.Path, value: Any) -> None:
   path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def _free_place(path: pathlib.Path, format: str, overwrite: bool) -> pathlib.Path:
-  """The path, if an export of this format may be put there."""
+def check_place(path: str | os.PathLike, format: str, *, overwrite: bool = False) -> pathlib.Path:
+  """The path, if `save_model` may put an export of this format there: for whoever wants to know before the work.
+
+  Raises:
+    UnknownModel: if something else is there, or the format goes by another name.
+  """
+  path = pathlib.Path(path).expanduser()
+  if format == "timm" and path.suffix != ".safetensors":  # by which timm, and load_model, know what is in it
+    raise UnknownModel(f'{path}: a file of format "timm" is named …safetensors: {path.name}.safetensors.')
   if format in _FILES:
     if path.is_dir():
       raise UnknownModel(f"{path} is a folder; this format writes a file.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from vit_jax.commands.common import destination
 from vit_jax.commands.flags import Commands, add
 from vit_jax.config.errors import UserError
 
@@ -40,4 +41,4 @@ def _bench(args: argparse.Namespace) -> None:
       f"--against={args.against}: there is no PyTorch in this environment. Install the extra `bench`, or set "
       f"{PEER_PYTHON} to a Python that has it."
     )
-  bench.run(args.name, json=args.json, seconds=args.seconds)
+  bench.run(args.name, json=destination(args.json, "--json", endings=(".json",)), seconds=args.seconds)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from vit_jax.commands.flags import Commands, add, with_format, with_model
+from vit_jax.commands.common import destination
+from vit_jax.commands.flags import FILES, Commands, add, with_format, with_model
 
 
 def add_to(commands: Commands) -> None:
@@ -25,10 +26,12 @@ def add_to(commands: Commands) -> None:
 def _export(args: argparse.Namespace) -> None:
   from vit_jax import hub
 
+  to = destination(args.to, "--to", folder=args.format not in FILES)
+  hub.check_place(to, args.format, overwrite=args.overwrite)
   model, params = hub.load_model(args.model)
   seen = hub.load_preprocessing(args.model, channels=model.in_channels)
   hub.save_model(
-    args.to,
+    to,
     model,
     params,
     args.format,
@@ -39,7 +42,7 @@ def _export(args: argparse.Namespace) -> None:
     max_shard_size=args.max_shard_size,
     overwrite=args.overwrite,
   )
-  print(f"wrote {args.to} ({args.format})")
+  print(f"wrote {to} ({args.format})")
 
 
 def _convert(args: argparse.Namespace) -> None:

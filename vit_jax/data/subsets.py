@@ -1,4 +1,4 @@
-"""Some of the records of a source, as a source; and sources that are read many times."""
+"""Sources made of a source: some of its records, its records with other labels; and one that is read many times."""
 
 from __future__ import annotations
 
@@ -37,6 +37,37 @@ class Subset:
   def keep(self) -> None:
     if 2 * len(self) >= len(self._source):  # to make all for a few would be a waste
       keep(self._source)
+
+
+class Relabelled:
+  """A source with the numbers of other classes: label i becomes `numbers[i]`; no label (-1) stays none."""
+
+  def __init__(self, source: Source, numbers: Sequence[int], class_names: tuple[str, ...]):
+    self._source = source
+    self._numbers = tuple(numbers)
+    self.class_names = class_names
+    self.num_classes = len(class_names)
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    entry = self._source[index]
+    label = int(entry["label"])
+    if label >= len(self._numbers):
+      label = self.num_classes  # no class: whoever reads it says so
+    elif label >= 0:
+      label = self._numbers[label]
+    return {**entry, "label": label}
+
+  def describe(self, index: int) -> str:
+    return self._source.describe(index)
+
+  def take(self, indices: np.ndarray) -> Source:
+    return Relabelled(take(self._source, indices), self._numbers, self.class_names)
+
+  def keep(self) -> None:
+    keep(self._source)
 
 
 def take(source: Source, indices: np.ndarray) -> Source:

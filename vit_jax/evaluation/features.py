@@ -42,6 +42,17 @@ class Extracted:
     """Both side by side: what the linear probe reads."""
     return np.concatenate([self.cls, self.patch_mean], axis=1)  # [N, D + P]
 
+  def check_finite(self, *, patch_mean: bool = True) -> None:
+    """Raises EvaluationError if an image's class token, or patch mean, is not finite: no score of it would be right."""
+    for key in ("cls", "patch_mean") if patch_mean else ("cls",):
+      array = getattr(self, key)
+      bad = int((~np.isfinite(array).all(axis=1)).sum())
+      if bad:
+        raise EvaluationError(
+          f"{bad} of {len(array)} images have NaN or infinite features/{key}: the parameters have diverged or are "
+          "not those of this model, so no score is given. Evaluate an earlier checkpoint."
+        )
+
 
 def make_feature_fn(
   model: Any,
@@ -104,8 +115,10 @@ def _apply(model, mean, std, replicated, params, images) -> dict[str, Array]:
 def extract(
   feature_fn: FeatureFn, batches: Iterable[Mapping[str, Any]], *, progress: Progress | None = None
 ) -> Extracted:
-  """The features of every valid image of `batches`; see `extract_all`."""
-  return extract_all({"features": feature_fn}, batches, progress=progress)["features"]
+  """The features of every valid image of `batches`, which must be finite; see `extract_all`."""
+  features = extract_all({"features": feature_fn}, batches, progress=progress)["features"]
+  features.check_finite()
+  return features
 
 
 def extract_all(
@@ -124,7 +137,8 @@ def extract_all(
     name -> features [N, D] of the N valid images, in their order.
 
   Raises:
-    EvaluationError: if there is no image, or a feature is not finite.
+    EvaluationError: if there is no image. Whether the features are finite is for whoever reads them
+      (`Extracted.check_finite`).
   """
   collected = {name: collections.defaultdict(list) for name in feature_fns}
   labels: list[np.ndarray] = []
@@ -151,18 +165,11 @@ def extract_all(
     fetch()
   if not done:
     raise EvaluationError("No image to extract features from: the source is empty, or max_examples is 0.")
-  return {name: _join(name, parts, np.concatenate(labels)) for name, parts in collected.items()}
+  return {name: _join(parts, np.concatenate(labels)) for name, parts in collected.items()}
 
 
-def _join(name: str, parts: Mapping[str, list[np.ndarray]], labels: np.ndarray) -> Extracted:
+def _join(parts: Mapping[str, list[np.ndarray]], labels: np.ndarray) -> Extracted:
   arrays = {key: np.concatenate(chunks) for key, chunks in parts.items()}  # each [N, D]
-  for key, array in arrays.items():
-    bad = int((~np.isfinite(array).all(axis=1)).sum())
-    if bad:
-      raise EvaluationError(
-        f"{bad} of {len(array)} images have NaN or infinite {name}/{key}: the parameters have diverged or are not "
-        "those of this model, so no score is given. Evaluate an earlier checkpoint."
-      )
   return Extracted(arrays["cls"], arrays.get("patch_mean", np.zeros((len(labels), 0), np.float32)), labels)
 
 

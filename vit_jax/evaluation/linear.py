@@ -63,7 +63,7 @@ def linear_probe(
     "top1" on the test images, and of the chosen head "validation_top1" and "lr" (for a batch of 256).
 
   Raises:
-    EvaluationError: if no class has two images, one to train and one to validate on.
+    EvaluationError: if no class has two images, one to train and one to validate on; if every head diverges.
   """
   rng = np.random.default_rng(seed)
   fit, held_out = _split(train_labels, validation_fraction, rng)
@@ -78,6 +78,11 @@ def linear_probe(
   accuracy, loss = _score(heads, train_features[held_out], train_labels[held_out], batch_size)  # [H] each
   # Small validation parts tie often; cross-entropy then says which head is really better. A diverged head has none.
   best = max(range(len(rates)), key=lambda head: (np.isfinite(loss[head]), accuracy[head], -loss[head]))
+  if not np.isfinite(loss[best]):
+    raise EvaluationError(
+      f"The linear probe diverged at each of its {len(rates)} learning rates, from {min(learning_rates):g} to "
+      f"{max(learning_rates):g}: the features are very large (up to {np.abs(train_features).max():.3g})."
+    )
   chosen = jax.tree.map(lambda leaf: leaf[..., best : best + 1, :], heads)
   test_accuracy, _ = _score(chosen, test_features, test_labels, batch_size)
   return {

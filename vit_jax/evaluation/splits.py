@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from vit_jax.data.evaluation_batches import evaluation_batches
 from vit_jax.data.sources import Source, open_source, share_images, split_options, split_specs
-from vit_jax.data.subsets import Subset, at_most, keep
-from vit_jax.evaluation.errors import EvaluationError, UnlabelledError
+from vit_jax.data.subsets import Relabelled, Subset, at_most, keep
+from vit_jax.evaluation.errors import EvaluationError, UnlabelledError, listed
 
 log = logging.getLogger(__name__)
 
@@ -24,12 +25,13 @@ _SEED = 0  # of the choice of those held out: the same images in every run and o
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-  """Two sources of labelled images of the same classes, and what to call them."""
+  """Two sources of labelled images with one numbering of their classes, and what to call them."""
 
   train: Source
   test: Source
   train_name: str
   test_name: str
+  shared_classes: Mapping[int, str]  # number -> name, of the classes that both list
 
   @property
   def names(self) -> tuple[str, str]:
@@ -81,8 +83,8 @@ def open_splits(
 
   Raises:
     UnlabelledError: if there are fewer than two classes.
-    EvaluationError: if the sources share images or do not have the same classes, or there are too few images to hold
-      any out.
+    EvaluationError: if the sources share images or have no class in common, or there are too few images to hold any
+      out.
   """
   if test_source is not None and share_images(train_source, test_source):
     raise EvaluationError(
@@ -96,13 +98,14 @@ def open_splits(
   test_source = test_source or _test_split(train_source)
   if test_source is not None:
     test = open_source(test_source, cache_dir=cache_dir)
-    _check_classes(train, test, train_source, test_source)
+    train, test, shared = _with_classes_of(train, test, (train_source, test_source))
   else:
+    shared = dict(enumerate(names_of(train)))
     train, test = _hold_out(train, name)
     name = f"{train_source} without the held-out images"
     test_source = f"{len(test)} held-out images of {train_source}"
   log.info("evaluation: features are trained on %s and tested on %s", name, test_source)
-  return Splits(at_most(train, max_examples), at_most(test, max_examples), name, test_source)
+  return Splits(at_most(train, max_examples), at_most(test, max_examples), name, test_source, shared)
 
 
 def _test_split(spec: str) -> str | None:
@@ -122,14 +125,53 @@ def _hold_out(source: Source, name: str) -> tuple[Subset, Subset]:
   return Subset(source, np.sort(order[num:])), Subset(source, np.sort(order[:num]))
 
 
-def _check_classes(train: Source, test: Source, train_source: str, test_source: str) -> None:
-  if tuple(train.class_names) == tuple(test.class_names) and train.num_classes == test.num_classes:
-    return
-  only_train = sorted(set(train.class_names) - set(test.class_names))
-  only_test = sorted(set(test.class_names) - set(train.class_names))
-  raise EvaluationError(
-    f"{train_source} and {test_source} do not have the same classes ({train.num_classes} and {test.num_classes}"
-    + (f"; only the first has {', '.join(only_train[:5])}" if only_train else "")
-    + (f"; only the second has {', '.join(only_test[:5])}" if only_test else "")
-    + "): a label would not mean the same in both. Give a test source with the classes of the training source."
+def names_of(source: Source) -> list[str]:
+  """One name per label; where a class has none, its number."""
+  return [*source.class_names, *map(str, range(len(source.class_names), source.num_classes))]
+
+
+def _with_classes_of(train: Source, test: Source, names: tuple[str, str]) -> tuple[Source, Source, dict[int, str]]:
+  """Both sources with labels of one list, and which classes of it both have.
+
+  The list is of the classes of `train`, as it numbers them, then of those of `test` alone. Classes are the same if
+  their names are: a source lists the classes that it has, so that the numbers of a validation set that lacks a class
+  are not those of its training set.
+  """
+  ours, theirs = _distinct(names_of(train)), _distinct(names_of(test))
+  shared = {i: name for i, (name, again) in enumerate(ours) if (name, again) in theirs}
+  if ours == theirs:
+    return train, test, shared
+  further = [name for name in theirs if name not in ours]
+  if len(further) == len(theirs):
+    raise EvaluationError(
+      f"{names[0]} and {names[1]} have no class in common (of the first: {listed(map(_shown, ours))}; of the second: "
+      f"{listed(map(_shown, theirs))}): every answer would be wrong. Classes are compared by name; give a test source "
+      "whose folders, or labels, are called as those of the training source."
+    )
+  if missing := [name for name in ours if name not in theirs]:
+    log.warning("%s has no images of: %s. It is scored on its other %d classes.",
+                names[1], listed(map(_shown, missing)), len(theirs) - len(further))  # fmt: skip
+  if further:
+    log.warning("%s has classes that %s does not have: %s. Their images count, and no answer to them can be right.",
+                names[1], names[0], listed(map(_shown, further)))  # fmt: skip
+  number = {name: i for i, name in enumerate([*ours, *further])}
+  joint = tuple(map(_shown, number))
+  return (
+    Relabelled(train, range(len(ours)), joint),
+    Relabelled(test, [number[name] for name in theirs], joint),
+    shared,
   )
+
+
+def _distinct(names: list[str]) -> list[tuple[str, int]]:
+  """Each name with how often it came before: classes of one name stay apart (ImageNet has two cranes)."""
+  seen: collections.Counter[str] = collections.Counter()
+  pairs = []
+  for name in names:
+    pairs.append((name, seen[name]))
+    seen[name] += 1
+  return pairs
+
+
+def _shown(name: tuple[str, int]) -> str:
+  return name[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from vit_jax.evaluation.splits import open_splits
 from vit_jax.inspect import pictures
 from vit_jax.methods import State
 from vit_jax.train.setup import Run
+
+log = logging.getLogger(__name__)
 
 NUM_PICTURED = 8
 
@@ -35,11 +38,14 @@ class Evaluations:
     if run.evaluation_sources is not None:
       splits = open_splits(*run.evaluation_sources, cache_dir=run.config.data.cache_dir)
       self._names, self._pictured_source = splits.names, splits.test
+      self._shared_classes = splits.shared_classes
       self._sources = tuple(at_most(part, self._settings.max_examples) for part in (splits.train, splits.test))
     self._pictured: np.ndarray | None = None
 
   def scores(self, state: State, *, baselines: bool) -> dict[str, float]:
     """The tasks' scores; with `baselines`, also those of pixels and colour histograms of the same images.
+
+    A task that cannot be scored on these features is named in a warning, and left out.
 
     The scores of several students begin with their names; a frozen teacher is a further baseline.
     """
@@ -56,16 +62,21 @@ class Evaluations:
         if state.frozen is not None:
           teacher = methods.frozen_teacher(config).modules.backbone
           further["teacher"] = self._feature_fn(teacher, state.frozen["backbone"])
-      scores = evaluation.evaluate(
-        self._feature_fn(*exported),
-        self._batches(train),
-        self._batches(test),
-        tasks=self._settings.tasks,
-        num_classes=train.num_classes,
-        baselines=further or None,
-        names=self._names,
-        seed=config.seed,
-      )
+      try:
+        scores = evaluation.evaluate(
+          self._feature_fn(*exported),
+          self._batches(train),
+          self._batches(test),
+          tasks=self._settings.tasks,
+          num_classes=train.num_classes,
+          shared_classes=self._shared_classes if baselines and not results else None,
+          baselines=further or None,
+          names=self._names,
+          seed=config.seed,
+        )
+      except evaluation.Incomplete as error:  # no reason to stop training
+        scores = error.results
+        log.warning("evaluation%s: %s", f" of {name}" if name else "", "; ".join(str(error).splitlines()))
       results |= {
         f"{name}/{key}" if name and not key.startswith("baseline/") else key: value for key, value in scores.items()
       }
