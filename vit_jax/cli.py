@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   _log_to_terminal()
   try:
     args = parse(sys.argv[1:] if argv is None else argv)
-    args.command(args)
+    return args.command(args) or 0
   except Exception as error:
     if not is_for_user(error):
       raise
@@ -36,11 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   except KeyboardInterrupt:
     print("vit-jax: interrupted", file=sys.stderr)
     return 130
-  return 0
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
   """The parsed command line: `command` is the function to call with it, `overrides` its `--config.…` flags.
+
+  The function returns an exit code where it is done and not all is well, else None.
 
   Raises:
     UserError: for an override without a value, or of a sub-command that takes no config; for what looks like one.

@@ -139,7 +139,8 @@ def _check_kind(
   if is_folder or path.endswith(os.sep):
     name = f"result{endings[0] if endings else '.txt'}"
     raise UserError(f"{wrong}is a folder; name a file in it, such as {place / name}")
-  if endings and (there is None or stat.S_ISREG(there.st_mode)) and place.suffix.lower() not in endings:
+  named = not path.startswith("/dev/") and (there is None or stat.S_ISREG(there.st_mode))  # /dev/stdout may be a file
+  if endings and named and place.suffix.lower() not in endings:
     raise UserError(f"{wrong}must end in {' or '.join(endings)}")
 
 

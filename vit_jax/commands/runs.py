@@ -68,7 +68,7 @@ def _replay(args: argparse.Namespace) -> None:
   print(replay(args.folder, args.overrides))
 
 
-def _evaluate(args: argparse.Namespace) -> None:
+def _evaluate(args: argparse.Namespace) -> int:
   from vit_jax import evaluation
   from vit_jax.evaluation.report import ENDINGS
 
@@ -78,11 +78,9 @@ def _evaluate(args: argparse.Namespace) -> None:
     output = destination(args.json, "--json", endings=ENDINGS) if first else None
     try:
       _score(args, tasks, output, first)
-      complete = True
     except evaluation.Incomplete:  # said with the scores
-      complete = False
-  if not complete:
-    raise SystemExit(1)
+      return 1
+  return 0
 
 
 def _score(args: argparse.Namespace, tasks: tuple[str, ...], output: Path | None, first: bool) -> None:

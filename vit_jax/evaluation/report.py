@@ -97,9 +97,11 @@ def save(
 
 
 def check_path(path: str | os.PathLike) -> None:
-  """Raises EvaluationError unless `save` can write to such a file: one of `ENDINGS`, or a device (JSON)."""
-  if Path(path).suffix.lower() not in ENDINGS and (not Path(path).exists() or Path(path).is_file()):
-    raise EvaluationError(f"Results are written as .json or .md, so the file cannot be {os.fspath(path)!r}.")
+  """Raises EvaluationError unless `save` can write to such a file: one of `ENDINGS`, or a device or pipe (JSON)."""
+  path = Path(path)
+  if path.suffix.lower() in ENDINGS or path.is_relative_to("/dev") or (path.exists() and not path.is_file()):
+    return
+  raise EvaluationError(f"Results are written as .json or .md, so the file cannot be {os.fspath(path)!r}.")
 
 
 def _cells(table: Mapping[str, Mapping[str, float]]) -> tuple[list[str], dict[str, list[str]]]:
