@@ -143,7 +143,7 @@ def files(root, counts, *, start=0):
 def test_classes_are_compared_by_name(tmp_path, caplog):
   """Each folder numbers the classes that it has: c is 2 of the one and 1 of the other."""
   train = files(tmp_path / "train", {"a": 2, "b": 2, "c": 2, "d": 2})
-  test = files(tmp_path / "val", {"c": 2, "a": 1, "d": 0, "e": 1}, start=50)  # no image of b; an empty folder; a new one
+  test = files(tmp_path / "val", {"c": 2, "a": 1, "d": 0, "e": 1}, start=50)  # b is not there, d empty, e new
   splits = open_splits(train)
   assert splits.train.class_names == splits.test.class_names == ("a", "b", "c", "d", "e")
   assert splits.num_classes == 5

@@ -12,6 +12,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -174,8 +175,6 @@ def _join(parts: Mapping[str, list[np.ndarray]], labels: np.ndarray) -> Extracte
 
 
 def _check_images(images: np.ndarray) -> None:
-  if images.dtype != np.uint8 or images.ndim != 4:
-    raise ValueError(
-      f"A feature function takes uint8 images [B, H, W, C] and normalises them itself, got {images.dtype} "
-      f"{list(images.shape)}."
-    )
+  words = f"a feature function takes uint8 images [B, H, W, C] and normalises them itself, got {images.dtype}"
+  chex.assert_rank(images, 4, custom_message=words, exception_type=ValueError)
+  chex.assert_type(images, np.uint8, custom_message=words, exception_type=ValueError)

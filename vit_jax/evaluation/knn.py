@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Sequence
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,7 +52,7 @@ def knn(
     several would be a choice made on the test labels.
 
   Raises:
-    ValueError: if shapes do not agree, a set is empty, or a k is below 1.
+    ValueError: if shapes or types do not agree, a set is empty, or a k is below 1.
   """
   _check(train_features, train_labels, test_features, test_labels, ks)
   ks = tuple(sorted({min(k, len(train_features)) for k in ks}))
@@ -161,13 +162,19 @@ def _padded(rows: np.ndarray, num: int) -> np.ndarray:
 
 
 def _check(train_features, train_labels, test_features, test_labels, ks) -> None:
-  for name, features, labels in (("train", train_features, train_labels), ("test", test_features, test_labels)):
-    if np.ndim(features) != 2 or np.shape(labels) != (len(features),) or not len(features):
-      raise ValueError(
-        f"k-NN takes features [N, D] with labels [N], N >= 1, got {name}_features {list(np.shape(features))} with "
-        f"{name}_labels {list(np.shape(labels))}."
-      )
-  if train_features.shape[1] != test_features.shape[1]:
-    raise ValueError(f"train features have width {train_features.shape[1]}, test features {test_features.shape[1]}.")
+  def shown(name: str, features: np.ndarray, labels: np.ndarray) -> str:
+    return f"{name}_features {list(np.shape(features))} with {name}_labels {list(np.shape(labels))}"
+
+  got = f"{shown('train', train_features, train_labels)} and {shown('test', test_features, test_labels)}"
+  words = f"k-NN takes float features [N, D] with integer labels [N], N >= 1, got {got}"
+  features = [train_features, test_features]
+  chex.assert_rank(features, 2, custom_message=words, exception_type=ValueError)
+  chex.assert_type(features, float, custom_message=words, exception_type=ValueError)
+  for rows, labels in zip(features, (train_labels, test_labels), strict=True):
+    chex.assert_axis_dimension_gt(rows, 0, 0, custom_message=words, exception_type=ValueError)
+    chex.assert_shape(labels, rows.shape[:1], custom_message=words, exception_type=ValueError)
+    chex.assert_type(labels, int, custom_message=words, exception_type=ValueError)
+  words = f"train features have width {train_features.shape[1]}, test features {test_features.shape[1]}"
+  chex.assert_equal_shape_suffix(features, 1, custom_message=words, exception_type=ValueError)
   if not ks or min(ks) < 1:
     raise ValueError(f"ks must be numbers of neighbours >= 1, got {tuple(ks)}.")
