@@ -107,7 +107,7 @@ def test_a_step_that_is_traced_more_often_than_there_are_resolutions_is_a_mistak
   monkeypatch.setattr(loop, "make_step", make_step)
   state = jax.device_put(jnp.float32(0), NamedSharding(mesh, PartitionSpec()))
   for widths in ((3,), (3, 5), (3,)):  # a run of its own each: what an earlier one has traced does not count
-    run = types.SimpleNamespace(mesh=mesh, views=types.SimpleNamespace(variants=lambda n=len(widths): range(n)))
+    run = types.SimpleNamespace(mesh=mesh, views=types.SimpleNamespace(variants=lambda widths=widths: widths))
     step = loop.jitted_step(run, state)
     for width in (*widths, *widths):
       step.lower(state, abstract(batch_of(mesh, width)))
