@@ -146,8 +146,9 @@ def test_wrong_usage_exits_with_2(command, capsys):
 
 
 def documented_commands() -> list[str]:
-  """Every `vit-jax` command line of the README, the run files' headers and the scripts."""
-  texts = [path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "configs").rglob("*.py"))]]
+  """Every `vit-jax` command line of the README, the pages of docs/ and the run files' headers."""
+  pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "configs").rglob("*.py"))]
+  texts = [path.read_text() for path in pages]
   lines = [line.strip() for text in texts for line in re.sub(r"\\+\n\s*", " ", text).splitlines()]
   return [line for line in lines if line.startswith("vit-jax ")]
 
@@ -166,7 +167,14 @@ def test_readme_opens_with_the_two_commands():
   assert len(documented_commands()) >= 8
 
 
-def test_readme_shows_the_error_as_it_is(capsys):
-  command, message = re.search(r"\$ vit-jax (.*)\n +(vit-jax: .*)\n", (ROOT / "README.md").read_text()).groups()
+def test_links_between_pages_lead_somewhere():
+  for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+      assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_docs_show_the_error_as_it_is(capsys):
+  page = (ROOT / "docs" / "configuration.md").read_text()
+  command, message = re.search(r"\$ vit-jax (.*)\n +(vit-jax: .*)\n", page).groups()
   assert cli.main(command.replace("configs/", f"{ROOT}/configs/").split()) == 2
   assert capsys.readouterr().err == message + "\n"
