@@ -137,7 +137,7 @@ def test_a_text_takes_the_place_of_texts_only(here):
     f"plan {TINY} --topology=h100:8 --json=BAD.json",
     f"profile {TINY} --config.data.source={NOWHERE} --workdir=BAD",
     f"train {TINY} --config.data.source={NOWHERE} --workdir=BAD",
-    f"train {TINY} --config.data.source={NOWHERE} --workdir=BAD --dry_run",
+    "data scan folder:BAD --beside --index_only",
   ],
 )
 def test_every_command_tries_its_place_before_anything_else(here, capsys, command):

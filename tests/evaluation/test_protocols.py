@@ -139,7 +139,8 @@ def test_classes_without_images_are_named(feature_fn, caplog):
   shared = {0: "red", 1: "green", 2: "blue", 3: "grey"}
   test = tuple(array[TEST[1] < 2] for array in TEST)
   train = tuple(array[TRAIN[1] > 0] for array in TRAIN)
-  run(feature_fn, train=train, test=test, shared_classes=shared, names=("folder:/a", "folder:/b"))
+  with caplog.at_level("INFO", "vit_jax"):
+    run(feature_fn, train=train, test=test, shared_classes=shared, names=("folder:/a", "folder:/b"))
   assert "images of folder:/a that were read, none is of: red; no answer to their images can be right" in caplog.text
   assert "images of folder:/b that were read, none is of: blue, grey; they are not scored" in caplog.text
 

@@ -209,6 +209,11 @@ def test_two_classes_of_one_name_stay_two(opened):
   assert splits.num_classes == 3
 
 
+def test_a_test_source_without_labels_is_named(opened):
+  with pytest.raises(UnlabelledError, match=r"^tar:/val.tar has no labels\. Put the images"):
+    opened(Numbered([0, 1], 2), Numbered([-1, -1], 0))
+
+
 def test_sources_without_a_common_class_are_refused(photos, tmp_path):
   other = files(tmp_path, {"cat": 1, "dog": 1})
   with pytest.raises(EvaluationError, match="no class in common.*class0, class1.*cat, dog.*by name"):

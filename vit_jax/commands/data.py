@@ -62,6 +62,8 @@ def _scan(args: argparse.Namespace) -> None:
 
   output = destination(args.json, "--json", endings=(".json",))
   spec = _source_spec(args.source)
+  if args.beside:
+    destination(f"{spec.removeprefix('folder:').rstrip('/')}.vit_jax_index", "--beside")
   source = rescan(spec, cache_dir=args.cache_dir, beside=args.beside)
   if args.index_only:
     print(f"{len(source):,} images, {source.num_classes} classes")

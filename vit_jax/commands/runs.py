@@ -51,9 +51,9 @@ def _train(args: argparse.Namespace) -> None:
   from vit_jax.train import loop
 
   with in_job(args) as first:
-    if first:
-      destination(args.workdir, "--workdir", folder=True)
     if not args.dry_run:
+      if first:
+        destination(args.workdir, "--workdir", folder=True)
       loop.train(config, args.workdir, accept_config_change=args.accept_config_change)
       return
     plan = loop.describe(config, args.workdir, accept_config_change=args.accept_config_change)

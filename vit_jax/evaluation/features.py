@@ -169,6 +169,27 @@ def extract_all(
   return {name: _join(parts, np.concatenate(labels)) for name, parts in collected.items()}
 
 
+def check_labelled(
+  task: str, train_features: np.ndarray, train_labels: np.ndarray, test_features: np.ndarray, test_labels: np.ndarray
+) -> None:
+  """Raises a ValueError unless there are features [N, D] and [M, D] with a label each, as tasks take them."""
+
+  def shown(name: str, features: np.ndarray, labels: np.ndarray) -> str:
+    return f"{name}_features {list(np.shape(features))} with {name}_labels {list(np.shape(labels))}"
+
+  got = f"{shown('train', train_features, train_labels)} and {shown('test', test_features, test_labels)}"
+  words = f"{task} takes float features [N, D] with integer labels [N], N >= 1, got {got}"
+  features = [train_features, test_features]
+  chex.assert_rank(features, 2, custom_message=words, exception_type=ValueError)
+  chex.assert_type(features, float, custom_message=words, exception_type=ValueError)
+  for rows, labels in zip(features, (train_labels, test_labels), strict=True):
+    chex.assert_axis_dimension_gt(rows, 0, 0, custom_message=words, exception_type=ValueError)
+    chex.assert_shape(labels, rows.shape[:1], custom_message=words, exception_type=ValueError)
+    chex.assert_type(labels, int, custom_message=words, exception_type=ValueError)
+  words = f"train features have width {train_features.shape[1]}, test features {test_features.shape[1]}"
+  chex.assert_equal_shape_suffix(features, 1, custom_message=words, exception_type=ValueError)
+
+
 def _join(parts: Mapping[str, list[np.ndarray]], labels: np.ndarray) -> Extracted:
   arrays = {key: np.concatenate(chunks) for key, chunks in parts.items()}  # each [N, D]
   return Extracted(arrays["cls"], arrays.get("patch_mean", np.zeros((len(labels), 0), np.float32)), labels)

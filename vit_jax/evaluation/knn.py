@@ -10,11 +10,12 @@ import functools
 import math
 from collections.abc import Sequence
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+from vit_jax.evaluation.features import check_labelled
 
 KS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
@@ -54,7 +55,9 @@ def knn(
   Raises:
     ValueError: if shapes or types do not agree, a set is empty, or a k is below 1.
   """
-  _check(train_features, train_labels, test_features, test_labels, ks)
+  check_labelled("k-NN", train_features, train_labels, test_features, test_labels)
+  if not ks or min(ks) < 1:
+    raise ValueError(f"ks must be numbers of neighbours >= 1, got {tuple(ks)}.")
   ks = tuple(sorted({min(k, len(train_features)) for k in ks}))
   neighbours = nearest(
     train_features, train_labels, test_features, ks[-1], train_chunk=train_chunk, test_chunk=test_chunk
@@ -159,22 +162,3 @@ def _normalize(features: Array) -> Array:
 
 def _padded(rows: np.ndarray, num: int) -> np.ndarray:
   return np.pad(rows, [(0, num - len(rows))] + [(0, 0)] * (rows.ndim - 1), mode="edge")
-
-
-def _check(train_features, train_labels, test_features, test_labels, ks) -> None:
-  def shown(name: str, features: np.ndarray, labels: np.ndarray) -> str:
-    return f"{name}_features {list(np.shape(features))} with {name}_labels {list(np.shape(labels))}"
-
-  got = f"{shown('train', train_features, train_labels)} and {shown('test', test_features, test_labels)}"
-  words = f"k-NN takes float features [N, D] with integer labels [N], N >= 1, got {got}"
-  features = [train_features, test_features]
-  chex.assert_rank(features, 2, custom_message=words, exception_type=ValueError)
-  chex.assert_type(features, float, custom_message=words, exception_type=ValueError)
-  for rows, labels in zip(features, (train_labels, test_labels), strict=True):
-    chex.assert_axis_dimension_gt(rows, 0, 0, custom_message=words, exception_type=ValueError)
-    chex.assert_shape(labels, rows.shape[:1], custom_message=words, exception_type=ValueError)
-    chex.assert_type(labels, int, custom_message=words, exception_type=ValueError)
-  words = f"train features have width {train_features.shape[1]}, test features {test_features.shape[1]}"
-  chex.assert_equal_shape_suffix(features, 1, custom_message=words, exception_type=ValueError)
-  if not ks or min(ks) < 1:
-    raise ValueError(f"ks must be numbers of neighbours >= 1, got {tuple(ks)}.")

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from vit_jax.evaluation.errors import EvaluationError
+from vit_jax.evaluation.features import check_labelled
 
 # For a batch of 256; they are scaled by batch / 256.
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
@@ -63,8 +64,10 @@ def linear_probe(
     "top1" on the test images, and of the chosen head "validation_top1" and "lr" (for a batch of 256).
 
   Raises:
+    ValueError: if shapes or types do not agree, or a set is empty.
     EvaluationError: if no class has two images, one to train and one to validate on; if every head diverges.
   """
+  check_labelled("the linear probe", train_features, train_labels, test_features, test_labels)
   rng = np.random.default_rng(seed)
   fit, held_out = _split(train_labels, validation_fraction, rng)
   batch_size = min(batch_size, len(fit))

@@ -122,17 +122,15 @@ def _scored(task: str, train: Extracted, test: Extracted, num_classes: int, seed
     raise
 
 
-def _report_classes(
-  shared: Mapping[int, str], train: np.ndarray, test: np.ndarray, names: tuple[str, str]
-) -> None:
+def _report_classes(shared: Mapping[int, str], train: np.ndarray, test: np.ndarray, names: tuple[str, str]) -> None:
   """Names the classes of which one source has images and the other none: what a list of classes does not tell."""
   seen, asked = ({*np.unique(labels).tolist()} for labels in (train, test))
-  for there, missing, where, says in (
-    (asked, seen, names[0], "no answer to their images can be right"),
-    (seen, asked, names[1], "they are not scored"),
+  for level, there, missing, where, says in (
+    (logging.WARNING, asked, seen, names[0], "no answer to their images can be right"),
+    (logging.INFO, seen, asked, names[1], "they are not scored"),
   ):
     if absent := [name for number, name in shared.items() if number in there - missing]:
-      log.warning("of the images of %s that were read, none is of: %s; %s.", where, listed(absent), says)
+      log.log(level, "of the images of %s that were read, none is of: %s; %s.", where, listed(absent), says)
 
 
 def check_tasks(tasks: Sequence[str], key: str = "evaluation.tasks") -> None:

@@ -141,6 +141,8 @@ def _with_classes_of(train: Source, test: Source, names: tuple[str, str]) -> tup
   shared = {i: name for i, (name, again) in enumerate(ours) if (name, again) in theirs}
   if ours == theirs:
     return train, test, shared
+  if not theirs:
+    raise UnlabelledError(f"{names[1]} has no labels")
   further = [name for name in theirs if name not in ours]
   if len(further) == len(theirs):
     raise EvaluationError(
