@@ -209,6 +209,12 @@ def test_two_classes_of_one_name_stay_two(opened):
   assert splits.num_classes == 3
 
 
+def test_very_many_classes_take_no_time(opened):
+  names = tuple(map(str, range(300_000)))
+  splits = opened(Numbered([0], 300_000, names), Numbered([0, 299_998], 299_999, names[1:]))
+  assert labels(splits.test) == [1, 299_999]
+
+
 def test_a_test_source_without_labels_is_named(opened):
   with pytest.raises(UnlabelledError, match=r"^tar:/val.tar has no labels\. Put the images"):
     opened(Numbered([0, 1], 2), Numbered([-1, -1], 0))

@@ -137,8 +137,8 @@ def _with_classes_of(train: Source, test: Source, names: tuple[str, str]) -> tup
   their names are: a source lists the classes that it has, so that the numbers of a validation set that lacks a class
   are not those of its training set.
   """
-  ours, theirs = _distinct(names_of(train)), _distinct(names_of(test))
-  shared = {i: name for i, (name, again) in enumerate(ours) if (name, again) in theirs}
+  ours, theirs = _numbered(names_of(train)), _numbered(names_of(test))
+  shared = {number: _shown(name) for name, number in ours.items() if name in theirs}
   if ours == theirs:
     return train, test, shared
   if not theirs:
@@ -156,23 +156,23 @@ def _with_classes_of(train: Source, test: Source, names: tuple[str, str]) -> tup
   if further:
     log.warning("%s has classes that %s does not have: %s. Their images count, and no answer to them can be right.",
                 names[1], names[0], listed(map(_shown, further)))  # fmt: skip
-  number = {name: i for i, name in enumerate([*ours, *further])}
-  joint = tuple(map(_shown, number))
+  joint = ours | {name: len(ours) + i for i, name in enumerate(further)}
+  joint_names = tuple(map(_shown, joint))
   return (
-    Relabelled(train, range(len(ours)), joint),
-    Relabelled(test, [number[name] for name in theirs], joint),
+    Relabelled(train, range(len(ours)), joint_names),
+    Relabelled(test, [joint[name] for name in theirs], joint_names),
     shared,
   )
 
 
-def _distinct(names: list[str]) -> list[tuple[str, int]]:
-  """Each name with how often it came before: classes of one name stay apart (ImageNet has two cranes)."""
+def _numbered(names: list[str]) -> dict[tuple[str, int], int]:
+  """(name, how often it came before) -> number: classes of one name stay apart (ImageNet has two cranes)."""
   seen: collections.Counter[str] = collections.Counter()
-  pairs = []
-  for name in names:
-    pairs.append((name, seen[name]))
+  numbers = {}
+  for number, name in enumerate(names):
+    numbers[name, seen[name]] = number
     seen[name] += 1
-  return pairs
+  return numbers
 
 
 def _shown(name: tuple[str, int]) -> str:
