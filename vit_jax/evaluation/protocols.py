@@ -130,7 +130,7 @@ def _report_classes(shared: Mapping[int, str], train: np.ndarray, test: np.ndarr
     (logging.INFO, seen, asked, names[1], "they are not scored"),
   ):
     if absent := [name for number, name in shared.items() if number in there - missing]:
-      log.log(level, "of the images of %s that were read, none is of: %s; %s.", where, listed(absent), says)
+      log.log(level, "evaluation: of the images of %s that were read, none is of: %s; %s.", where, listed(absent), says)
 
 
 def check_tasks(tasks: Sequence[str], key: str = "evaluation.tasks") -> None:
