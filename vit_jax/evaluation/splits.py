@@ -154,8 +154,8 @@ def _with_classes_of(train: Source, test: Source, names: tuple[str, str]) -> tup
     log.warning("evaluation: %s has no images of: %s. It is scored on its other %d classes.",
                 names[1], listed(map(_shown, missing)), len(theirs) - len(further))  # fmt: skip
   if further:
-    log.warning("evaluation: %s has classes that %s does not have: %s. Their images count, and no answer to them can be right.",
-                names[1], names[0], listed(map(_shown, further)))  # fmt: skip
+    log.warning("evaluation: %s has classes that %s does not have: %s. Their images count, and no answer to them can "
+                "be right.", names[1], names[0], listed(map(_shown, further)))  # fmt: skip
   joint = ours | {name: len(ours) + i for i, name in enumerate(further)}
   joint_names = tuple(map(_shown, joint))
   return (
