@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +40,9 @@ def test_scan_reports_writes_json_and_the_index(photos, tmp_path, capsys):
     assert part in out
   assert "truncated.jpg" in Path("scan.json").read_text()
   assert len(list((tmp_path / "cache" / "indices").iterdir())) == 1
-  assert run(capsys, "data", "scan", f"folder:{photos}", "--index_only", "--beside") == "14 images, 2 classes\n"
+  assert run(capsys, "data", "scan", f"folder:{photos}", "--index_only", "--beside") == (
+    "14 images, 2 classes\n1 left out: 1 x .txt (notes.txt)\n"
+  )
   assert (tmp_path / "photos.vit_jax_index").exists()
 
 
@@ -56,6 +61,34 @@ def test_convert_says_what_it_wrote_and_how_to_use_it(photos, capsys):
   Path("shards/data-00002-of-00003.array_record").unlink()
   out = run(capsys, *again)
   assert "in 1 shard, read back and compared, beside" in out and "in 2 shards that were there already" in out
+
+
+def test_what_is_no_image_is_counted_and_named_wherever_a_source_is_looked_at(tmp_path, capsys):
+  def add(tar, name, data):
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+  png = pictures.encoded(pictures.smooth(40, 40), "PNG")
+  with tarfile.open("a.tar", "w") as tar:
+    for i in range(6):
+      for name, data in (("png", png), ("cls", b"20240101%d" % (i % 2)), ("txt", b"a caption"), ("mp4", b"film")):
+        add(tar, f"{i}.{name}", data)
+    add(tar, "bad.png", b"no image")
+    add(tar, "6.json", b"[" * 99_999)
+  lines = ["6 x .txt (0.txt, 1.txt, 2.txt, …)", "6 x .mp4: videos are not read: write their frames as images (0.mp4, ",
+           "1 x label that is nested too deeply (6.json)"]  # fmt: skip
+  out = run(capsys, "data", "scan", "a.tar", "--json=scan.json")
+  assert "left out     13, no records of this source" in out and all(f"\n  {line}" in out for line in lines)
+  assert "classes      2, from 3 images (202401010) to 3 (202401010), 1 without a label" in out
+  assert json.loads(Path("scan.json").read_text())["left_out"][".txt"] == [6, [f"{i}.txt" for i in range(6)], True]
+  out = run(capsys, "data", "convert", "tar:a.tar", "array_record:shards")
+  assert "wrote 6 images" in out and "; 1 unreadable images left out\n13 others are no records of tar:a.tar: " in out
+  assert all(line in out for line in lines)
+  assert "classes      2, from 3 images (202401010) to 3" in run(capsys, "data", "scan", "array_record:shards")
+  data = ["--config.data.source=tar:a.tar + tar:a.tar", "--config.evaluation.every=0 steps"]
+  out = run(capsys, "train", *TINY, "--workdir=w", "--dry_run", *data)
+  assert "left out      12 x .txt (" in out
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 import numpy as np
 
+from tests.data import pictures
 from tests.data.test_pipeline import VIEWS, Numbered
 from vit_jax.data.augment import Crop, apply_crops
-from vit_jax.data.captions import colour_caption, crop_caption
+from vit_jax.data.captions import colour_caption, crop_caption, label_caption
 from vit_jax.data.decode import decode
 from vit_jax.data.groups import LossGroups, batch_shapes
 from vit_jax.data.resampling import planes
+from vit_jax.data.sources import open_source
 from vit_jax.inspect.captioned import captioned_sheet
 
 
@@ -20,6 +22,14 @@ def test_every_parameter_is_said_in_the_order_of_application():
   assert crop_caption(Crop(0, 0, 8, 8), 8, 8) == ["8 x 8 at (0, 0)", "100% of the image"]
   assert "of the global crop" in crop_caption(Crop(0, 0, 8, 8, window=(4, 2)), 8, 8)
   assert colour_caption((((1, 0.5),), False)) == ["contrast 0.50"]
+
+
+def test_classes_are_called_by_name(tmp_path):
+  for name in ("cat", "dog"):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "1.png").write_bytes(pictures.encoded(pictures.smooth(8, 8), "PNG"))
+  source = open_source(f"folder:{tmp_path}")
+  assert [label_caption(source, label) for label in (0, 1, -1)] == ["class cat", "class dog", "no label"]
 
 
 def test_what_is_said_to_be_drawn_makes_the_crops_of_the_training_stream():

@@ -10,7 +10,7 @@ import pytest
 from vit_jax.data import augment, device, operations
 from vit_jax.data.canvas import fit_into
 from vit_jax.data.converting import _encoded
-from vit_jax.data.decode import OtherChannels, decode
+from vit_jax.data.decode import BadImage, OtherChannels, decode
 from vit_jax.data.evaluation_batches import evaluation_batches
 from vit_jax.data.groups import LossGroups, batch_shapes
 from vit_jax.data.resampling import crop_and_resize, planes
@@ -127,3 +127,32 @@ def test_evaluation_batches_and_statistics_have_all_channels():
 def test_a_conversion_keeps_what_no_image_format_holds():
   np.testing.assert_array_equal(np.load(io.BytesIO(_encoded(DEEP, "a", 8))), DEEP)
   assert _encoded(saved(DEEP), "a", None) == saved(DEEP)
+
+
+@pytest.mark.parametrize(
+  "layout",
+  [{}, {"compression": "zlib"}, {"tile": (16, 16)}, {"rowsperstrip": 4}, {"planarconfig": "separate"}],
+  ids=str,
+)
+def test_a_multi_band_tiff_that_is_cut_off_is_bad_unless_all_values_are_there(layout):
+  tifffile = pytest.importorskip("tifffile")
+  array = np.moveaxis(DEEP, 2, 0) if "planarconfig" in layout else DEEP
+  file = io.BytesIO()
+  tifffile.imwrite(file, array, photometric="minisblack", **layout)
+  whole = file.getvalue()
+  assert decode(whole, channels=13, value_range=RANGE).shape == (20, 30, 13)
+  bad = 0
+  for kept in (0.1, 0.2, 0.5, 0.7, 0.9, 0.999):
+    try:
+      pixels = decode(whole[: int(kept * len(whole))], channels=13, value_range=RANGE)
+      np.testing.assert_array_equal(pixels, LEVELS)  # what was lost says nothing of them
+    except BadImage:
+      bad += 1
+  assert bad >= 4
+
+
+def test_a_16_bit_tiff_with_one_colour_after_the_other_keeps_its_colours():
+  tifffile = pytest.importorskip("tifffile")  # Pillow makes noise of it
+  file = io.BytesIO()
+  tifffile.imwrite(file, np.moveaxis(DEEP[:, :, :3], 2, 0), photometric="rgb", planarconfig="separate")
+  np.testing.assert_array_equal(decode(file.getvalue()), DEEP[:, :, :3] >> 8)

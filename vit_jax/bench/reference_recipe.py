@@ -80,7 +80,7 @@ def _over_crops(views: Views, crop: Callable) -> Recipe:
   parts += [crop(2, views.local_size, views.local_scale)] * views.local_number
 
   def recipe(data: bytes) -> list:
-    image = Image.open(io.BytesIO(data)).convert("RGB")
+    image = Image.open(io.BytesIO(data), formats=("JPEG",)).convert("RGB")
     return [part(image) for part in parts]
 
   return recipe

@@ -5,11 +5,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 
-from vit_jax.commands.common import destination, load, writing
-from vit_jax.commands.flags import PICTURES, Commands, add, count, number, picture, with_config, with_workers
+from vit_jax.commands.common import destination, limits, line_width, load, writing
+from vit_jax.commands.flags import (
+  PICTURES,
+  Commands,
+  add,
+  count,
+  number,
+  picture,
+  with_config,
+  with_limits,
+  with_workers,
+)
 from vit_jax.config.errors import UserError
 
 
@@ -29,12 +40,14 @@ def add_to(commands: Commands) -> None:
   look.add_argument("--index_only", action="store_true", help="write the index, open no image")
   look.add_argument("--beside", action="store_true", help="write a folder's index beside it, not into the cache")
   with_workers(look)
+  with_limits(look)
   write = add(actions, "convert", _convert, "write a source as ArrayRecord shards; the same command again resumes")
   write.add_argument("source", metavar="SOURCE", help="as data.source, or a folder")
   write.add_argument("target", metavar="array_record:FOLDER", help="folder to write the shards into")
   write.add_argument("--max_side", type=count, help="shrink larger images to this longer side, as JPEG (default: keep)")
   write.add_argument("--records_per_shard", type=count, default=10_000, help="default: 10000")
   with_workers(write)
+  with_limits(write)
   show = with_config(add(actions, "preview", _preview, "the crops and masks of a step, with what was drawn"))
   show.add_argument(
     "--output", type=picture, metavar="FILE", default="preview.png", help="picture to write (default: preview.png)"
@@ -46,27 +59,30 @@ def add_to(commands: Commands) -> None:
 def _list_sources(args: argparse.Namespace) -> None:
   """Prints the kinds of sources and the embedded sets."""
   from vit_jax.config.values import EMBEDDED, SOURCES
+  from vit_jax.inspect.columns import align
 
+  width = line_width()
   print("data.source is one of:")
-  for form, meaning in SOURCES.values():
-    print(f"  {form:<30}{meaning}")
+  print(align([(f"  {form}", meaning) for form, meaning in SOURCES.values()], keep=(0,), width=width))
   print("embedded sets, as embedded:NAME[/train|/test][?size=64&count=6000]:")
-  for name, meaning in EMBEDDED.items():
-    print(f"  {name:<30}{meaning}")
+  print(align([(f"  {name}", meaning) for name, meaning in EMBEDDED.items()], keep=(0,), width=width))
 
 
 def _scan(args: argparse.Namespace) -> None:
   """Prints what a source holds; writes its index."""
   from vit_jax.data import scanning
+  from vit_jax.data.left_out import left_out_of
   from vit_jax.data.sources import rescan
 
   output = destination(args.json, "--json", endings=(".json",))
   spec = _source_spec(args.source)
   if args.beside:
     destination(f"{spec.removeprefix('folder:').rstrip('/')}.vit_jax_index", "--beside")
-  source = rescan(spec, cache_dir=args.cache_dir, beside=args.beside)
+  source = rescan(spec, cache_dir=args.cache_dir, beside=args.beside, limits=limits(args))
   if args.index_only:
     print(f"{len(source):,} images, {source.num_classes} classes")
+    if left_out := left_out_of(source):
+      print(f"{left_out.total:,} left out: {left_out.text()}")
     return
   with _progress(len(source) if args.limit is None else min(len(source), args.limit), "scanning") as advance:
     found = scanning.scan(
@@ -88,6 +104,7 @@ def _scan(args: argparse.Namespace) -> None:
 def _convert(args: argparse.Namespace) -> None:
   """Writes a source as ArrayRecord shards."""
   from vit_jax.data import converting
+  from vit_jax.data.left_out import left_out_of
   from vit_jax.data.sources import open_source
 
   spec = _source_spec(args.source)
@@ -95,7 +112,7 @@ def _convert(args: argparse.Namespace) -> None:
   if scheme != "array_record" or not folder or "*" in folder:
     raise UserError(f"{args.target}: must be array_record:FOLDER, the folder to write the shards into")
   folder = destination(folder, "array_record:FOLDER", folder=True)
-  source = open_source(spec, cache_dir=args.cache_dir)
+  source = open_source(spec, cache_dir=args.cache_dir, limits=limits(args))
   with _progress(len(source), "converting") as advance:
     try:
       done = converting.convert(
@@ -112,6 +129,8 @@ def _convert(args: argparse.Namespace) -> None:
     except OSError as error:
       raise UserError(f"{args.target}: cannot be written: {error}") from error
   print(f"{_written(done)}; {done['left_out']:,} unreadable images left out")
+  if left_out := left_out_of(source):
+    print(f"{left_out.total:,} others are no records of {spec}: {left_out.text()}")
   print(f"use it as --config.data.source='array_record:{folder}/*.array_record'")
 
 
@@ -135,7 +154,7 @@ def _preview(args: argparse.Namespace) -> None:
   config = load(args)
   import jax
 
-  from vit_jax.data.captions import colour_caption, crop_caption
+  from vit_jax.data.captions import colour_caption, crop_caption, label_caption
   from vit_jax.data.device import one_device
   from vit_jax.data.groups import BAD, LossGroups
   from vit_jax.inspect import pictures
@@ -158,7 +177,7 @@ def _preview(args: argparse.Namespace) -> None:
     crops = pictures.overlay_masks(crops, group["masks"])
   for i, (name, (height, width), drawn, colours) in enumerate(groups.drawn(first, args.images or 4)):
     shared = "" if colours is None else "; all crops: " + ", ".join(colour_caption(colours))
-    title = f"{name}, decoded to {width} x {height}, label {group['label'][i]}{shared}"
+    title = f"{name}, decoded to {width} x {height}, {label_caption(run.source, group['label'][i])}{shared}"
     captions = [crop_caption(crop, height, width) for crop in drawn]
     cells = [(crops[i, j], [f"global {j + 1}, {crops.shape[2]} px", *captions[j]]) for j in range(2)]
     if "masks" in group:
@@ -174,8 +193,12 @@ def _preview(args: argparse.Namespace) -> None:
 
 
 def _source_spec(text: str) -> str:
-  """A source's specification; a path that exists is that of a folder."""
-  return f"folder:{text}" if ":" not in text and os.path.isdir(os.path.expanduser(text)) else text
+  """A source's specification; a path that exists is that of a folder or, by its ending, of a shard."""
+  if os.path.exists(os.path.expanduser(text)) and not re.match(r"\w{2,}:", text):
+    from vit_jax.data.hints import spec_of_path
+
+    return spec_of_path(text)
+  return text
 
 
 @contextlib.contextmanager

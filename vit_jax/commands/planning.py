@@ -6,7 +6,7 @@ import argparse
 import functools
 import json
 
-from vit_jax.commands.common import destination, load, writing
+from vit_jax.commands.common import destination, line_width, load, writing
 from vit_jax.commands.flags import Commands, add, with_config
 
 
@@ -35,11 +35,11 @@ def _plan(args: argparse.Namespace) -> None:
   where = topology(args.topology)
   if args.sweep is None:
     plans = [planning.plan(config, where, simulate=args.simulate)]
-    text = report(plans[0], where.chip)
+    text = report(plans[0], where.chip, width=line_width())
   else:
     one = functools.partial(planning.plan, where=where, simulate=args.simulate)
     plans = sweep.sweep(config, where, tuple(args.sweep.split(",")), one)
-    text = frontier(plans)
+    text = frontier(plans, width=line_width())
   print(text)
   if output is not None:
     with writing(output, "--json"):

@@ -237,8 +237,13 @@ def default() -> ConfigDict:
   # an image of usual shape has to be enlarged (576 x 576 for crops of 224 and 96 pixels).
   c.data.canvas = placeholder(tuple)
   # (low, high): the values that become 0 and 255 of images that do not have 8 bits, such as (0, 10000) for the
-  # reflectances of satellites; those of 8 bits stay as they are. None: 0 to 65535 for 16 bits, 0 to 1 for floats.
+  # reflectances of satellites; those of 8 bits stay as they are. None: 0 to 65535 for 16 bits, 0 to 1 for floats;
+  # integers of other types, and floats outside 0 to 1, are refused. `vit-jax data scan` prints the range to set.
   c.data.value_range = placeholder(tuple)
+  # Bounds on one image, checked before memory is taken for it; what is beyond is unreadable. Decoding takes up to 20
+  # bytes a pixel for a moment.
+  c.data.max_pixels = 178_956_970  # height x width as stored (Pillow's own bound)
+  c.data.max_file_bytes = 2**29  # of an encoded image: 512 MiB
   c.data.prefetch = 2  # batches kept ready on the device
   # Share of unreadable images above which the run stops; sets below 1,000 images may have as many as one of that size,
   # up to half of theirs.
@@ -259,6 +264,9 @@ def default() -> ConfigDict:
   c.evaluation.train_source = placeholder(str)  # None: the evaluation split of data.source where it has one
   c.evaluation.test_source = placeholder(str)
   c.evaluation.image_size = placeholder(int)  # None: crops.global_size
+  # Side of the centre crop over the short side of the resized image. None: 1 where the images are of image_size, so
+  # that they stay as they are, else 224 / 256; a run chooses when it begins.
+  c.evaluation.crop_ratio = placeholder(float)
   c.evaluation.batch_size = 64
   c.evaluation.max_examples = 50_000  # images of each split that are used
 
@@ -270,6 +278,11 @@ def default() -> ConfigDict:
   c.checkpoint.grace = placeholder(float)
   c.checkpoint.keep = 3  # newest steps kept
   c.checkpoint.keep_every = placeholder(str)  # steps kept for ever
+  # The step that is best by this score of its evaluation is kept, too, and saved if it would not be: "knn/top1",
+  # "linear/top1", …; of several students each its own, or one's, "NAME/knn/top1". None: top1 of the first of
+  # evaluation.tasks; "off": none is kept.
+  c.checkpoint.keep_best = placeholder(str)
+  c.checkpoint.keep_best_mode = "max"  # which is best: "max" | "min"
 
   c.log = ConfigDict()
   c.log.every = 10  # steps between lines of metrics

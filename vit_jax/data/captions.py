@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vit_jax.data.augment import Colours, Crop
+from vit_jax.data.sources import Source
 
 _ADJUSTMENTS = ("brightness", "contrast", "saturation", "hue")  # as numbered in `operations.ADJUSTMENTS`
 
@@ -23,6 +24,11 @@ def crop_caption(crop: Crop, height: int, width: int) -> list[str]:
   if crop.solarize:
     lines.append("solarized")
   return lines
+
+
+def label_caption(source: Source, label: int) -> str:
+  """The class of an image by its name."""
+  return f"class {source.class_names[label]}" if label >= 0 else "no label"
 
 
 def colour_caption(colours: Colours) -> list[str]:

@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vit_jax.data.array_records import CLASSES, ArrayRecordSource, write_array_record
-from vit_jax.data.decode import BadImage, OtherChannels, decode
+from vit_jax.data.array_records import ArrayRecords, write_array_record
+from vit_jax.data.classes import CLASSES
+from vit_jax.data.decode import BadImage, OtherChannels, read_samples, scaled
+from vit_jax.data.limits import DEFAULT, Limits, limits_of
 from vit_jax.data.sources import Source
 
 PROGRESS = "conversion.jsonl"
@@ -150,14 +152,14 @@ def _write_shard(
 
 def _compare(path: Path, digests: list[bytes]) -> None:
   """Raises RuntimeError if the records of a shard are not those of which these are the digests."""
-  written = ArrayRecordSource([str(path)], ())
+  written = ArrayRecords([str(path)])
   if len(written) != len(digests):
     raise RuntimeError(
       f"{path} holds {len(written)} records, not the {len(digests)} that were written: is the disk full?"
     )
   for i, digest in enumerate(digests):
-    entry = written[i]
-    if _digest(entry["image"], entry["label"]) != digest:
+    label, _, image = written.read(i)
+    if _digest(image, label) != digest:
       raise RuntimeError(f"record {i} of {path} reads differently from what was written: check the disk.")
 
 
@@ -182,46 +184,41 @@ def _made(source: Source, record: int, max_side: int | None) -> tuple[bytes, int
   name = source.describe(record)
   try:
     entry = source[record]
-    return _encoded(entry["image"], name, max_side), int(entry["label"]), name
+    return _encoded(entry["image"], name, max_side, limits_of(source)), int(entry["label"]), name
   except BadImage as error:
     return BadImage(name, error.reason)
   except OSError as error:
     return BadImage(name, f"cannot be read ({error})")
 
 
-def _encoded(data: bytes | np.ndarray, name: str, max_side: int | None) -> bytes:
+def _encoded(
+  data: bytes | np.ndarray, name: str, max_side: int | None, limits: Limits = DEFAULT
+) -> bytes:
   """The image as it is stored.
 
   Raises:
     BadImage: if it cannot be decoded.
   """
   try:
-    pixels = decode(data, name, enough=max_side)  # also a test of what is stored as it is
+    samples = read_samples(data, name, enough=max_side, limits=limits, deep=False)  # also a test of what is kept
   except OtherChannels as error:
     if error.fewest is None:
       raise
-    decode(data, name, channels=error.fewest)
+    read_samples(data, name, channels=error.fewest, limits=limits)
     return data if isinstance(data, bytes) else _saved_array(data)  # never shrunk: there is no JPEG of these
-  full = _full_size(data)
-  if max_side is None or max(full) <= max_side:
+  if max_side is None or max(samples.size) <= max_side:
     if isinstance(data, bytes):
       return data
-    return _saved(Image.fromarray(pixels), "PNG") if data.dtype == np.uint8 else _saved_array(data)
+    if data.dtype != np.uint8:
+      return _saved_array(data)
+    return _saved(Image.fromarray(scaled(samples, name)), "PNG")
+  pixels = scaled(samples, name)
   image = Image.fromarray(pixels)
   scale = max_side / max(image.size)
   if scale < 1:
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     image = image.resize(size, Image.Resampling.LANCZOS)
   return _saved(image, "JPEG", quality=_JPEG_QUALITY)
-
-
-def _full_size(data: bytes | np.ndarray) -> tuple[int, int]:
-  if isinstance(data, np.ndarray):
-    return data.shape[:2]
-  if data.startswith(b"\x93NUMPY"):
-    return np.load(io.BytesIO(data), allow_pickle=False).shape[:2]
-  with Image.open(io.BytesIO(data)) as image:
-    return image.size
 
 
 def _saved_array(array: np.ndarray) -> bytes:

@@ -7,8 +7,6 @@ An object store has no such times; its index holds until `vit-jax data scan` mak
 
 from __future__ import annotations
 
-import array
-import collections
 import logging
 import os
 import time
@@ -18,16 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data import storage
+from vit_jax.data import hints, listing, storage
+from vit_jax.data.formats import EXTENSIONS
 from vit_jax.data.index import Names, index_path, read_index, write_index
+from vit_jax.data.left_out import LeftOut, printable
+from vit_jax.data.limits import DEFAULT
+from vit_jax.data.listing import Listing
 
 log = logging.getLogger(__name__)
-
-EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".npy")
 
 _INDEXED = 10_000  # images from which on an index is written without being asked for
 _SUFFIX = ".vit_jax_index"  # of an index beside its folder
 _RACE = 1_000_000_000  # ns: a folder changed this shortly before it was listed may change again unseen
+_FORM = 2  # of the index; one of another form is made again
 
 
 class FolderSource:
@@ -37,7 +38,14 @@ class FolderSource:
   """
 
   def __init__(
-    self, root: str, names: Names, labels: np.ndarray, class_names: tuple[str, ...], index: Path | None = None
+    self,
+    root: str,
+    names: Names,
+    labels: np.ndarray,
+    class_names: tuple[str, ...],
+    index: Path | None = None,
+    *,
+    left_out: LeftOut,
   ):
     self._root = root
     self._names = names  # relative to the root, "/" between the parts
@@ -45,22 +53,32 @@ class FolderSource:
     self._index = index
     self.class_names = class_names
     self.num_classes = len(class_names)
+    self.left_out = left_out
     self.remote = storage.is_remote(root)
+    self.limits = DEFAULT
 
   def __len__(self) -> int:
     return len(self._names)
 
   def __getitem__(self, index: int) -> dict[str, bytes | int]:
-    return {"image": storage.read(self.describe(index)), "label": int(self._labels[index])}
+    return {"image": storage.read(self._path(index), self.limits), "label": int(self._labels[index])}
 
   def describe(self, index: int) -> str:
+    return printable(self._path(index))
+
+  def _path(self, index: int) -> str:
     return os.path.join(self._root, self._names[index])
 
   def __reduce__(self):
     if self._index is not None:  # a worker process maps the index again instead of receiving every name
-      return (_from_index, (self._index, self._root))
+      return (_from_index, (self._index, self._root), {"limits": self.limits})
     names = Names(np.array(self._names.text), np.array(self._names.ends))
-    return (FolderSource, (self._root, names, np.array(self._labels), self.class_names))
+    arguments = (self._root, names, np.array(self._labels), self.class_names, self.left_out)
+    return (_from_parts, arguments, {"limits": self.limits})
+
+
+def _from_parts(root: str, names: Names, labels: np.ndarray, classes: tuple[str, ...], left_out: LeftOut) -> Any:
+  return FolderSource(root, names, labels, classes, left_out=left_out)
 
 
 def open_folder(
@@ -68,7 +86,8 @@ def open_folder(
 ) -> FolderSource:
   """The images below `path`, from its index if that holds, else listed.
 
-  Hidden files and folders are left out; links are followed, except into a folder that contains the link.
+  Links are followed, except into a folder that contains the link. What is no image, hidden or cannot be looked at is
+  left out, counted and named (`listing.py`).
 
   Args:
     path: the folder.
@@ -90,8 +109,8 @@ def open_folder(
     for place in places:
       if (source := _held(place, root)) is not None:
         return source
-  listing = _list_remote(root) if storage.is_remote(root) else _list_local(root)
-  source = listing.source(root, spec)
+  found = listing.list_remote(root) if storage.is_remote(root) else _list_local(root)
+  source = _source(found, root, spec)
   if index == "beside" and storage.is_remote(root):
     raise ValueError(
       f"data.source = {spec!r}: beside a folder of an object store no index can be written; use the cache."
@@ -99,7 +118,7 @@ def open_folder(
   place = places[0] if index == "beside" else places[-1]
   if index != "auto" or len(source) >= _INDEXED:
     try:
-      listing.write(place, root, source)
+      _write(found, place, root, source)
     except OSError as error:
       if index != "auto":
         raise
@@ -112,96 +131,49 @@ def open_folder(
 
 
 def _check_folder(root: Path, spec: str) -> None:
-  if not root.exists():
+  if not os.path.exists(root):
     raise ValueError(f"data.source = {spec!r}: there is no {root}; {storage.contents(str(root))}.")
-  if not root.is_dir():
-    raise ValueError(f"data.source = {spec!r}: {root} is a file; give the folder that holds the images.")
+  if not os.path.isdir(root):
+    meant = hints.spec_of_path(str(root))
+    hint = "" if meant.startswith("folder:") else f" Did you mean {meant}?"
+    kind = hints.reason(root.name)[0].partition(": ")[2]
+    kind = f" ({kind})" if kind and not hint else ""
+    raise ValueError(f"data.source = {spec!r}: {root} is a file{kind}; give the folder that holds the images.{hint}")
 
 
-class _Listing:
-  """What a walk has found: images, their classes, folders with the times of their last change, other files."""
-
-  def __init__(self):
-    self.text, self.ends, self.labels = bytearray(), array.array("q"), array.array("i")  # ten million fit
-    self.classes: dict[str, int] = {}
-    self.others: collections.Counter[str] = collections.Counter()
-    self.folders: list[tuple[str, int]] = []
-    self.begun = time.time_ns()
-
-  def add(self, file: str) -> None:
-    extension = os.path.splitext(file)[1].lower()
-    if extension not in EXTENSIONS:
-      self.others[extension or "no extension"] += 1
-      return
-    self.text += os.fsencode(file)
-    self.ends.append(len(self.text))
-    first, slash, _ = file.partition("/")
-    self.labels.append(self.classes.setdefault(first, len(self.classes)) if slash else -1)
-
-  def source(self, root: str, spec: str) -> FolderSource:
-    if not self.ends:
-      found = ", ".join(f"{count} x {extension}" for extension, count in self.others.most_common(8))
-      found = f"only other files ({found})" if found else "no files at all"
-      raise ValueError(f"data.source = {spec!r}: {root} holds {found}; images are {', '.join(EXTENSIONS)}.")
-    names = Names(np.frombuffer(bytes(self.text), np.uint8), np.array(self.ends, np.int64))
-    # Numbered as met; the walk is sorted, so that this is the order of their names on a disk but not in a store,
-    # where "a-b/" comes before "a/".
-    ordered = sorted(self.classes)
-    rank = np.array([ordered.index(name) for name in self.classes] + [-1], np.int32)  # [..., of no class]
-    return FolderSource(root, names, rank[np.array(self.labels, np.int64)], tuple(ordered))
-
-  def write(self, place: Path, root: str, source: FolderSource) -> None:
-    folders = Names.of(name for name, _ in self.folders)
-    about = {"root": root, "classes": list(source.class_names), "begun": self.begun}
-    arrays = {
-      "text": source._names.text,
-      "ends": source._names.ends,
-      "labels": source._labels,
-      "folders": folders.text,
-      "folder_ends": folders.ends,
-      "changed": np.array([changed for _, changed in self.folders], np.int64),
-    }
-    write_index(place, about, arrays)
-    log.info("%s: %d images listed in %.1f s, index written to %s", root, len(source), self.seconds(), place)
-
-  def seconds(self) -> float:
-    return (time.time_ns() - self.begun) / 1e9
+def _source(found: Listing, root: str, spec: str) -> FolderSource:
+  if not len(found):
+    what = f"only what is left out: {found.left_out.text()}" if found.left_out else "no files at all"
+    meant = hints.did_you_mean(root, (name for reason in found.left_out.values() for name in reason.examples))
+    raise ValueError(f"data.source = {spec!r}: {root} holds {what}; images are {', '.join(EXTENSIONS)}.{meant}")
+  return FolderSource(root, *found.images(), left_out=found.left_out)
 
 
-def _list_local(root: str) -> _Listing:
-  listing = _Listing()
-  _walk(root, "", (), listing)
-  return listing
+def _write(found: Listing, place: Path, root: str, source: FolderSource) -> None:
+  folders, unsettled = Names.of(name for name, _ in found.folders), Names.of(found.unsettled)
+  about = {
+    "form": _FORM,
+    "root": root,
+    "classes": list(source.class_names),
+    "begun": found.begun,
+    "left_out": source.left_out.to_json(),
+  }
+  arrays = {
+    "text": source._names.text,
+    "ends": source._names.ends,
+    "labels": source._labels,
+    "folders": folders.text,
+    "folder_ends": folders.ends,
+    "changed": np.array([changed for _, changed in found.folders], np.int64),
+    "unsettled": unsettled.text,
+    "unsettled_ends": unsettled.ends,
+  }
+  write_index(place, about, arrays)
+  log.info("%s: %d images listed in %.1f s, index written to %s", root, len(source), found.seconds(), place)
 
 
-def _list_remote(root: str) -> _Listing:
-  listing = _Listing()
-  for file in storage.remote_files(root):
-    if not any(part.startswith(".") for part in file.split("/")):
-      listing.add(file)
-  return listing
-
-
-def _walk(folder: str, prefix: str, ancestors: tuple[tuple[int, int], ...], listing: _Listing) -> None:
-  """Adds what lies below `folder`, sorted, as paths relative to where the walk began."""
-  try:
-    status = os.stat(folder)
-    with os.scandir(folder) as entries:
-      found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
-  except OSError as error:
-    log.warning("left out %s: %s", folder, error)
-    listing.folders.append((prefix, -1))  # an index of this never holds
-    return
-  identity = (status.st_dev, status.st_ino)
-  if identity in ancestors:
-    log.warning("left out %s: it links back to a folder that contains it", folder)
-    return
-  listing.folders.append((prefix, status.st_mtime_ns))
-  for name, is_folder in found:
-    if is_folder:
-      _walk(os.path.join(folder, name), f"{prefix}{name}/", (*ancestors, identity), listing)
-    else:
-      listing.add(prefix + name)
+def _list_local(root: str) -> Listing:
+  return listing.list_local(root)
 
 
 def _held(place: Path, root: str) -> FolderSource | None:
@@ -210,7 +182,10 @@ def _held(place: Path, root: str) -> FolderSource | None:
     return None
   try:
     about, arrays = read_index(place)
-    reason = None if storage.is_remote(root) else _staleness(root, about, arrays)
+    if about.get("form") != _FORM:
+      reason = "an earlier version of this package made it"
+    else:
+      reason = None if storage.is_remote(root) else _staleness(root, about, arrays)
   except (OSError, ValueError, KeyError) as error:
     reason = f"it cannot be read ({error})"
   if reason is not None:
@@ -238,10 +213,16 @@ def _staleness(root: str, about: dict[str, Any], arrays: dict[str, np.ndarray]) 
     for i, time_ns in enumerate(pool.map(now, range(len(changed)), chunksize=64)):
       if time_ns != changed[i]:
         return f"{os.path.join(root, folders[i])} has changed"
+    unsettled = Names(arrays["unsettled"], arrays["unsettled_ends"])
+    paths = [os.path.join(root, unsettled[i]) for i in range(len(unsettled))]
+    for path, still in zip(paths, pool.map(listing.settled, paths, chunksize=64), strict=True):
+      if not still:
+        return f"{printable(path)}, which could not be looked at, now can be"
   return None
 
 
 def _from_index(place: Path, root: str | None = None) -> FolderSource:
   about, arrays = read_index(place)
   names = Names(arrays["text"], arrays["ends"])
-  return FolderSource(root or about["root"], names, arrays["labels"], tuple(about["classes"]), index=place)
+  classes, left_out = tuple(about["classes"]), LeftOut(about["left_out"])
+  return FolderSource(root or about["root"], names, arrays["labels"], classes, index=place, left_out=left_out)

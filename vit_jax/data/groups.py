@@ -23,6 +23,7 @@ from vit_jax.data.augment import (
 )
 from vit_jax.data.canvas import fit_into, fitting
 from vit_jax.data.decode import BadImage, decode
+from vit_jax.data.limits import limits_of
 from vit_jax.data.masks import group_masks, indices_and_weights, masked_patches
 from vit_jax.data.order import make_order
 from vit_jax.data.reading import Reader, Stalled
@@ -34,6 +35,7 @@ from vit_jax.data.views import Views
 CANVAS, VALID, RANDOM, SIZES = RAW = ("canvas", "valid", "random", "sizes")
 BAD = "bad_records"  # key of the unreadable records that a group has met
 _REPLACEMENTS = 100  # images tried in the place of an unreadable one
+_NEAR = 10  # of these, before one from farther away: all that is at hand may be damaged
 _CROPS, _MASKS, _REPLACE, _RESOLUTION = range(4)  # what a random stream is for
 
 
@@ -102,6 +104,7 @@ class LossGroups:
       raise ValueError("the source holds no record.")
     self._source = source
     self._reader = Reader(source, timeout)
+    self._limits = limits_of(source)
     self._variants = views.variants()
     self._shares = np.cumsum([size.probability for size in views.resolutions])
     self._seed = seed
@@ -164,13 +167,13 @@ class LossGroups:
   ) -> tuple[np.ndarray, int, int]:
     """(image, label, record) of a record, or of the first readable one of those drawn in its place."""
     rng = None
-    for _ in range(_REPLACEMENTS):
+    for attempt in range(_REPLACEMENTS):
       try:
         return *self._read(record, views), record
       except BadImage as error:
         bad.append({"record": record, "name": error.name, "reason": error.reason})
       rng = rng or _generator(self._seed, _REPLACE, element)
-      alternatives = self.order.alternatives(record)
+      alternatives = self.order.alternatives(record, far=attempt >= _NEAR)
       record = alternatives[int(rng.integers(len(alternatives)))]
     names = ", ".join(entry["name"] for entry in bad[-3:])
     raise Unreadable(
@@ -187,6 +190,7 @@ class LossGroups:
         fits=views.canvas,
         channels=views.channels,
         value_range=views.value_range,
+        limits=self._limits,
       )
       return image, int(entry["label"])
     except BadImage as error:

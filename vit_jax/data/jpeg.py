@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
@@ -21,16 +19,14 @@ def shrinking(size: tuple[int, int], enough: int | None, fits: tuple[int, int] |
   return next(scale for scale in (8, 4, 2, 1) if scale <= shrink)
 
 
-def decode_rgb(image: Image.Image, data: bytes | os.PathLike, shrink: int) -> UInt8[np.ndarray, "H W 3"] | None:
+def decode_rgb(image: Image.Image, data: bytes, shrink: int) -> UInt8[np.ndarray, "H W 3"] | None:
   """The pixels of an opened JPEG; None where Pillow must decide: rare colour spaces, files that are not quite right."""
   if image.mode not in ("RGB", "L"):
     return None
-  if not isinstance(data, bytes):
-    with open(data, "rb") as file:
-      data = file.read()
   height, width = -(-image.height // shrink), -(-image.width // shrink)
   try:
-    pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width, min_factor=1)
+    if simplejpeg.decode_jpeg_header(data, height, width, 1)[:2] != (height, width):
+      return None  # of a file whose header is read differently, no more memory is taken than was meant
+    return simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width, min_factor=1)
   except ValueError:
     return None
-  return pixels if pixels.shape[:2] == (height, width) else None

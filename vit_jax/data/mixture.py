@@ -16,6 +16,9 @@ from fractions import Fraction
 
 import numpy as np
 
+from vit_jax.data.classes import ordered
+from vit_jax.data.left_out import LeftOut, left_out_of
+from vit_jax.data.limits import DEFAULT, Limits, limits_of
 from vit_jax.data.sources import Source, open_source
 
 _PART = re.compile(r"\s*(?:(\d+(?:\.\d*)?|\.\d+)\s*\*?\s+)?([A-Za-z_]\w+:.*?)\s*", re.DOTALL)
@@ -34,8 +37,13 @@ class MixtureSource:
     self.parts = list(parts)
     self.shares = list(shares)
     self._starts = np.cumsum([0] + [len(part) for part in parts]).tolist()
-    self.class_names, self.num_classes, self._labels = _joint_classes(self.parts)
+    self.class_names, self._classes = _joint_classes(self.parts)
+    self.num_classes = len(self.class_names)
+    self.left_out = LeftOut()
+    for source in self.parts:
+      self.left_out.merge(left_out_of(source))
     self.remote = any(getattr(part, "remote", False) for part in parts)
+    self.limits = limits_of(self.parts[0])
 
   def __len__(self) -> int:
     return self._starts[-1]
@@ -43,8 +51,8 @@ class MixtureSource:
   def __getitem__(self, index: int) -> dict[str, bytes | np.ndarray | int]:
     part, inside = self._place(index)
     entry = self.parts[part][inside]
-    labels = self._labels[part]
-    return entry if labels is None else {**entry, "label": labels.get(int(entry["label"]), -1)}
+    label = int(entry["label"])
+    return {**entry, "label": self._classes[part][label] if label >= 0 else -1}
 
   def describe(self, index: int) -> str:
     part, inside = self._place(index)
@@ -83,7 +91,9 @@ def mixture_parts(spec: str) -> list[tuple[Fraction, str]]:
   return parts
 
 
-def open_mixture(spec: str, *, cache_dir: str | os.PathLike | None = None) -> MixtureSource:
+def open_mixture(
+  spec: str, *, cache_dir: str | os.PathLike | None = None, limits: Limits = DEFAULT
+) -> MixtureSource:
   """Opens all sources of a mixture.
 
   Raises:
@@ -96,7 +106,7 @@ def open_mixture(spec: str, *, cache_dir: str | os.PathLike | None = None) -> Mi
     raise ValueError(
       f"data.source = {spec!r}: the weight of {specs[at]} is less than 1 / {_LONGEST} of all; raise it or leave it out."
     )
-  return MixtureSource([open_source(one, cache_dir=cache_dir) for one in specs], shares)
+  return MixtureSource([open_source(one, cache_dir=cache_dir, limits=limits) for one in specs], shares)
 
 
 def period_shares(weights: Sequence[Fraction]) -> list[int]:
@@ -118,12 +128,8 @@ def _split(spec: str) -> list[str]:
   return re.split(r"\s\+\s+(?=(?:[\d.]+\s*\*?\s+)?[A-Za-z_]\w+:)", spec)
 
 
-def _joint_classes(parts: Sequence[Source]) -> tuple[tuple[str, ...], int, list[dict[int, int] | None]]:
-  """(class names, number of classes, for each source: its labels -> those of the mixture; None: as they are)."""
-  labelled = [part for part in parts if part.num_classes]
-  if not any(part.class_names for part in labelled):  # numbers alone: the same number is the same class
-    return (), max((part.num_classes for part in labelled), default=0), [None] * len(parts)
-  known = [[*part.class_names, *map(str, range(len(part.class_names), part.num_classes))] for part in parts]
-  names = sorted(set().union(*known))
+def _joint_classes(parts: Sequence[Source]) -> tuple[tuple[str, ...], list[list[int]]]:
+  """(class names, for each source: which class of the mixture each of its own is): the same name is the same class."""
+  names = ordered(set().union(*(part.class_names for part in parts)))
   numbers = {name: i for i, name in enumerate(names)}
-  return tuple(names), len(names), [{i: numbers[name] for i, name in enumerate(mine)} for mine in known]
+  return tuple(names), [[numbers[name] for name in part.class_names] for part in parts]

@@ -1,75 +1,68 @@
-"""Files of more bands, or of more bits in several bands, than Pillow reads: TIFF by tifffile, 16-bit PNG by OpenCV."""
+"""Values of more than 8 bits as they are in the file: of several bands, Pillow would keep only their high bytes."""
 
 from __future__ import annotations
 
-import io
-import os
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image
 
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how such a file begins; +: of more than 4 GB
-_PNG = b"\x89PNG"
-_PNG_BITS, _PNG_KIND = 24, 25  # where a PNG says how many bits a sample has, and which channels there are
-_PNG_COLOUR = (2, 6)  # RGB, RGBA
+from vit_jax.data import formats, headers, tiff
+from vit_jax.data.errors import BadImage
+from vit_jax.data.formats import Format
 
 
-def read(data: bytes | os.PathLike, channels: int, *, deep: bool) -> np.ndarray | None:
-  """The samples [H, W] or [H, W, C] (or [C, H, W]) of a file that Pillow would not give as they are; else None.
+class Values(NamedTuple):
+  """The values of an image, and how many bits its file says that they have (None: those of their type)."""
 
-  Args:
-    data: the encoded image or a path to it.
-    channels: those that are wanted; 3: RGB.
-    deep: samples of more than 8 bits are wanted whole.
+  array: np.ndarray  # [H, W], [H, W, C] or [C, H, W]
+  bits: int | None = None
+
+
+def several_bands(data: bytes, name: str, format: Format, image: Image.Image) -> Values | None:
+  """The values of an image (no TIFF) of several bands of 16 bits, or in the units of the file; else None.
 
   Raises:
-    ImportError: if tifffile is needed and missing.
-    Exception: almost any, for a damaged file.
+    BadImage: if nothing here reads them whole.
   """
-  start = _start(data)
-  if start.startswith(_TIFF) and (channels != 3 or not _pillow_reads(data, deep)):
-    return _tiff(data)
-  if not deep or not start.startswith(_PNG) or len(start) <= _PNG_KIND:
-    return None
-  if start[_PNG_BITS] == 16 and start[_PNG_KIND] in _PNG_COLOUR:
-    return _png(data)
+  if format is formats.PNG:
+    bands, bits = headers.png_bands(data)
+    return Values(_png(data, name)) if bits == 16 and bands > 1 else None
+  if format is formats.PNM and (header := headers.pnm(data)) is not None and header.greatest > 255:
+    shape = (header.height, header.width, header.bands)
+    count = header.height * header.width * header.bands
+    if 2 * count > len(data) - header.start:
+      rest = len(data) - header.start
+      raise BadImage(name, f"cannot be decoded: its header claims {2 * count:,} bytes, of which {rest:,} are there")
+    values = np.frombuffer(data, ">u2", count, header.start).reshape(shape)
+    return Values(values, header.greatest.bit_length())
+  if format is formats.JPEG2000:
+    header = headers.jpeg2000(data)
+    if header.bits <= 8:
+      return None
+    if header.bands > 1:
+      raise BadImage(
+        name, f"is a JPEG 2000 file of {header.bands} bands of {header.bits} bits, of which only 8 can be read: "
+        "convert it to TIFF or PNG"
+      )  # fmt: skip
+    return Values(np.asarray(image) >> (16 - header.bits), header.bits)  # Pillow has filled 16 bits
   return None
 
 
-def _start(data: bytes | os.PathLike) -> bytes:
-  if isinstance(data, bytes):
-    return data[:32]
-  with open(data, "rb") as file:
-    return file.read(32)
+def one_band(image: Image.Image, header: tiff.Header | None) -> Values:
+  """The values of an opened image of one band, in their own type; `header`: of a TIFF file."""
+  array = np.asarray(image)
+  if header is None:  # "I": the 16 bits of a PNG or PGM in 32
+    return Values(array.astype(np.uint16) if image.mode == "I" else array)
+  if image.mode == "I" and header.dtype is not None:
+    array = array.astype(header.dtype)  # Pillow has widened 16 bits with a sign, or seen a sign in 32 without
+  return Values(array, header.fewer_bits)
 
 
-def _pillow_reads(data: bytes | os.PathLike, deep: bool) -> bool:
-  """Whether Pillow reads a TIFF, and whole; in one grey band it does so with any number of bits."""
-  try:
-    with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-      bits = image.tag_v2.get(258, (8,))  # BitsPerSample
-      return not deep or max(bits) <= 8 or len(bits) == 1
-  except Image.UnidentifiedImageError:
-    return False
-
-
-def _tiff(data: bytes | os.PathLike) -> np.ndarray:
-  try:
-    import tifffile
-  except ImportError as error:
-    raise ImportError(
-      "TIFF files of several bands, or of several bands of 16 bits, need the package tifffile: pip install "
-      "'vit-jax[tiff]'"
-    ) from error
-  with tifffile.TiffFile(io.BytesIO(data) if isinstance(data, bytes) else data) as file:
-    return file.series[0].asarray()
-
-
-def _png(data: bytes | os.PathLike) -> np.ndarray:
-  if not isinstance(data, bytes):
-    with open(data, "rb") as file:
-      data = file.read()
+def _png(data: bytes, name: str) -> np.ndarray:
+  if not headers.png_is_whole(data):
+    raise BadImage(name, "cannot be decoded: the PNG file is cut off or damaged")
   samples = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
   if samples is None:
     raise ValueError("a damaged PNG")

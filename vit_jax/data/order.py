@@ -36,8 +36,8 @@ class Order(Protocol):
   def __call__(self, elements: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
     """The records of these elements."""
 
-  def alternatives(self, record: int) -> range:
-    """The records one of which may take the place of an unreadable one."""
+  def alternatives(self, record: int, *, far: bool = False) -> range:
+    """The records one of which may take the place of an unreadable one; `far`: also of those that are not at hand."""
 
 
 def make_order(source: Any, seed: int) -> Order:
@@ -59,7 +59,7 @@ class ShuffledOrder:
   def __call__(self, elements: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
     return shuffled(elements, self._records, self._seed)
 
-  def alternatives(self, record: int) -> range:
+  def alternatives(self, record: int, *, far: bool = False) -> range:
     return range(self._records)
 
 
@@ -84,7 +84,9 @@ class BlockOrder:
     records = [self._record(int(epoch), int(entry)) for epoch, entry in zip(epochs, entries, strict=True)]
     return np.array(records, np.int64)
 
-  def alternatives(self, record: int) -> range:
+  def alternatives(self, record: int, *, far: bool = False) -> range:
+    if far:
+      return range(int(self._blocks[-1]))
     block = int(np.searchsorted(self._blocks, record, side="right")) - 1
     return range(int(self._blocks[block]), int(self._blocks[block + 1]))  # at hand already
 
@@ -134,10 +136,10 @@ class MixedOrder:
       records[mine] = self._starts[part] + self._orders[part](numbers[mine])
     return records
 
-  def alternatives(self, record: int) -> range:
+  def alternatives(self, record: int, *, far: bool = False) -> range:
     part = int(np.searchsorted(self._starts, record, side="right")) - 1
     start = int(self._starts[part])
-    mine = self._orders[part].alternatives(record - start)
+    mine = self._orders[part].alternatives(record - start, far=far)
     return range(start + mine.start, start + mine.stop)
 
   def _shares_key(self) -> tuple[int, ...]:

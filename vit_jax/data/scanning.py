@@ -6,24 +6,29 @@ import collections
 import dataclasses
 import functools
 import hashlib
-import io
 import itertools
 import json
+import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from jaxtyping import Int64, UInt8
 
-from vit_jax.data import multiband
-from vit_jax.data.decode import BadImage, OtherChannels, decode
+from vit_jax.data import levels
+from vit_jax.data.decode import BadImage, NeedsPackage, OtherChannels, Samples, read_samples, scaled
+from vit_jax.data.left_out import LeftOut, left_out_of
+from vit_jax.data.levels import Spread
+from vit_jax.data.limits import Limits, limits_of
 from vit_jax.data.sources import Source
 
 _SHOWN = 5  # examples of broken files and of duplicates in the printed report
+_KINDS_SHOWN = 12  # reasons for which images are broken
+_CHUNK = 1 << 21  # pixels that are counted at a time
 _STATISTICS_SIDE = 256  # a larger JPEG is decoded at a half, a quarter, … for the statistics: their means hardly change
 
 
@@ -39,6 +44,7 @@ class _Seen(NamedTuple):
   height: int = 0
   mean: np.ndarray | None = None  # [C], of values in [0, 1]
   square: np.ndarray | None = None  # [C], mean of their squares
+  values: Spread | None = None  # of those of more than 8 bits, also of an image that cannot be used for their sake
 
 
 @dataclasses.dataclass
@@ -54,7 +60,9 @@ class Scan:
     channels: {number: images}, 3 for all that become RGB.
     mean, std: of each channel over all images of as many channels as most have, each image weighing the same, for
       augment.mean and augment.std.
-    per_class: {class name or number: images}; "none" for those without a label.
+    values: for each type of values of more than 8 bits: their range in all images.
+    per_class: {class name: images}; "none" for those without a label.
+    left_out: what the source does not use: {reason: (count, names of some, whether it is usual)}.
   """
 
   source: str
@@ -71,7 +79,10 @@ class Scan:
   channels: dict[int, int] = dataclasses.field(default_factory=dict)
   mean: tuple[float, ...] = ()
   std: tuple[float, ...] = ()
+  values: list[Spread] = dataclasses.field(default_factory=list)
+  value_range: tuple[float, float] | None = None
   per_class: dict[str, int] = dataclasses.field(default_factory=dict)
+  left_out: LeftOut = dataclasses.field(default_factory=LeftOut)
 
   def report(self) -> str:
     """The scan as a page of text."""
@@ -87,19 +98,29 @@ class Scan:
       lines.append(f"{'channels':<13}{self._channels()}")
       for name, values in (("mean", self.mean), ("std", self.std)):
         lines.append(f"{name:<13}--config.augment.{name}=({','.join(f'{value:.4f}' for value in values)})")
+    lines += self._values()
     lines.append(f"classes      {self._classes()}")
     lines.append(
       f"broken       {len(self.broken):,}" + (f" ({len(self.broken) / self.scanned:.2%})" if self.broken else "")
     )
-    lines += [f"  {name}: {reason}" for _, name, reason in self.broken[:_SHOWN]]
+    lines += self._broken()
     lines.append(f"duplicates   {self.extra:,} images are the same as another, byte for byte")
     lines += ["  " + " = ".join(names[:_SHOWN]) for names in self.duplicates[:_SHOWN]]
+    if self.left_out:
+      lines.append(f"left out     {self.left_out.total:,}, no records of this source")
+      lines += [f"  {line}" for line in self.left_out.lines()]
     return "\n".join(lines)
 
   def write(self, path: str | os.PathLike) -> None:
     """Everything as JSON, with all broken records and all duplicates."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+    values = [
+      {name: x if x not in (math.inf, -math.inf) else None for name, x in seen._asdict().items()}
+      | {"value_range": levels.advice(seen)}
+      for seen in self.values
+    ]
+    found = dataclasses.asdict(self) | {"values": values, "left_out": self.left_out.to_json()}
+    Path(path).write_text(json.dumps(found, indent=1) + "\n")
 
   def _part(self) -> str:
     return "" if self.scanned == self.records else f", {self.scanned:,} of them looked at"
@@ -111,6 +132,39 @@ class Scan:
     return ", ".join(f"{count:,} images of {channels}" for channels, count in self.channels.items()) + (
       f": a run takes images of one number; mean and std are of those of {most}"
     )
+
+  def _broken(self) -> list[str]:
+    """Some of the broken records: of each kind of reason at least one."""
+    kinds: dict[str, list[tuple[int, str, str]]] = {}
+    for entry in self.broken:
+      kinds.setdefault(re.sub(r"[\d.,]+", "#", entry[2]), []).append(entry)
+    each = 1 + max(0, _SHOWN - len(kinds)) // max(1, len(kinds))
+    lines = []
+    for entries in itertools.islice(kinds.values(), _KINDS_SHOWN):
+      lines += [f"  {name}: {reason}" for _, name, reason in entries[:each]]
+      if len(entries) > each:
+        lines.append(f"    and {len(entries) - each:,} more for such a reason")
+    if len(kinds) > _KINDS_SHOWN:
+      lines.append(f"  and {len(kinds) - _KINDS_SHOWN} other reasons, in the file of --json")
+    return lines
+
+  def _values(self) -> list[str]:
+    """What the values of more than 8 bits reach, what becomes of them, and the key to set."""
+    lines, asked = [], [levels.advice(seen) for seen in self.values]
+    for seen, suggested in zip(self.values, asked, strict=True):
+      line = f"{'values':<13}{seen.kind}{f' of {seen.bits} bits' if seen.bits else ''}: {seen.text}"
+      if self.value_range is not None:
+        low, high = self.value_range
+        if seen.low < low or seen.high > high:
+          line += f"; what is not from {levels.number(low)} to {levels.number(high)} is cut off"
+      elif suggested is not None:
+        line += f"; {levels.fate(seen)}: --config.data.value_range={suggested}"
+      if seen.missing:
+        line += f"; {seen.missing / seen.size:.2%} missing (NaN), read as 0"
+      lines.append(line)
+    if self.value_range is None and len(set(asked)) > 1:
+      lines.append(f"{'':<13}one range is for all images of more than 8 bits: convert those that it does not fit")
+    return lines
 
   def _classes(self) -> str:
     named = {name: count for name, count in self.per_class.items() if name != "none"}
@@ -145,18 +199,22 @@ def scan(
   records = range(len(source))
   if limit is not None and limit < len(records):
     records = np.linspace(0, len(source) - 1, limit).astype(np.int64).tolist()
-  found = Scan(spec, len(source), scanned=len(records))
+  found = Scan(spec, len(source), scanned=len(records), value_range=value_range, left_out=left_out_of(source))
   digests = np.zeros(len(records), "V16")
   sizes = np.zeros((len(records), 2), np.int32)
   kinds: collections.Counter[str] = collections.Counter()
   classes: collections.Counter[int] = collections.Counter()
   bands: dict[int, np.ndarray] = {}  # by number of channels: sums [2, C] of means and mean squares
   counts: collections.Counter[int] = collections.Counter()
+  values: dict[tuple[str, int | None], Spread] = {}
   look = functools.partial(_look, source, channels=channels, value_range=value_range)
   for i, seen in enumerate(_in_threads(look, records, workers)):
     digests[i] = np.void(seen.digest)
     found.nbytes += seen.nbytes
     classes[seen.label] += 1
+    if seen.values is not None:
+      key = seen.values.kind, seen.values.bits
+      values[key] = values[key] | seen.values if key in values else seen.values
     if seen.reason is not None:
       found.broken.append((records[i], source.describe(records[i]), seen.reason))
     else:
@@ -176,9 +234,12 @@ def scan(
     mean, square = bands[number] / images
     found.mean = tuple(mean.tolist())
     found.std = tuple(np.sqrt(np.maximum(square - mean**2, 0.0)).tolist())
+  found.values = list(values.values())
   found.kinds = dict(kinds.most_common())
-  names = dict(enumerate(source.class_names)) | {-1: "none"}
-  found.per_class = {names.get(label, str(label)): count for label, count in sorted(classes.items())}
+  names = [*source.class_names, "none"]  # that of -1
+  found.per_class = {}
+  for label, count in sorted(classes.items()):
+    found.per_class[names[label]] = found.per_class.get(names[label], 0) + count  # two classes may have one name
   found.duplicates = [[source.describe(records[i]) for i in group] for group in _equal(digests)]
   found.extra = sum(len(group) - 1 for group in found.duplicates)
   return found
@@ -194,48 +255,45 @@ def _look(source: Source, record: int, *, channels: int | None, value_range: tup
   data, label = entry["image"], int(entry["label"])
   raw = data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes()
   digest = hashlib.blake2b(raw, digest_size=16).digest()
+  values = None
   try:
-    pixels = _decoded(data, channels, value_range)  # [H, W, C]
-    number = pixels.shape[2]
-    pixels = pixels.reshape(-1, number)
-    kind, width, height = _kind(data)
+    samples = _samples(data, channels, value_range, limits_of(source))
+    if samples.array.dtype.kind in "iuf" and samples.array.dtype != np.uint8:
+      values = levels.spread(samples.array, samples.bits)
+    number = channels or (samples.array.shape[2] if samples.array.shape[2] > 4 else 3)
+    pixels = scaled(samples, channels=number, value_range=value_range).reshape(-1, number)  # [H W, C]
   except BadImage as error:
-    return _Seen(digest if raw else _unlike_any(record), len(raw), label, error.reason)
-  values = np.bincount(  # of each channel: how often each value occurs; exact, and faster than floating-point sums
-    (pixels + (np.arange(number, dtype=np.uint32) << 8)).ravel(), minlength=256 * number
-  ).reshape(number, 256)
-  levels = np.arange(256) / 255.0
+    return _Seen(digest if raw else _unlike_any(record), len(raw), label, error.reason, values=values)
+  occurs, shades = _occurrences(pixels), np.arange(256) / 255.0
   return _Seen(
-    digest, len(raw), label, None, kind, width, height,
-    values @ levels / len(pixels), values @ levels**2 / len(pixels),
+    digest, len(raw), label, None, samples.kind, *samples.size,
+    occurs @ shades / len(pixels), occurs @ shades**2 / len(pixels), values,
   )  # fmt: skip
 
 
-def _decoded(
-  data: bytes | np.ndarray, channels: int | None, value_range: tuple[float, float] | None
-) -> UInt8[np.ndarray, "H W C"]:
+def _samples(
+  data: bytes | np.ndarray, channels: int | None, value_range: tuple[float, float] | None, limits: Limits
+) -> Samples:
+  """An image with all its bits; as many channels as it has, where no number is asked for and it cannot be RGB."""
+  read = functools.partial(read_samples, data, enough=_STATISTICS_SIDE, limits=limits)
   try:
-    return decode(data, enough=_STATISTICS_SIDE, channels=channels or 3, value_range=value_range)
+    return read(channels=channels or 3)
   except OtherChannels as error:
     if channels is not None or error.fewest is None:
       raise
-    return decode(data, channels=error.fewest, value_range=value_range)
+    return read(channels=error.fewest)
+  except NeedsPackage:  # as training, which needs all bits only where a range is given, would read it
+    return read(channels=channels or 3, deep=value_range is not None)
 
 
-def _kind(data: bytes | np.ndarray) -> tuple[str, int, int]:
-  """(format and mode, width, height) of an image that can be decoded."""
-  if isinstance(data, bytes) and not data.startswith(b"\x93NUMPY"):
-    try:
-      with Image.open(io.BytesIO(data)) as image:
-        return f"{image.format} {image.mode}", image.width, image.height
-    except UnidentifiedImageError:  # but decoded: of several bands
-      array, kind = multiband.read(data, 0, deep=True), "TIFF"
-  else:
-    array, kind = np.load(io.BytesIO(data), allow_pickle=False) if isinstance(data, bytes) else data, "array"
-  sides = sorted(array.shape)  # the channels are first or last, and fewer than pixels of a side
-  channels = 1 if array.ndim == 2 else array.shape[2] if array.shape[2] <= 4 else sides[0]
-  height, width = array.shape[1:] if array.ndim == 3 and array.shape[2] != channels else array.shape[:2]
-  return f"{kind} {array.dtype.name} x {channels}", width, height
+def _occurrences(pixels: UInt8[np.ndarray, "N C"]) -> Int64[np.ndarray, "C 256"]:
+  """How often each value occurs in each channel: exact, and faster than floating-point sums."""
+  number = pixels.shape[1]
+  counts = np.zeros(256 * number, np.int64)
+  for start in range(0, len(pixels), _CHUNK):
+    apart = pixels[start : start + _CHUNK] + (np.arange(number, dtype=np.uint32) << 8)
+    counts += np.bincount(apart.ravel(), minlength=256 * number)
+  return counts.reshape(number, 256)
 
 
 def _unlike_any(record: int) -> bytes:

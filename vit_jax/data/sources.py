@@ -1,6 +1,6 @@
 """Sources: where images come from. `open_source("folder:/my/photos")` gives random access to records.
 
-folder:/path                          any depth of sub-folders; JPEG, PNG, WebP, BMP, TIFF, arrays in .npy
+folder:/path                          any depth of sub-folders; the formats of `formats.py`
 tfds:name/split                       a prepared TensorFlow dataset (?data_dir=/path), read without TensorFlow
 array_record:/path/*.array_record     ArrayRecord shards of encoded images, with or without labels; or their folder
 parquet:/path/*.parquet               tables with a column of images, as Hugging Face has them (?image=…&label=…)
@@ -15,6 +15,7 @@ folder, parquet and tar also read object stores, as in folder:gs://bucket/photos
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -23,16 +24,23 @@ from urllib.parse import parse_qsl, urlencode
 
 import numpy as np
 
+from vit_jax.data import hints
+from vit_jax.data.left_out import left_out_of
+from vit_jax.data.limits import DEFAULT, Limits
+
+log = logging.getLogger(__name__)
+
 
 class Source(Protocol):
   """Random access to the records of one split; can be sent to worker processes.
 
   Attributes:
     num_classes: classes of the labels; 0: no labels.
-    class_names: their names; empty where unknown.
+    class_names: their names, one for each; a class without a name is called by its label, as in "17".
 
-  Some have more attributes: `remote`, whether what it reads may come over a network; what decides about the order of
-  their records (`order.py`).
+  Some have more attributes: `left_out`, what of their files, members and labels they do not use and why
+  (`left_out.LeftOut`); `remote`, whether what they read may come over a network; `limits`, bounds on the bytes and
+  pixels of each image (`limits.py`); what decides about the order of their records (`order.py`).
   """
 
   num_classes: int
@@ -42,7 +50,7 @@ class Source(Protocol):
     """Number of records."""
 
   def __getitem__(self, index: int) -> dict[str, bytes | np.ndarray | int]:
-    """{"image": an encoded image or an array as `decode.decode` takes it, "label": its class, -1: none}.
+    """{"image": an encoded image or an array as `decode.decode` takes it, "label": the number of its class, -1: none}.
 
     Raises:
       OSError, BadImage: if this one record cannot be read.
@@ -52,12 +60,13 @@ class Source(Protocol):
     """What record `index` is, for messages: a file's path, a record's number."""
 
 
-def open_source(spec: str, *, cache_dir: str | os.PathLike | None = None) -> Source:
+def open_source(spec: str, *, cache_dir: str | os.PathLike | None = None, limits: Limits = DEFAULT) -> Source:
   """Opens a source by its specification, `scheme:rest` (see the top of this file).
 
   Args:
     spec: the specification.
     cache_dir: where embedded data is kept; None: the default place.
+    limits: bounds on the bytes and pixels of each image.
 
   Raises:
     ValueError: for a specification that is malformed or names nothing; it says what there is.
@@ -65,18 +74,30 @@ def open_source(spec: str, *, cache_dir: str | os.PathLike | None = None) -> Sou
   from vit_jax.data import mixture
 
   if mixture.is_mixture(spec):
-    return mixture.open_mixture(spec, cache_dir=cache_dir)
+    return mixture.open_mixture(spec, cache_dir=cache_dir, limits=limits)
   scheme, rest = _parse(spec)
-  return _OPENERS[scheme](rest, spec, cache_dir)
+  source = _within(limits, _OPENERS[scheme](rest, spec, cache_dir))
+  if left_out := left_out_of(source):
+    level = logging.INFO if left_out.expected else logging.WARNING
+    log.log(level, "%s: beside %d images, %d left out: %s", spec, len(source), left_out.total, left_out.text())
+  return source
 
 
-def rescan(spec: str, *, cache_dir: str | os.PathLike | None = None, beside: bool = False) -> Source:
+def _within(limits: Limits, source: Source) -> Source:
+  source.limits = limits
+  return source
+
+
+def rescan(
+  spec: str, *, cache_dir: str | os.PathLike | None = None, beside: bool = False, limits: Limits = DEFAULT
+) -> Source:
   """Opens a source and makes its index anew, where it is of a kind that has one (folder, tar).
 
   Args:
     spec: the specification.
     cache_dir: where indices are kept.
     beside: put the index of a folder beside it, as PATH.vit_jax_index, so that other machines find it, too.
+    limits: bounds on the bytes and pixels of each image.
 
   Raises:
     ValueError: as `open_source`.
@@ -85,14 +106,14 @@ def rescan(spec: str, *, cache_dir: str | os.PathLike | None = None, beside: boo
   if scheme == "folder" and rest:
     from vit_jax.data.folder import open_folder
 
-    return open_folder(rest, spec, cache_dir=cache_dir, index="beside" if beside else "cache")
+    return _within(limits, open_folder(rest, spec, cache_dir=cache_dir, index="beside" if beside else "cache"))
   if beside:
     raise ValueError(f"data.source = {spec!r}: only the index of a folder can lie beside it.")
   if scheme == "tar" and rest:
     from vit_jax.data.tar import open_tar
 
-    return open_tar(rest, spec, cache_dir=cache_dir, rescan=True)
-  return open_source(spec, cache_dir=cache_dir)
+    return _within(limits, open_tar(rest, spec, cache_dir=cache_dir, rescan=True))
+  return open_source(spec, cache_dir=cache_dir, limits=limits)
 
 
 def split_specs(spec: str) -> dict[str, str]:
@@ -164,7 +185,7 @@ def _parse(spec: str) -> tuple[str, str]:
   scheme, colon, rest = spec.partition(":")
   known = ", ".join(f"{name}:{form}" for name, form in _FORMS.items())
   if not colon or len(scheme) == 1:  # one letter: a drive of Windows
-    hint = f" Did you mean folder:{spec}?" if os.path.exists(os.path.expanduser(spec)) else ""
+    hint = f" Did you mean {hints.spec_of_path(spec)}?" if os.path.exists(os.path.expanduser(spec)) else ""
     raise ValueError(f"data.source = {spec!r} has no scheme.{hint} Valid: {known}.")
   if scheme not in _OPENERS:
     near = difflib.get_close_matches(scheme, _OPENERS, 1)
@@ -184,13 +205,13 @@ def _open_folder(rest: str, spec: str, cache_dir: str | os.PathLike | None) -> S
 def _open_tfds(rest: str, spec: str, cache_dir: str | os.PathLike | None) -> Source:
   from vit_jax.data.tfds_source import open_tfds
 
-  return open_tfds(rest, spec)
+  return open_tfds(rest, spec, cache_dir=cache_dir)
 
 
 def _open_array_record(rest: str, spec: str, cache_dir: str | os.PathLike | None) -> Source:
   from vit_jax.data.array_records import open_array_record
 
-  return open_array_record(rest, spec)
+  return open_array_record(rest, spec, cache_dir=cache_dir)
 
 
 def _open_embedded(rest: str, spec: str, cache_dir: str | os.PathLike | None) -> Source:

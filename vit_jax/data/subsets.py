@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vit_jax.data.limits import limits_of
+
 if TYPE_CHECKING:
   from vit_jax.data.sources import Source
 
@@ -21,6 +23,7 @@ class Subset:
     self._indices = np.asarray(indices)
     self.num_classes = source.num_classes
     self.class_names = source.class_names
+    self.limits = limits_of(source)
 
   def __len__(self) -> int:
     return len(self._indices)
@@ -47,6 +50,7 @@ class Relabelled:
     self._numbers = tuple(numbers)
     self.class_names = class_names
     self.num_classes = len(class_names)
+    self.limits = limits_of(source)
 
   def __len__(self) -> int:
     return len(self._source)
@@ -72,7 +76,11 @@ class Relabelled:
 
 def take(source: Source, indices: np.ndarray) -> Source:
   """These records as a source; of one that makes its records, the others are then not made."""
-  return source.take(indices) if hasattr(source, "take") else Subset(source, indices)
+  if not hasattr(source, "take"):
+    return Subset(source, indices)
+  taken = source.take(indices)
+  taken.limits = limits_of(source)
+  return taken
 
 
 def at_most(source: Source, num: int | None) -> Source:

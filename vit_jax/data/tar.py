@@ -1,44 +1,35 @@
 """`tar:/glob`: WebDataset shards, uncompressed tar files, with random access to their members.
 
-Files of a shard that share their path up to the first dot of the name are one sample: `a/001.jpg` with `a/001.cls` or
-`a/001.json`. The image is the member that ends in .jpg, .png, …; the label is what `.cls` holds, or "label", "cls" or
-"class" of `.json`: a number, or a class's name. The names of numbered classes are in `classes.json` beside the shards,
-if there is one. Where every image begins in its shard is found once and kept as an index in the cache, which is made
-again when a shard has changed.
+Every member that is an image is a record. Its label is that of the `.cls` or `.json` of the same name (`a/001.cls` for
+`a/001.jpg`, `a/001.v2.cls` for `a/001.v2.jpg`) or else of its sample, whose name ends at the first dot (`a/001.cls` for
+`a/001.left.jpg`): what `.cls` holds, or "label", "cls", "class" or "class_id" of `.json`, by the rules of `classes.py`.
+The names of numbered classes are in `classes.json` beside the shards, if there is one. Where every image begins in its
+shard is found once and kept as an index in the cache, which is made again when a shard has changed.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import tarfile
 import time
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from vit_jax.data import storage
-from vit_jax.data.array_records import CLASSES
+from vit_jax.data.classes import CLASSES, class_names, classes_of
 from vit_jax.data.decode import BadImage
-from vit_jax.data.folder import EXTENSIONS
+from vit_jax.data.formats import EXTENSIONS
 from vit_jax.data.index import Names, index_path, read_index, write_index
+from vit_jax.data.left_out import LeftOut, printable
+from vit_jax.data.limits import DEFAULT
+from vit_jax.data.tar_members import Image, NoShard, read_shard
 
 log = logging.getLogger(__name__)
 
-_LABELS = ("label", "cls", "class", "class_id")  # fields of a sample's .json
 _THREADS = 8
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstandard"}  # by their first bytes
-
-
-class _Sample(NamedTuple):
-  name: str
-  offset: int
-  size: int
-  label: str  # as written; "": none
+_FORM = 2  # of the index; one of another form is made again
 
 
 class TarSource:
@@ -50,13 +41,15 @@ class TarSource:
     self._names = Names(arrays["names"], arrays["name_ends"])
     self._shards = about["shards"]
     self.class_names = tuple(about["classes"])
-    self.num_classes = int(about["num_classes"])
+    self.num_classes = len(self.class_names)
+    self.left_out = LeftOut(about["left_out"])
     self.remote = storage.is_remote(self._shards[0])
+    self.limits = DEFAULT
 
   def __reduce__(self):
     if self._index is not None:
-      return (_from_index, (self._index,))
-    return (TarSource, (None, self._about, self._arrays))
+      return (_from_index, (self._index,), {"limits": self.limits})
+    return (TarSource, (None, self._about, self._arrays), {"limits": self.limits})
 
   def __len__(self) -> int:
     return len(self._names)
@@ -64,13 +57,14 @@ class TarSource:
   def __getitem__(self, index: int) -> dict[str, bytes | int]:
     shard = self._shards[int(self._arrays["shard"][index])]
     size = int(self._arrays["size"][index])
+    self.limits.check_bytes(size, self.describe(index))
     data = storage.read_range(shard, int(self._arrays["offset"][index]), size)
     if len(data) < size:
       raise BadImage(self.describe(index), f"the shard ends after {len(data)} of its {size} bytes")
     return {"image": data, "label": int(self._arrays["label"][index])}
 
   def describe(self, index: int) -> str:
-    return f"{self._names[index]} in {self._shards[int(self._arrays['shard'][index])]}"
+    return printable(f"{self._names[index]} in {self._shards[int(self._arrays['shard'][index])]}")
 
 
 def open_tar(pattern: str, spec: str, *, cache_dir: str | os.PathLike | None = None, rescan: bool = False) -> TarSource:
@@ -85,124 +79,75 @@ def open_tar(pattern: str, spec: str, *, cache_dir: str | os.PathLike | None = N
   Raises:
     ValueError: if no file matches, one is no tar file or compressed, or they hold no image.
   """
-  shards = storage.matches(pattern)
+  left_out = LeftOut()
+  shards = storage.matches(pattern, left_out)
   if not shards:
     raise ValueError(f"data.source = {spec!r}: no file matches {pattern}; {storage.contents(pattern)}.")
-  with ThreadPoolExecutor(_THREADS) as pool:
-    versions = [list(version) for version in pool.map(storage.version, shards)]
+  known = {"form": _FORM, "missing": left_out.to_json(), "versions": _versions(shards)}
   place = index_path("tar", "\n".join(shards), cache_dir)
   if not rescan and place.exists():
     try:
-      if read_index(place)[0]["versions"] == versions:
+      about = read_index(place)[0]
+      if all(about.get(key) == value for key, value in known.items()):
         return _from_index(place)
       log.info("shards of %s have changed: reading where their images are again", spec)
     except (OSError, ValueError, KeyError) as error:
       log.warning("the index %s cannot be read (%s): making it again", place, error)
-  about, arrays = _scan(shards, spec)
+  about, arrays = _scan(shards, spec, left_out)
   try:
-    write_index(place, {**about, "versions": versions}, arrays)
+    write_index(place, {**about, **known}, arrays)
   except OSError as error:
     log.warning("cannot keep the index of %s in %s (%s): it is made at every start", spec, place, error)
     return TarSource(None, about, arrays)
   return _from_index(place)
 
 
+def _versions(shards: list[str]) -> list[list[int | str]]:
+  """What changes when one of the shards or the list of class names is written again."""
+  with ThreadPoolExecutor(_THREADS) as pool:
+    versions = [list(version) for version in pool.map(storage.version, shards)]
+  names = _class_file(shards)
+  return versions + ([list(storage.version(names))] if storage.exists(names) else [])
+
+
+def _class_file(shards: list[str]) -> str:
+  return storage.local(shards[0]).rpartition("/")[0] + "/" + CLASSES
+
+
 def _from_index(place: Path) -> TarSource:
   return TarSource(place, *read_index(place))
 
 
-def _scan(shards: list[str], spec: str) -> tuple[dict, dict[str, np.ndarray]]:
+def _scan(shards: list[str], spec: str, left_out: LeftOut) -> tuple[dict, dict[str, np.ndarray]]:
   """(about, arrays) of an index of these shards."""
   begun = time.monotonic()
   with ThreadPoolExecutor(_THREADS) as pool:
-    found = list(pool.map(lambda shard: _samples(shard, spec), shards))
-  samples = [sample for _, some, _ in found for sample in some]
-  missing = sum(count for *_, count in found)
-  if not samples:
-    kinds = sorted(set().union(*(endings for endings, *_ in found)))
+    found = list(pool.map(lambda shard: _read(shard, spec), shards))
+  images = [image for some, _ in found for image in some]
+  for _, others in found:
+    left_out.merge(others)
+  if not images:
     raise ValueError(
-      f"data.source = {spec!r}: the {len(shards)} matching files hold no image, only members that end in "
-      f"{', '.join(kinds) or 'nothing'}; images are {', '.join(EXTENSIONS)}."
+      f"data.source = {spec!r}: the {len(shards)} matching files hold no image, only what is left out: "
+      f"{left_out.text()}; images are {', '.join(EXTENSIONS)}."
     )
-  if missing:
-    log.warning("%s: %d samples without an image were left out", spec, missing)
-  labels, classes, number = _classes((sample.label for sample in samples), storage.local(shards[0]))
-  names = Names.of(sample.name for sample in samples)
+  classes = classes_of({image.label for image in images} - {None}, class_names(_class_file(shards)))
+  names = Names.of(image.name for image in images)
   arrays = {
     "names": names.text,
     "name_ends": names.ends,
-    "shard": np.repeat(np.arange(len(shards), dtype=np.int32), [len(some) for _, some, _ in found]),
-    "offset": np.array([sample.offset for sample in samples], np.int64),
-    "size": np.array([sample.size for sample in samples], np.int64),
-    "label": labels,
+    "shard": np.repeat(np.arange(len(shards), dtype=np.int32), [len(some) for some, _ in found]),
+    "offset": np.array([image.offset for image in images], np.int64),
+    "size": np.array([image.size for image in images], np.int64),
+    "label": np.array([classes.number(image.label) for image in images], np.int32),
   }
   seconds = time.monotonic() - begun
-  log.info("%s: %d images found in %d shards in %.1f s", spec, len(samples), len(shards), seconds)
-  return {"shards": shards, "classes": classes, "num_classes": number}, arrays
+  log.info("%s: %d images found in %d shards in %.1f s", spec, len(images), len(shards), seconds)
+  return {"shards": shards, "classes": classes.names, "left_out": left_out.to_json()}, arrays
 
 
-def _samples(shard: str, spec: str) -> tuple[set[str], list[_Sample], int]:
-  """(the members' endings, the samples with an image, number of samples without one) of a shard."""
-  images: dict[str, tuple[str, int, int]] = {}
-  labels: dict[str, str] = {}
-  endings: set[str] = set()
-  with storage.open_file(shard) as file:
-    start = file.read(2)
-    if start in _COMPRESSED:
-      raise ValueError(
-        f"data.source = {spec!r}: {shard} is compressed ({_COMPRESSED[start]}), which leaves no random access to its "
-        "images; decompress it (images hardly shrink)."
-      )
-    file.seek(0)
-    try:
-      with tarfile.open(fileobj=file, mode="r:") as tar:
-        for member in tar:
-          folder, _, name = member.name.rpartition("/")
-          stem, dot, ending = name.partition(".")
-          if not member.isfile() or not stem:
-            continue
-          key, ending = f"{folder}/{stem}", (dot + ending).lower()
-          endings.add(ending)
-          if ending in EXTENSIONS:
-            images.setdefault(key, (member.name, member.offset_data, member.size))
-          elif ending in (".cls", ".json"):
-            label = _label(tar.extractfile(member).read(), ending)
-            labels[key] = label or labels.get(key, "")
-        file.seek(tar.offset)  # where tarfile saw the end: a damaged header counts as one
-        if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-          log.warning(
-            "%s is damaged at byte %d: only the %d images before that are used", shard, tar.offset, len(images)
-          )
-    except tarfile.TarError as error:
-      if not images:
-        raise ValueError(f"data.source = {spec!r}: {shard} is no whole tar file: {error}") from error
-      log.warning("%s is damaged (%s): only the %d images before that are used", shard, error, len(images))
-  samples = [_Sample(*image, labels.get(key, "")) for key, image in images.items()]
-  return endings, samples, len(labels.keys() - images.keys())
-
-
-def _label(data: bytes, ending: str) -> str:
-  """The label in a .cls or .json member, as text; "": none."""
-  text = data.decode("utf-8", "replace").strip()
-  if ending == ".cls":
-    return text
+def _read(shard: str, spec: str) -> tuple[list[Image], LeftOut]:
   try:
-    fields = json.loads(text)
-  except json.JSONDecodeError:
-    return ""
-  if not isinstance(fields, dict):
-    return ""
-  return next((str(fields[name]) for name in _LABELS if isinstance(fields.get(name), int | str)), "")
-
-
-def _classes(written: Iterable[str], shard: str) -> tuple[np.ndarray, list[str], int]:
-  """(labels int32 [N], class names, number of classes) of labels as they are written: numbers, or else names."""
-  written = list(written)
-  path = shard.rpartition("/")[0] + "/" + CLASSES
-  names = json.loads(storage.read(path)) if storage.exists(path) else []
-  if all(label.isdecimal() for label in written if label):
-    labels = np.array([int(label) if label else -1 for label in written], np.int32)
-    return labels, names, max(len(names), int(labels.max()) + 1)
-  names = sorted(set(written) - {""})
-  numbers = {name: i for i, name in enumerate(names)} | {"": -1}
-  return np.array([numbers[label] for label in written], np.int32), names, len(names)
+    return read_shard(shard)
+  except NoShard as error:
+    raise ValueError(f"data.source = {spec!r}: {shard} {error}.") from error

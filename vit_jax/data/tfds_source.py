@@ -7,36 +7,58 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.data.classes import Classes, classes_of
+from vit_jax.data.decode import BadImage
+from vit_jax.data.left_out import LeftOut, in_a_line
+from vit_jax.data.record_labels import classes_of_records
 from vit_jax.data.sources import split_options
+
+_LABELS = ("label", "labels", "class", "cls", "class_id")  # features that may be one, though they are no class label
 
 
 class TfdsSource:
   """The records of one split of a prepared dataset; images are left encoded."""
 
-  def __init__(self, records: Any, spec: str, image_key: str, label_key: str | None, class_names: tuple[str, ...]):
+  def __init__(
+    self, records: Any, spec: str, image_key: str, label_key: str | None, classes: Classes, left_out: LeftOut
+  ):
     self._records = records
     self._spec = spec
     self._image_key = image_key
     self._label_key = label_key
-    self.class_names = class_names
-    self.num_classes = len(class_names)
+    self._classes = classes
+    self.left_out = left_out
+    self.class_names = classes.names
+    self.num_classes = len(classes.names)
 
   def __len__(self) -> int:
     return len(self._records)
 
   def __getitem__(self, index: int) -> dict[str, bytes | np.ndarray | int]:
-    record = self._records[index]
-    return {"image": record[self._image_key], "label": -1 if self._label_key is None else int(record[self._label_key])}
+    record = _record(self._records, index)
+    label = -1 if self._label_key is None else self._classes.number(record[self._label_key])
+    return {"image": record[self._image_key], "label": label}
 
   def describe(self, index: int) -> str:
     return f"record {index} of {self._spec}"
 
 
-def open_tfds(rest: str, spec: str) -> TfdsSource:
+def _record(records: Any, index: int) -> dict[str, Any]:
+  try:
+    return records[index]
+  except OSError as error:
+    if error.errno is not None:
+      raise
+    raise BadImage(f"record {index}", f"cannot be read ({in_a_line(error)})") from error
+  except Exception as error:  # a damaged chunk of the file, or what is no record of these features
+    raise BadImage(f"record {index}", f"cannot be read ({in_a_line(error)})") from error
+
+
+def open_tfds(rest: str, spec: str, *, cache_dir: str | os.PathLike | None = None) -> TfdsSource:
   """Opens `name[/config][:version]/split[?data_dir=/path]`; name may be the path of a prepared dataset's folder.
 
   The image is the feature "image", or else the first image feature, or else the first tensor [H, W, C]; the label
-  "label", or else the first class label.
+  "label" among the class labels, or else the first class label, or else a number or text of the name of one.
 
   Raises:
     ValueError: if the dataset or split is not there, is not prepared for random access, or has no image.
@@ -56,7 +78,8 @@ def open_tfds(rest: str, spec: str) -> TfdsSource:
   if not images:
     raise ValueError(f"data.source = {spec!r} has no image among its features: {', '.join(features)}.")
   image_key = "image" if "image" in images else images[0]
-  label_key = "label" if "label" in labels else next(iter(labels), None)
+  others = [key for key in _LABELS if key in features and key not in images and not features[key].shape]
+  label_key = "label" if "label" in labels else next(iter(labels or others), None)
   try:
     records = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()} if encoded else None)
   except NotImplementedError as error:
@@ -64,8 +87,15 @@ def open_tfds(rest: str, spec: str) -> TfdsSource:
       f"data.source = {spec!r}: {builder.data_path} is stored as {builder.info.file_format.value}, which has no random "
       "access; prepare it again with file_format='array_record'."
     ) from error
-  names = tuple(features[label_key].names) if label_key is not None else ()
-  return TfdsSource(records, spec, image_key, label_key, names)
+  classes, left_out = classes_of(()), LeftOut()
+  if labels and features[label_key].names:
+    classes = classes_of((), features[label_key].names)
+  elif label_key is not None:
+    files = [str(file) for file in builder.info.splits[split].filepaths]
+    classes, left_out = classes_of_records(
+      lambda index: _record(records, index)[label_key], len(records), files, cache_dir=cache_dir
+    )
+  return TfdsSource(records, spec, image_key, label_key, classes, left_out)
 
 
 def _how_to_prepare(rest: str) -> str:
@@ -109,5 +139,9 @@ def _builder(rest: str, spec: str) -> tuple[Any, Any, str]:
     found = f"{root} holds {', '.join(prepared)}" if prepared else f"{root} holds none"
     raise ValueError(
       f"data.source = {spec!r}: there is no dataset {name!r}; {found} (choose with ?data_dir=/path)."
+    ) from error
+  except Exception as error:  # what tfds raises on a damaged description of a dataset
+    raise ValueError(
+      f"data.source = {spec!r}: {name} cannot be opened ({in_a_line(error)}); prepare it again."
     ) from error
   return tfds, builder, split

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vit_jax.data.limits import DEFAULT, Limits
 from vit_jax.evaluation.baselines import BASELINES
 from vit_jax.evaluation.errors import EvaluationError, Incomplete
 from vit_jax.evaluation.features import FeatureFn, Progress, make_feature_fn
@@ -33,9 +34,11 @@ def evaluate_model(
   mean: tuple[float, ...] = IMAGENET_MEAN,
   std: tuple[float, ...] = IMAGENET_STD,
   value_range: tuple[float, float] | None = None,
+  crop_ratio: float | None = None,
   baselines: bool = True,
   sharding: jax.sharding.NamedSharding | None = None,
   cache_dir: str | os.PathLike | None = None,
+  limits: Limits = DEFAULT,
   seed: int = 0,
   progress: Progress | None = None,
   show: Callable[[Mapping[str, float], Mapping[str, str]], None] | None = None,
@@ -57,9 +60,12 @@ def evaluate_model(
     mean: channel means of the training images in [0, 1] (`augment.mean`).
     std: their channel standard deviations (`augment.std`).
     value_range: of images that do not have 8 bits (`data.value_range`).
+    crop_ratio: side of the centre crop over the resized short side (`evaluation.crop_ratio`); None: 224 / 256, but an
+      image whose short side has the size already is only cropped.
     baselines: whether the untrained network, pixels and colours are scored too.
     sharding: how a batch is spread over devices; see `features.make_feature_fn`.
     cache_dir: see `data.cache_dir`.
+    limits: bounds on the bytes and pixels of each image (`data.max_file_bytes`, `data.max_pixels`).
     seed: of the untrained network and of the linear probe.
     progress: called with the number of images done.
     show: called with the results and with what failed (see `Incomplete`) before they are written to a file.
@@ -76,7 +82,7 @@ def evaluate_model(
   check_tasks(tasks)
   if output is not None:
     check_path(output)
-  splits = open_splits(train_source, test_source, max_examples=max_examples, cache_dir=cache_dir)
+  splits = open_splits(train_source, test_source, max_examples=max_examples, cache_dir=cache_dir, limits=limits)
   splits.keep()
   options = dict(mean=mean, std=std, sharding=sharding)
   further: dict[str, FeatureFn] = {}
@@ -84,7 +90,11 @@ def evaluate_model(
     untrained = untrained_params(model, params, image_size=image_size, seed=seed)
     further = {"untrained": make_feature_fn(model, untrained, **options), **BASELINES}
   train, test = splits.batches(
-    image_size=image_size, batch_size=batch_size, channels=model.in_channels, value_range=value_range
+    image_size=image_size,
+    batch_size=batch_size,
+    channels=model.in_channels,
+    value_range=value_range,
+    crop_ratio=crop_ratio,
   )
   failed: dict[str, str] = {}
   try:

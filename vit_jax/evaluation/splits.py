@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from vit_jax.data.evaluation_batches import evaluation_batches
+from vit_jax.data.limits import DEFAULT, Limits
 from vit_jax.data.sources import Source, open_source, share_images, split_options, split_specs
 from vit_jax.data.subsets import Relabelled, Subset, at_most, keep
 from vit_jax.evaluation.errors import EvaluationError, UnlabelledError, listed
@@ -58,9 +59,11 @@ class Splits:
     batch_size: int,
     channels: int = 3,
     value_range: tuple[float, float] | None = None,
+    crop_ratio: float | None = None,
   ) -> tuple[Iterator[dict], Iterator[dict]]:
     """Batches of all images of train and of test, for `evaluate`; see `evaluation_batches`."""
-    options = dict(image_size=image_size, batch_size=batch_size, channels=channels, value_range=value_range)
+    options = dict(image_size=image_size, batch_size=batch_size, channels=channels)
+    options |= dict(value_range=value_range, crop_ratio=crop_ratio)
     return tuple(evaluation_batches(part, **options, max_examples=len(part)) for part in (self.train, self.test))
 
 
@@ -70,6 +73,7 @@ def open_splits(
   *,
   max_examples: int | None = None,
   cache_dir: str | os.PathLike | None = None,
+  limits: Limits = DEFAULT,
 ) -> Splits:
   """Opens the images to train and to test on.
 
@@ -80,6 +84,7 @@ def open_splits(
       which are then not trained on. `test_name` of the result says which.
     max_examples: images of each of the two that are used at most, drawn at random, the same ones always. None: all.
     cache_dir: see `data.cache_dir`.
+    limits: bounds on the bytes and pixels of each image (`data.max_file_bytes`, `data.max_pixels`).
 
   Raises:
     UnlabelledError: if there are fewer than two classes.
@@ -91,13 +96,13 @@ def open_splits(
       f"{test_source} holds images of {train_source}, which are learned from: each would be its own nearest neighbour. "
       "Name other images as --test_data (test_source), or none: a test split or held-out images are then used."
     )
-  train = open_source(train_source, cache_dir=cache_dir)
+  train = open_source(train_source, cache_dir=cache_dir, limits=limits)
   if train.num_classes < 2:
     raise UnlabelledError(f"{train_source} has labels of {train.num_classes} class(es), and scoring needs at least 2")
   name = train_source
   test_source = test_source or _test_split(train_source)
   if test_source is not None:
-    test = open_source(test_source, cache_dir=cache_dir)
+    test = open_source(test_source, cache_dir=cache_dir, limits=limits)
     train, test, shared = _with_classes_of(train, test, (train_source, test_source))
   else:
     shared = dict(enumerate(names_of(train)))

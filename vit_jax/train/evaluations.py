@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,13 @@ from vit_jax.evaluation.features import FeatureFn
 from vit_jax.evaluation.splits import open_splits
 from vit_jax.inspect import pictures
 from vit_jax.methods import State
+from vit_jax.train import setup
 from vit_jax.train.setup import Run
 
 log = logging.getLogger(__name__)
 
 NUM_PICTURED = 8
+Check = Callable[[], None]
 
 
 class Evaluations:
@@ -36,18 +38,25 @@ class Evaluations:
     self._size = self._settings.image_size or run.config.crops.global_size
     self._sources, self._pictured_source = None, run.source
     if run.evaluation_sources is not None:
-      splits = open_splits(*run.evaluation_sources, cache_dir=run.config.data.cache_dir)
+      splits = open_splits(
+        *run.evaluation_sources, cache_dir=run.config.data.cache_dir, limits=setup.limits(run.config)
+      )
       self._names, self._pictured_source = splits.names, splits.test
       self._shared_classes = splits.shared_classes
       self._sources = tuple(at_most(part, self._settings.max_examples) for part in (splits.train, splits.test))
     self._pictured: np.ndarray | None = None
 
-  def scores(self, state: State, *, baselines: bool) -> dict[str, float]:
+  def scores(self, state: State, *, baselines: bool, check: Check = lambda: None) -> dict[str, float]:
     """The tasks' scores; with `baselines`, also those of pixels and colour histograms of the same images.
 
     A task that cannot be scored on these features is named in a warning, and left out.
 
     The scores of several students begin with their names; a frozen teacher is a further baseline.
+
+    Args:
+      state: of the run; it is only read.
+      baselines: whether to score these, too.
+      check: called after every batch; what it raises ends the evaluation.
     """
     if self._sources is None:
       return {}
@@ -73,6 +82,7 @@ class Evaluations:
           baselines=further or None,
           names=self._names,
           seed=config.seed,
+          progress=lambda _: check(),
         )
       except evaluation.Incomplete as error:  # no reason to stop training
         scores = error.results
@@ -87,8 +97,8 @@ class Evaluations:
     sharding = parallel.batch_sharding(self._run.mesh) if self._run.mesh.size > 1 else None
     return evaluation.make_feature_fn(model, params, mean=augment.mean, std=augment.std, sharding=sharding)
 
-  def pictures(self, state: State) -> dict[str, np.ndarray]:
-    """The principal components of the teacher's patches on a few images."""
+  def pictures(self, state: State, *, check: Check = lambda: None) -> dict[str, np.ndarray]:
+    """The principal components of the teacher's patches on a few images; `check` as for the scores."""
     if self._pictured is None:
       source = self._pictured_source
       batch = next(self._batches(source, batch_size=NUM_PICTURED, max_examples=NUM_PICTURED), None)
@@ -99,12 +109,13 @@ class Evaluations:
         )
       self._pictured = batch["images"][batch["valid"]]
     augment, mesh = self._run.config.augment, self._run.mesh
-    return {
-      f"{name}/pca" if name else "pca": pictures.feature_sheet(
+    sheets = {}
+    for name, (model, params) in methods.exports(self._run.method, state, self._run.config).items():
+      check()
+      sheets[f"{name}/pca" if name else "pca"] = pictures.feature_sheet(
         model, params, self._pictured, mean=augment.mean, std=augment.std, mesh=mesh
       )
-      for name, (model, params) in methods.exports(self._run.method, state, self._run.config).items()
-    }
+    return sheets
 
   def _batches(self, source: Any, **numbers: int) -> Iterator[Mapping[str, Any]]:
     """All images of a source, or `numbers` of them."""
@@ -114,5 +125,6 @@ class Evaluations:
       image_size=self._size,
       channels=self._run.config.model.in_channels,
       value_range=self._run.config.data.value_range,
+      crop_ratio=self._settings.crop_ratio,
       **numbers,
     )

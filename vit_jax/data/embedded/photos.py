@@ -52,7 +52,7 @@ def load() -> dict[str, np.ndarray]:
   from PIL import Image
 
   paths = [_path(*file) for file in _FILES]
-  images = (np.asarray(Image.open(path).convert("RGB")) for path in paths)
+  images = (np.asarray(Image.open(path, formats=("JPEG", "PNG", "TIFF")).convert("RGB")) for path in paths)
   return {name: _halve(image) for name, image in zip(CLASS_NAMES, images, strict=True)}
 
 
