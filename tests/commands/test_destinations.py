@@ -133,6 +133,7 @@ def test_a_text_takes_the_place_of_texts_only(here):
     f"inspect batch {TINY} --config.data.source={NOWHERE} --output=BAD.png",
     f"inspect features --model=nowhere --data={NOWHERE} --output=BAD.png",
     "inspect checkpoints --workdir=nowhere --output=BAD",
+    "inspect run nowhere --output=BAD",
     "bench data --json=BAD.json",
     f"plan {TINY} --topology=h100:8 --json=BAD.json",
     f"profile {TINY} --config.data.source={NOWHERE} --workdir=BAD",
@@ -165,7 +166,7 @@ def test_a_text_that_cannot_be_written_after_all_is_printed(capsys):
   assert cli.main(["inspect", "config", TINY, "--output=/dev/full"]) == 2
   out, error = capsys.readouterr()
   assert "batch_size" in out
-  assert error == "vit-jax: --output=/dev/full: cannot be written: No space left on device\n"
+  assert error.splitlines()[-1] == "vit-jax: --output=/dev/full: cannot be written: No space left on device"
 
 
 def test_a_report_of_a_scan_that_cannot_be_written_is_printed(capsys):

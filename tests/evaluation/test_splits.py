@@ -35,7 +35,7 @@ def photos(tmp_path_factory):
 def test_embedded_data_is_tested_on_its_test_split(tmp_path, monkeypatch):
   opened = []
 
-  def small(spec, cache_dir):
+  def small(spec, cache_dir, limits):
     opened.append(spec)
     return open_source(spec + ("" if "count" in spec else "&count=20"), cache_dir=cache_dir)
 
@@ -186,7 +186,7 @@ def opened(monkeypatch):
 
   def use(*sources):
     waiting = list(sources)
-    monkeypatch.setattr("vit_jax.evaluation.splits.open_source", lambda spec, cache_dir: waiting.pop(0))
+    monkeypatch.setattr("vit_jax.evaluation.splits.open_source", lambda spec, cache_dir, limits: waiting.pop(0))
     return open_splits("tar:/train.tar", "tar:/val.tar")
 
   return use
