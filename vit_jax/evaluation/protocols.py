@@ -105,7 +105,7 @@ def evaluate(
         results |= {f"{prefix}{task}/{metric}": value for metric, value in scores.items()}
   if baselines:
     know_nothing = majority(train[_MODEL].labels, test[_MODEL].labels)
-    results |= {f"baseline/majority/{task}/top1": know_nothing for task in tasks}
+    results |= {f"baseline/majority/{task}/top1": know_nothing for task in tasks if task not in failed}
   if failed:
     raise Incomplete(results, failed)
   return results
