@@ -10,6 +10,7 @@ import pathlib
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,8 +93,7 @@ def images(seed: int = 1) -> np.ndarray:
 
 
 def assert_same(a: dict, b: dict) -> None:
-  assert jax.tree.structure(a) == jax.tree.structure(b)
-  jax.tree.map(np.testing.assert_array_equal, a, b)
+  chex.assert_trees_all_equal(a, b)
 
 
 @pytest.mark.parametrize("format", ["safetensors", "pth", "orbax"])

@@ -49,8 +49,9 @@ def _run(argv: Sequence[str], *, owns_process: bool) -> int:
   try:
     args = parse(argv)
     args.owns_process = owns_process
-    args.command(args)
+    code = args.command(args) or 0
     sys.stdout.flush()
+    return code
   except Exception as error:
     if isinstance(error, BrokenPipeError) and _nobody_reads():
       return 128 + signal.SIGPIPE
@@ -62,11 +63,12 @@ def _run(argv: Sequence[str], *, owns_process: bool) -> int:
   except KeyboardInterrupt:
     print("vit-jax: interrupted", file=sys.stderr)
     return 130
-  return 0
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
   """The parsed command line: `command` is the function to call with it, `overrides` its `--config.…` flags.
+
+  The function returns an exit code where it is done and not all is well, else None.
 
   Raises:
     UserError: for an override without a value, or of a sub-command that takes no config; for what looks like one.

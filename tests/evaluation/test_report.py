@@ -58,3 +58,16 @@ def test_files_hold_every_number(tmp_path):
 def test_other_kinds_of_files_are_refused(tmp_path):
   with pytest.raises(EvaluationError, match=r"\.json or \.md.*scores\.csv"):
     save(tmp_path / "scores.csv", RESULTS)
+
+
+def test_what_has_no_score_is_written_with_the_reason(tmp_path):
+  failed = {"linear": "one image only.", "baseline/pixels/linear": "one image only."}
+  save(tmp_path / "scores.json", RESULTS, failed=failed)
+  assert json.loads((tmp_path / "scores.json").read_text())["failed"] == failed
+  save(tmp_path / "scores.md", RESULTS, failed=failed)
+  assert "- not scored: linear, baseline/pixels/linear: one image only.\n" in (tmp_path / "scores.md").read_text()
+
+
+def test_a_file_that_cannot_be_written_is_said_in_a_line():
+  with pytest.raises(EvaluationError, match="/dev/full: the scores cannot be written there: No space left on device"):
+    save("/dev/full", RESULTS)

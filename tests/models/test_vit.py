@@ -6,6 +6,7 @@ import functools
 import math
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -160,8 +161,7 @@ def test_a_list_gives_what_each_of_its_entries_gives():
   together = model.apply(variables, [images, crops])
   for features, entry in zip(together, (images, crops), strict=True):
     alone = model.apply(variables, entry)
-    for a, b in zip(jax.tree.leaves(features), jax.tree.leaves(alone), strict=True):
-      np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(features, alone, rtol=1e-5, atol=1e-6)
 
 
 def test_the_key_bias_has_no_effect_and_no_gradient_even_if_it_is_nan():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vit_jax import parallel
-from vit_jax.train import compiling
+from vit_jax.train import compiling, loop
 from vit_jax.train.compiling import CompiledSteps, abstract, compiler_options, signature
 from vit_jax.train.loop import mesh_context
 
@@ -92,6 +93,26 @@ def test_a_batch_of_another_shape_is_compiled_when_it_comes(mesh):
     state, _ = compiled(state, batch_of(mesh, 4))
     assert float(state) == float(batch_of(mesh, 4)["x"].sum())
     assert [name for name, _ in compiled.news()] == ["width 3", ""]
+
+
+def test_a_step_that_is_traced_more_often_than_there_are_resolutions_is_a_mistake(mesh, monkeypatch):
+  """Each trace is followed by minutes of compiling: it would stand still in the middle of a run, unnoticed."""
+
+  def make_step(run):
+    def training_step(state, batch):
+      return state + batch["x"].sum(), {}
+
+    return training_step
+
+  monkeypatch.setattr(loop, "make_step", make_step)
+  state = jax.device_put(jnp.float32(0), NamedSharding(mesh, PartitionSpec()))
+  for widths in ((3,), (3, 5), (3,)):  # a run of its own each: what an earlier one has traced does not count
+    run = types.SimpleNamespace(mesh=mesh, views=types.SimpleNamespace(variants=lambda widths=widths: widths))
+    step = loop.jitted_step(run, state)
+    for width in (*widths, *widths):
+      step.lower(state, abstract(batch_of(mesh, width)))
+  with pytest.raises(AssertionError, match=r"Function 'training_step' is traced > 1 times"):
+    step.lower(state, abstract(batch_of(mesh, 4)))
 
 
 def test_what_fails_in_the_thread_is_raised_before_it_is_needed(mesh):

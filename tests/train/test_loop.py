@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -64,8 +65,7 @@ def teacher_and_metrics(workdir):
 
 
 def assert_same_end(ours, expected):
-  for a, b in zip(jax.tree.leaves(ours[0]), jax.tree.leaves(expected[0]), strict=True):
-    np.testing.assert_array_equal(a, b)
+  chex.assert_trees_all_equal(ours[0], expected[0])
   assert ours[1] == expected[1]
 
 

@@ -24,6 +24,7 @@ from vit_jax.bench.reference_recipe import reference_recipe
 from vit_jax.data import device
 from vit_jax.data.groups import LossGroups
 from vit_jax.data.sources import open_source
+from vit_jax.data.subsets import keep
 from vit_jax.data.views import Views
 
 WIDTH, HEIGHT, QUALITY = 500, 375, 90
@@ -122,7 +123,7 @@ def _waiting(seconds: float) -> Iterator[Row]:
   """The quick start for a few steps, in a process of its own, as a user runs it."""
   flags = [f"--config.duration={QUICKSTART_STEPS} steps", "--config.evaluation.every=0 steps"]
   flags += [f"--config.checkpoint.every={QUICKSTART_STEPS} steps", "--config.log.pictures=False"]
-  open_source("embedded:textures?size=64")  # made once, outside the measurement
+  keep(open_source("embedded:textures?size=64"))  # made once, outside the measurement
   with tempfile.TemporaryDirectory() as workdir:
     command = [sys.executable, "-c", _QUICKSTART, workdir, "quickstart", *flags]
     done = subprocess.run(command, env=os.environ, capture_output=True, text=True)

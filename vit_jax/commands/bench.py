@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 
+from vit_jax.commands.common import destination
 from vit_jax.commands.flags import Commands, add
 from vit_jax.config.errors import UserError
 
@@ -67,8 +68,9 @@ def _bench(args: argparse.Namespace) -> None:
       f"--against={args.against}: there is no PyTorch in this environment. Install the extra `bench`, or set "
       f"{PEER_PYTHON} to a Python that has it."
     )
+  output = destination(args.json, "--json", endings=(".json",))
   try:
-    bench.run(args.name, json=args.json, seconds=args.seconds, cases=cases)
+    bench.run(args.name, json=output, seconds=args.seconds, cases=cases)
   except OSError as error:
     raise UserError(f"--json={args.json}: cannot be written: {error.strerror}; the rows are above") from error
 

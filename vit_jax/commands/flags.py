@@ -9,6 +9,7 @@ import textwrap
 from vit_jax.config.errors import UserError
 
 FORMATS = ("safetensors", "pth", "timm", "orbax")
+FILES = ("pth", "timm")  # of them, those that are one file
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".pdf")
 OVERRIDES_HELP = "further flags:\n  --config.KEY=VALUE    override a key of the config, e.g. --config.batch_size=32"
 

@@ -6,8 +6,9 @@ import argparse
 import functools
 import sys
 
-from vit_jax.commands.common import limits, line_width, load, model_table, show
+from vit_jax.commands.common import destination, limits, line_width, load, model_table, show, writing
 from vit_jax.commands.flags import (
+  PICTURES,
   Commands,
   add,
   count,
@@ -53,6 +54,7 @@ def add_to(commands: Commands) -> None:
 
 
 def _inspect_config(args: argparse.Namespace) -> None:
+  output = destination(args.output, "--output", text=True)
   config = load(args)
   from vit_jax.config import defaults_of
   from vit_jax.inspect import tables
@@ -60,26 +62,30 @@ def _inspect_config(args: argparse.Namespace) -> None:
 
   for line in check(config):
     print(f"not checked: {line}", file=sys.stderr)
-  show(tables.config_table(config, defaults_of(config), width=line_width(args.output)), args.output)
+  show(tables.config_table(config, defaults_of(config), width=line_width(args.output)), output)
 
 
 def _inspect_model(args: argparse.Namespace) -> None:
-  show(model_table(load(args), width=line_width(args.output)), args.output)
+  output = destination(args.output, "--output", text=True)
+  show(model_table(load(args), width=line_width(args.output)), output)
 
 
 def _inspect_checkpoints(args: argparse.Namespace) -> None:
+  output = destination(args.output, "--output", text=True)
   from vit_jax.inspect.saved_steps import saved_steps_table
 
-  show(saved_steps_table(args.workdir, verify=args.verify, width=line_width(args.output)), args.output)
+  show(saved_steps_table(args.workdir, verify=args.verify, width=line_width(args.output)), output)
 
 
 def _inspect_run(args: argparse.Namespace) -> None:
+  output = destination(args.output, "--output", text=True)
   from vit_jax.train.summary import page
 
-  show(page(args.workdir).rstrip("\n"), args.output)
+  show(page(args.workdir).rstrip("\n"), output)
 
 
 def _inspect_sharding(args: argparse.Namespace) -> None:
+  output = destination(args.output, "--output", text=True)
   config = load(args)
   import jax
 
@@ -89,11 +95,12 @@ def _inspect_sharding(args: argparse.Namespace) -> None:
   mesh = parallel.abstract_mesh(config.mesh, args.devices or jax.device_count())
   init = functools.partial(methods.get(config.method).init, config)
   state = jax.eval_shape(init, jax.random.key(config.seed))
-  show(sharding_table(state, mesh, zero=config.mesh.zero, width=line_width(args.output)), args.output)
+  show(sharding_table(state, mesh, zero=config.mesh.zero, width=line_width(args.output)), output)
   parallel.check_spread(state, mesh)
 
 
 def _inspect_batch(args: argparse.Namespace) -> None:
+  output = destination(args.output, "--output", endings=PICTURES)
   config = load(args)
   import jax
 
@@ -108,10 +115,12 @@ def _inspect_batch(args: argparse.Namespace) -> None:
     with make_pipeline(run.source, views, batch_size=config.batch_size, seed=config.seed, workers=0) as batches:
       batch = jax.device_get(one_device(views)(next(batches)))
       sheets.append(pictures.contact_sheet(batch, images=max(3, 8 // len(variants))))
-  print(f"wrote {pictures.save(pictures.stacked(sheets), args.output)}")
+  with writing(output, "--output"):
+    print(f"wrote {pictures.save(pictures.stacked(sheets), output)}")
 
 
 def _inspect_features(args: argparse.Namespace) -> None:
+  output = destination(args.output, "--output", endings=PICTURES)
   from vit_jax import hub
   from vit_jax.data.evaluation_batches import evaluation_batches
   from vit_jax.data.sources import open_source
@@ -136,6 +145,6 @@ def _inspect_features(args: argparse.Namespace) -> None:
   images = [image for batch in batches for image in batch["images"][batch["valid"]]]
   if not images:
     raise UserError(f"--data={args.data}: holds no readable image")
-  print(
-    f"wrote {pictures.save(pictures.feature_sheet(model, params, images, mean=seen.mean, std=seen.std), args.output)}"
-  )
+  sheet = pictures.feature_sheet(model, params, images, mean=seen.mean, std=seen.std)
+  with writing(output, "--output"):
+    print(f"wrote {pictures.save(sheet, output)}")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterator
+import functools
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit_jax.commands.common import limits, line_width, load, model_table
+from vit_jax.commands.common import destination, limits, line_width, load, model_table
 from vit_jax.commands.flags import (
   OVERRIDES_HELP,
   Commands,
@@ -70,6 +73,8 @@ def _train(args: argparse.Namespace) -> None:
     interrupts.own_process()
   with in_job(args) as first:
     if not args.dry_run:
+      if first:
+        destination(args.workdir, "--workdir", folder=True)
       loop.train(config, args.workdir, accept_config_change=args.accept_config_change)
       return
     from vit_jax.train import dry_run
@@ -88,39 +93,61 @@ def _replay(args: argparse.Namespace) -> None:
   print(replay(args.folder, args.overrides))
 
 
-def _evaluate(args: argparse.Namespace) -> None:
-  import rich
-
-  from vit_jax import evaluation, hub, parallel
-  from vit_jax.evaluation.report import rich_table
+def _evaluate(args: argparse.Namespace) -> int:
+  from vit_jax import evaluation
+  from vit_jax.evaluation.report import ENDINGS
 
   with in_job(args) as first, _advice_of_flags():
-    mesh = _all_devices()
-    side, table = sizes(args)
-    model, params = hub.load_model(args.model, mesh=mesh, image_size=table)
-    seen = hub.load_preprocessing(args.model, channels=model.in_channels)
-    if side is not None:
-      evaluation.check_image_size(side, model.stride, "--image_size")
-    scores = evaluation.evaluate_model(
-      model,
-      params,
-      tasks=tuple(args.tasks.split(",")),
-      train_source=args.data,
-      test_source=args.test_data,
-      image_size=side or -(-seen.image_size // model.stride) * model.stride,
-      batch_size=args.batch_size,
-      max_examples=args.max_examples,
-      mean=seen.mean,
-      std=seen.std,
-      value_range=seen.value_range,
-      crop_ratio=seen.crop_ratio,
-      limits=limits(args),
-      sharding=None if mesh is None else parallel.batch_sharding(mesh),
-      output=args.json if first else None,
-      about={"model": args.model},
-    )
-    if first:
-      rich.print(rich_table(scores, title=args.model))
+    tasks = tuple(task.strip() for task in args.tasks.split(","))
+    evaluation.check_tasks(tasks, "--tasks")
+    output = destination(args.json, "--json", endings=ENDINGS) if first else None
+    try:
+      _score(args, tasks, output, first)
+    except evaluation.Incomplete:  # said with the scores
+      return 1
+  return 0
+
+
+def _score(args: argparse.Namespace, tasks: tuple[str, ...], output: Path | None, first: bool) -> None:
+  from vit_jax import evaluation, hub, parallel
+
+  mesh = _all_devices()
+  side, table = sizes(args)
+  model, params = hub.load_model(args.model, mesh=mesh, image_size=table)
+  seen = hub.load_preprocessing(args.model, channels=model.in_channels)
+  if side is not None:
+    evaluation.check_image_size(side, model.stride, "--image_size")
+  evaluation.evaluate_model(
+    model,
+    params,
+    tasks=tasks,
+    train_source=args.data,
+    test_source=args.test_data,
+    image_size=side or -(-seen.image_size // model.stride) * model.stride,
+    batch_size=args.batch_size,
+    max_examples=args.max_examples,
+    mean=seen.mean,
+    std=seen.std,
+    value_range=seen.value_range,
+    crop_ratio=seen.crop_ratio,
+    limits=limits(args),
+    sharding=None if mesh is None else parallel.batch_sharding(mesh),
+    show=functools.partial(_show_scores, args.model) if first else None,
+    output=output,
+    about={"model": args.model},
+  )
+
+
+def _show_scores(title: str, results: Mapping[str, float], failed: Mapping[str, str]) -> None:
+  import rich
+
+  from vit_jax.evaluation.errors import reasons
+  from vit_jax.evaluation.report import rich_table
+
+  if results:
+    rich.print(rich_table(results, title=title))
+  for line in reasons(failed):
+    print(f"vit-jax: {line}", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from vit_jax.commands.flags import Commands, add, with_format, with_model, with_table_size
+from vit_jax.commands.common import destination
+from vit_jax.commands.flags import FILES, Commands, add, with_format, with_model, with_table_size
 
 
 def add_to(commands: Commands) -> None:
@@ -28,10 +29,12 @@ def add_to(commands: Commands) -> None:
 def _export(args: argparse.Namespace) -> None:
   from vit_jax import hub
 
+  to = destination(args.to, "--to", folder=args.format not in FILES)
+  hub.check_place(to, args.format, overwrite=args.overwrite)
   model, params = hub.load_model(args.model, image_size=args.image_size)
   seen = hub.load_preprocessing(args.model, channels=model.in_channels)
   hub.save_model(
-    args.to,
+    to,
     model,
     params,
     args.format,
@@ -44,7 +47,7 @@ def _export(args: argparse.Namespace) -> None:
     overwrite=args.overwrite,
     strict=args.strict,
   )
-  print(f"wrote {args.to} ({args.format})\n\n{hub.how_to_load(args.to, model, args.format)}")
+  print(f"wrote {to} ({args.format})\n\n{hub.how_to_load(to, model, args.format)}")
 
 
 def _convert(args: argparse.Namespace) -> None:

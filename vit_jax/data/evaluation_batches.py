@@ -17,12 +17,12 @@ from vit_jax.data.decode import BadImage, decode
 from vit_jax.data.framing import CROP_RATIO, Framing, standard
 from vit_jax.data.limits import limits_of
 from vit_jax.data.sources import Source
+from vit_jax.data.subsets import at_most
 from vit_jax.data.views import image_channels
 
 log = logging.getLogger(__name__)
 
 _LOOKED_AT = 8  # images that say of which size those of a source are
-_SUBSET_SEED = 0  # decides which images stand for a split that is larger than asked for
 
 
 def evaluation_batches(
@@ -50,13 +50,11 @@ def evaluation_batches(
     crop_ratio: side of the centre crop over the short side of the resized image; None: see `resize_and_crop`.
   """
   channels = image_channels(channels)
+  source = at_most(source, max_examples)
   make = functools.partial(
     _load, source, framed=framed(image_size, crop_ratio), channels=channels, value_range=value_range
   )
-  records = range(len(source))
-  if len(source) > max_examples:
-    records = np.sort(np.random.default_rng(_SUBSET_SEED).permutation(len(source))[:max_examples]).tolist()
-  readable = (entry for entry in _in_threads(make, records) if entry is not None)
+  readable = (entry for entry in _in_threads(make, range(len(source))) if entry is not None)
   while chunk := list(itertools.islice(readable, batch_size)):
     images = np.zeros((batch_size, image_size, image_size, channels), np.uint8)
     label = np.full(batch_size, -1, np.int32)
@@ -95,7 +93,7 @@ def fitting_crop_ratio(
 
 
 def _in_threads(
-  make: Callable[[int], tuple[np.ndarray, int] | None], records: list[int] | range
+  make: Callable[[int], tuple[np.ndarray, int] | None], records: range
 ) -> Iterator[tuple[np.ndarray, int] | None]:
   """The images of `records` in order, made a few ahead by threads; None where one cannot be read."""
   threads = min(8, os.cpu_count() or 1)

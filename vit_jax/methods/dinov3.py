@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -180,6 +181,8 @@ def make_learner(config: Any, *, distilling: bool = False) -> Callable[[State, B
       (targets.rows(), batch, draws),
       first_pass=first_pass if couples_groups(config) else None,
     )
+    words = "losses are computed in float32, in float64 where the inputs are"
+    chex.assert_type(loss, jnp.promote_types(loss.dtype, jnp.float32), custom_message=words)
     with jax.named_scope("optimizer"):
       grads, norms = optimizer.clip(grads, config.optim.clip)
       student, opt_state = optimizer.adamw_update(
@@ -205,6 +208,10 @@ def make_learner(config: Any, *, distilling: bool = False) -> Callable[[State, B
       if warmup_steps:
         teacher = hold_backbone(state.step < warmup_steps, teacher, state.teacher)
 
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+      (student, teacher, opt_state), (state.student, state.teacher, state.opt_state),
+      custom_message="a step keeps the shapes and types of its state",
+    )  # fmt: skip
     finite = jnp.isfinite(loss) & jnp.all(jnp.isfinite(jnp.stack(list(norms.values()))))
     nonfinite = jnp.where(finite, 0, state.counters["nonfinite"] + 1)
     with jax.named_scope("optimizer"):

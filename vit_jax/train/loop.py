@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import numpy as np
@@ -144,17 +145,22 @@ def make_step(run: setup.Run) -> Callable[[State, Batch], tuple[State, dict[str,
   """One step of the method: (state, batch) -> (state, metrics). Crops that are not made yet are made first."""
   step = run.method.make_step(run.config)
 
-  def whole(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+  def training_step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
     return step(state, augmented(batch, run.views, run.mesh, parallel.BATCH_AXES))
 
-  return whole
+  return training_step
 
 
 def jitted_step(run: setup.Run, state: State) -> Any:
-  """The training step for `jax.jit`'s stages; the state is donated and keeps the shardings of the abstract `state`."""
+  """The training step for `jax.jit`'s stages; the state is donated and keeps the shardings of the abstract `state`.
+
+  It may be traced once for each resolution of the run: more would compile for minutes in the middle of it, unnoticed.
+  """
+  chex.clear_trace_counter()  # it knows a function by its place: this is another than that of an earlier run
+  step = chex.assert_max_traces(make_step(run), n=len(run.views.variants()))
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
   options = compiler_options(run.mesh.devices.flat[0].platform)
-  return jax.jit(make_step(run), donate_argnums=0, out_shardings=(shardings, None), compiler_options=options)
+  return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=options)
 
 
 def fresh_state(run: setup.Run) -> State:

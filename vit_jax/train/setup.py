@@ -29,6 +29,7 @@ from vit_jax.data.limits import Limits
 from vit_jax.data.masks import masked_patches
 from vit_jax.data.pipeline import Pipeline, make_pipeline
 from vit_jax.data.sources import Source, open_source, share_images, split_specs
+from vit_jax.data.subsets import keep
 from vit_jax.data.views import Views, image_channels
 from vit_jax.evaluation import EvaluationError, check_image_size
 from vit_jax.methods import State, gram
@@ -172,6 +173,7 @@ def open_pipeline(run: Run, local: parallel.LocalBatch, *, bad_records: Path | N
     bad_records: where unreadable images are listed; None: nowhere.
   """
   config, data = run.config, run.config.data
+  keep(run.source)  # its images are read in every epoch
   return make_pipeline(
     run.source,
     run.views,
