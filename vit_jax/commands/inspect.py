@@ -1,4 +1,4 @@
-"""`vit-jax inspect …`: look at a config, a model, a mesh, a batch, features, or the steps of a run."""
+"""`vit-jax inspect …`: look at a config, a model, a mesh, a batch, features, a run or its steps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ import functools
 import sys
 
 from vit_jax.commands.common import limits, line_width, load, model_table, show
-from vit_jax.commands.flags import Commands, add, count, picture, with_config, with_limits, with_model
+from vit_jax.commands.flags import (
+  Commands,
+  add,
+  count,
+  picture,
+  sizes,
+  with_config,
+  with_limits,
+  with_model,
+  with_sizes,
+)
 from vit_jax.config.errors import UserError
 
 
@@ -23,6 +33,9 @@ def add_to(commands: Commands) -> None:
   saved.add_argument("--workdir", required=True, help="folder of the run")
   saved.add_argument("--verify", action="store_true", help="read every array and compare it with what was saved")
   saved.add_argument("--output", metavar="FILE", help="write to this file instead")
+  run = add(views, "run", _inspect_run, "the summary of a run as it is now, also while it goes on")
+  run.add_argument("workdir", metavar="RUN", help="folder of the run")
+  run.add_argument("--output", metavar="FILE", help="write to this file instead")
   sharding = with_config(add(views, "sharding", _inspect_sharding, "where every parameter lies on the mesh"))
   sharding.add_argument("--devices", type=count, metavar="N", help="devices, which need not be there (default: these)")
   sharding.add_argument("--output", metavar="FILE", help="write to this file instead")
@@ -35,8 +48,8 @@ def add_to(commands: Commands) -> None:
   features.add_argument("--data", required=True, help="source of the images, e.g. folder:/photos")
   features.add_argument("--output", type=picture, metavar="FILE", default="features.png", help="default: features.png")
   features.add_argument("--images", type=count, default=8, help="images to show (default: 8)")
+  with_sizes(features)
   with_limits(features)
-  features.add_argument("--image_size", type=count, help="side of the images (default: the model's training size)")
 
 
 def _inspect_config(args: argparse.Namespace) -> None:
@@ -58,6 +71,12 @@ def _inspect_checkpoints(args: argparse.Namespace) -> None:
   from vit_jax.inspect.saved_steps import saved_steps_table
 
   show(saved_steps_table(args.workdir, verify=args.verify, width=line_width(args.output)), args.output)
+
+
+def _inspect_run(args: argparse.Namespace) -> None:
+  from vit_jax.train.summary import page
+
+  show(page(args.workdir).rstrip("\n"), args.output)
 
 
 def _inspect_sharding(args: argparse.Namespace) -> None:
@@ -99,11 +118,12 @@ def _inspect_features(args: argparse.Namespace) -> None:
   from vit_jax.evaluation import check_image_size
   from vit_jax.inspect import pictures
 
-  model, params = hub.load_model(args.model)
+  side, table = sizes(args)
+  model, params = hub.load_model(args.model, image_size=table)
   seen = hub.load_preprocessing(args.model, channels=model.in_channels)
-  if args.image_size is not None:
-    check_image_size(args.image_size, model.stride, "--image_size")
-  size = args.image_size or -(-seen.image_size // model.stride) * model.stride  # whole patches
+  if side is not None:
+    check_image_size(side, model.stride, "--image_size")
+  size = side or -(-seen.image_size // model.stride) * model.stride  # whole patches
   batches = evaluation_batches(
     open_source(args.data, limits=limits(args)),
     image_size=size,
@@ -111,6 +131,7 @@ def _inspect_features(args: argparse.Namespace) -> None:
     max_examples=args.images,
     channels=model.in_channels,
     value_range=seen.value_range,
+    crop_ratio=seen.crop_ratio,
   )
   images = [image for batch in batches for image in batch["images"][batch["valid"]]]
   if not images:

@@ -13,10 +13,12 @@ from vit_jax.commands.flags import (
   Commands,
   add,
   count,
+  sizes,
   with_config,
   with_limits,
   with_model,
   with_processes,
+  with_sizes,
 )
 from vit_jax.commands.job import in_job
 from vit_jax.config.errors import UserError
@@ -50,7 +52,7 @@ def add_to(commands: Commands) -> None:
   evaluate.add_argument("--tasks", default="knn", help="of knn, linear, joined by commas (default: knn)")
   evaluate.add_argument("--data", required=True, help="source whose labels are learned from, e.g. folder:/photos/train")
   evaluate.add_argument("--test_data", help="source that is scored (default: the other split of --data)")
-  evaluate.add_argument("--image_size", type=count, help="side of the images (default: the model's training size)")
+  with_sizes(evaluate)
   evaluate.add_argument("--batch_size", type=count, default=64, help="images at a time (default: 64)")
   evaluate.add_argument("--max_examples", type=count, help="images of each source to use (default: all)")
   with_limits(evaluate)
@@ -62,8 +64,10 @@ def _train(args: argparse.Namespace) -> None:
   if args.measure and not args.dry_run:
     raise UserError("--measure: belongs to --dry_run; a run measures itself")
   config = load(args)
-  from vit_jax.train import loop
+  from vit_jax.train import interrupts, loop
 
+  if args.owns_process:
+    interrupts.own_process()
   with in_job(args) as first:
     if not args.dry_run:
       loop.train(config, args.workdir, accept_config_change=args.accept_config_change)
@@ -92,22 +96,24 @@ def _evaluate(args: argparse.Namespace) -> None:
 
   with in_job(args) as first, _advice_of_flags():
     mesh = _all_devices()
-    model, params = hub.load_model(args.model, mesh=mesh)
+    side, table = sizes(args)
+    model, params = hub.load_model(args.model, mesh=mesh, image_size=table)
     seen = hub.load_preprocessing(args.model, channels=model.in_channels)
-    if args.image_size is not None:
-      evaluation.check_image_size(args.image_size, model.stride, "--image_size")
+    if side is not None:
+      evaluation.check_image_size(side, model.stride, "--image_size")
     scores = evaluation.evaluate_model(
       model,
       params,
       tasks=tuple(args.tasks.split(",")),
       train_source=args.data,
       test_source=args.test_data,
-      image_size=args.image_size or seen.image_size,
+      image_size=side or -(-seen.image_size // model.stride) * model.stride,
       batch_size=args.batch_size,
       max_examples=args.max_examples,
       mean=seen.mean,
       std=seen.std,
       value_range=seen.value_range,
+      crop_ratio=seen.crop_ratio,
       limits=limits(args),
       sharding=None if mesh is None else parallel.batch_sharding(mesh),
       output=args.json if first else None,

@@ -9,7 +9,7 @@
 
 from vit_jax.config.checked import default
 from vit_jax.config.durations import parse_duration, resolve_duration
-from vit_jax.config.errors import ConfigError, UserError
+from vit_jax.config.errors import ConfigError, DamagedConfig, UserError
 from vit_jax.config.fields import defaults_of, flatten
 from vit_jax.config.loading import load
 from vit_jax.config.resolving import resolve
@@ -21,6 +21,7 @@ from vit_jax.config.values import choices
 
 __all__ = [
   "ConfigError",
+  "DamagedConfig",
   "UserError",
   "check_argument",
   "choices",

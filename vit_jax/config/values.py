@@ -48,6 +48,7 @@ _CHOICES = {
   "mesh.zero": (1, 3),
   "optim.lr_scaling": ("sqrt_1024", "linear_256", "none"),
   "evaluation.tasks": ("knn", "linear"),
+  "checkpoint.keep_best_mode": ("max", "min"),
 }
 
 _Rule = tuple[str, Callable[[Any], bool], str]
@@ -93,7 +94,7 @@ _RANGES: tuple[_Rule, ...] = (  # what is right, its test, the keys (of tuples: 
     lambda v: 0 <= v < 1,
     "model.drop_path optim.b1 optim.b2 dino.center_momentum ibot.center_momentum",
   ),
-  ("must be more than 0 and at most 1", lambda v: 0 < v <= 1, "optim.layerwise_decay"),
+  ("must be more than 0 and at most 1", lambda v: 0 < v <= 1, "optim.layerwise_decay evaluation.crop_ratio"),
   ("must be from 0 to 0.5 (a turn of the colour wheel is 1)", lambda v: 0 <= v <= 0.5, "augment.hue"),
   ("must be from 0 to 4294967295", lambda v: 0 <= v < 2**32, "seed"),
   ("must be a number of processes, or -1 to choose by the cores", lambda v: v >= -1, "data.workers"),

@@ -34,6 +34,7 @@ def evaluate_model(
   mean: tuple[float, ...] = IMAGENET_MEAN,
   std: tuple[float, ...] = IMAGENET_STD,
   value_range: tuple[float, float] | None = None,
+  crop_ratio: float | None = None,
   baselines: bool = True,
   sharding: jax.sharding.NamedSharding | None = None,
   cache_dir: str | os.PathLike | None = None,
@@ -58,6 +59,8 @@ def evaluate_model(
     mean: channel means of the training images in [0, 1] (`augment.mean`).
     std: their channel standard deviations (`augment.std`).
     value_range: of images that do not have 8 bits (`data.value_range`).
+    crop_ratio: side of the centre crop over the resized short side (`evaluation.crop_ratio`); None: 224 / 256, but an
+      image whose short side has the size already is only cropped.
     baselines: whether the untrained network, pixels and colours are scored too.
     sharding: how a batch is spread over devices; see `features.make_feature_fn`.
     cache_dir: see `data.cache_dir`.
@@ -83,7 +86,11 @@ def evaluate_model(
     untrained = untrained_params(model, params, image_size=image_size, seed=seed)
     further = {"untrained": make_feature_fn(model, untrained, **options), **BASELINES}
   train, test = splits.batches(
-    image_size=image_size, batch_size=batch_size, channels=model.in_channels, value_range=value_range
+    image_size=image_size,
+    batch_size=batch_size,
+    channels=model.in_channels,
+    value_range=value_range,
+    crop_ratio=crop_ratio,
   )
   results = evaluate(
     make_feature_fn(model, params, **options),

@@ -52,9 +52,11 @@ class Splits:
     batch_size: int,
     channels: int = 3,
     value_range: tuple[float, float] | None = None,
+    crop_ratio: float | None = None,
   ) -> tuple[Iterator[dict], Iterator[dict]]:
     """Batches of all images of train and of test, for `evaluate`; see `evaluation_batches`."""
-    options = dict(image_size=image_size, batch_size=batch_size, channels=channels, value_range=value_range)
+    options = dict(image_size=image_size, batch_size=batch_size, channels=channels)
+    options |= dict(value_range=value_range, crop_ratio=crop_ratio)
     return tuple(evaluation_batches(part, **options, max_examples=len(part)) for part in (self.train, self.test))
 
 

@@ -22,6 +22,7 @@ from vit_jax.config import ConfigError
 from vit_jax.config.fields import assign
 from vit_jax.data import levels
 from vit_jax.data.decode import BadImage, NeedsPackage, OtherChannels, UnknownRange, read_samples, scaled
+from vit_jax.data.evaluation_batches import fitting_crop_ratio
 from vit_jax.data.left_out import left_out_of
 from vit_jax.data.levels import Spread
 from vit_jax.data.limits import Limits
@@ -32,14 +33,14 @@ from vit_jax.data.views import Views, image_channels
 from vit_jax.evaluation import EvaluationError, check_image_size
 from vit_jax.methods import State, gram
 from vit_jax.methods.settings import RGB_ONLY, slow_quantization
-from vit_jax.parallel import lifeline, processes
+from vit_jax.parallel import ending, processes
 
 log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 # Keys that may change when a run goes on: they decide how it runs and what is kept, not what is learned.
 FREE = ("mesh.", "checkpoint.", "log.", "data.workers", "data.prefetch", "data.timeout", "data.cache_dir",
-        "compilation_cache")  # fmt: skip
+        "compilation_cache", "evaluation.crop_ratio")  # fmt: skip
 IMAGENET = 1_281_167  # images of ImageNet-1k, where the data are not there to be counted
 _TRIED = 8  # images that are looked at before the first compile
 MIN_LABELLED = 20  # images of which a tenth is worth a score
@@ -96,6 +97,8 @@ def prepare(config: ConfigDict) -> Run:
       _report_quantization(alone)
     _report_repeats(resolved, len(source))
     sources = _evaluation_sources(resolved, source)
+    if resolved.evaluation.crop_ratio is None:
+      resolved.evaluation.crop_ratio = _crop_ratio(resolved, source)
   return dataclasses.replace(run, source=source, evaluation_sources=sources)
 
 
@@ -213,6 +216,14 @@ def _check_evaluation_size(config: ConfigDict, views: Views) -> None:
     check_image_size(size, views.stride, "evaluation.image_size")
   except EvaluationError as error:
     raise ConfigError(f"{error}; None takes crops.global_size={config.crops.global_size}") from None
+
+
+def _crop_ratio(config: ConfigDict, source: Source) -> float:
+  """That which suits the images that are scored, or trained on where none are."""
+  if config.evaluation.train_source:
+    source = open_source(config.evaluation.train_source, cache_dir=config.data.cache_dir, limits=limits(config))
+  size = config.evaluation.image_size or config.crops.global_size
+  return fitting_crop_ratio(source, size, channels=config.model.in_channels, value_range=config.data.value_range)
 
 
 def _check_koleo(config: ConfigDict) -> None:
@@ -353,7 +364,9 @@ def check_unchanged(config: ConfigDict, workdir: Path, *, accept_change: bool) -
   Raises:
     ConfigError: listing the differences, if the run was started with another config; keys of FREE are not refused.
   """
-  begun = _begun_with(workdir)
+  begun, problem = begun_with(workdir)
+  if problem and jax.process_index() == 0:
+    log.warning("%s", problem)
   if begun is None:
     return None
   changes = configs.difference(begun, config)
@@ -372,25 +385,45 @@ def check_unchanged(config: ConfigDict, workdir: Path, *, accept_change: bool) -
 
 
 def remember(config: ConfigDict, workdir: Path, *, accept_change: bool) -> None:
-  """Saves the resolved config in the workdir, unless it is there.
+  """Saves the resolved config in the workdir, unless it is there, whole.
 
   Raises:
     ConfigError: as `check_unchanged`.
   """
-  changes = check_unchanged(config, workdir, accept_change=accept_change)
-  if changes == [] and (workdir / CONFIG_FILE).exists():
+  check_unchanged(config, workdir, accept_change=accept_change)
+  if jax.process_index() != 0:
     return
-  if jax.process_index() == 0:
-    workdir.mkdir(parents=True, exist_ok=True)
-    configs.save(config, workdir / CONFIG_FILE)
-    for name, alone in methods.each_student(config).items():
-      if name:  # what distils this student alone; and its folder is its address for `load_model`
-        configs.save(alone, workdir / checkpoints.STUDENTS / name / CONFIG_FILE)
+  saved = {workdir / CONFIG_FILE: config}
+  for name, alone in methods.each_student(config).items():
+    if name:  # what distils this student alone; and its folder is its address for `load_model`
+      saved[workdir / checkpoints.STUDENTS / name / CONFIG_FILE] = alone
+  for path, content in saved.items():
+    if not _holds(path, content):
+      configs.save(content, path)
+
+
+def _holds(path: Path, config: ConfigDict) -> bool:
+  try:
+    return not configs.difference(configs.read(path), config)
+  except ConfigError:  # none is there, or another's; or it is damaged
+    return False
+
+
+def compare_checkpoint(config: ConfigDict, saved: dict[str, Any], step: int) -> None:
+  """Says where a checkpoint is of another config than its run: by a change that was accepted, or as another's link."""
+  try:
+    changes = configs.difference(configs.from_dict(saved), config)
+  except ConfigError:
+    return  # saved by another version, which knew other keys
+  changes = [change for change in changes if not change.startswith((*FREE, "distillation.teacher:"))]
+  if changes and jax.process_index() == 0:
+    more = f" and {len(changes) - 5} more" if len(changes) > 5 else ""
+    log.warning("Checkpoint %d was saved with another config: %s%s.", step, "; ".join(changes[:5]), more)
 
 
 def grouped_as_begun(config: ConfigDict, workdir: Path) -> ConfigDict:
   """The config with the group sizes of the run in the workdir, where it leaves them to the devices of the beginning."""
-  begun = _begun_with(workdir)
+  begun, _ = begun_with(workdir)
   if begun is None or config.loss_group_size is not None or config.batch_size != begun.batch_size:
     return config
   config, given = config.copy_and_resolve_references(), configs.flatten(config)
@@ -400,14 +433,26 @@ def grouped_as_begun(config: ConfigDict, workdir: Path) -> ConfigDict:
   return config
 
 
-def _begun_with(workdir: Path) -> ConfigDict | None:
-  """The config of the run in a workdir: of its file or, where that is missing, of its newest checkpoint."""
-  if (workdir / CONFIG_FILE).exists():
-    return configs.read(workdir / CONFIG_FILE)
+def begun_with(workdir: Path) -> tuple[ConfigDict | None, str]:
+  """The config of the run in a workdir: of its file or, where that is missing or damaged, of its newest checkpoint.
+
+  Returns:
+    The config, None where there is no run; and what is wrong with the file, for people, empty if nothing.
+  """
+  path, problem = workdir / CONFIG_FILE, ""
+  if path.exists():
+    try:
+      return configs.read(path), ""
+    except configs.DamagedConfig as error:
+      problem = str(error.__cause__)
   if checkpoints.latest(workdir) is None:
-    return None
+    return None, f"{problem}; no step was saved, so the run begins with the config given, and writes it" * bool(problem)
   meta = checkpoints.read_meta(workdir)
-  return configs.from_dict(meta["config"], where=f"checkpoint {meta['step']}: ")
+  problem = problem or f"{path}: is missing"
+  return (
+    configs.from_dict(meta["config"], where=f"checkpoint {meta['step']}: "),
+    f"{problem}; going on with the config that checkpoint {meta['step']} holds, and writing the file again",
+  )
 
 
 def _own_part(run: Run) -> str | None:
@@ -417,7 +462,7 @@ def _own_part(run: Run) -> str | None:
   rows = parallel.LocalBatch(parallel.batch_sharding(run.mesh)).parts(run.config.batch_size)
   devices = jax.local_device_count()
   return (
-    f"{len(rows)} images of a batch (rows {lifeline.ranges(rows)}) for {devices} device{'s' if devices > 1 else ''}"
+    f"{len(rows)} images of a batch (rows {ending.ranges(rows)}) for {devices} device{'s' if devices > 1 else ''}"
   )
 
 
