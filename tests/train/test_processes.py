@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.parallel import attackers
 from tests.parallel.members import free_address
-from tests.train.jobs import ROOT, environment, losses, overrides, started
+from tests.train.jobs import ROOT, environment, losses, overrides, reads_that_hang, started
 from vit_jax import config as configs
 from vit_jax.checkpoints import read_meta, steps
 from vit_jax.parallel import addresses
@@ -239,11 +239,10 @@ def test_a_job_of_two_processes_whose_data_stall_ends_when_it_is_asked_to(tmp_pa
   for i in range(40):
     Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 40, 3), np.uint8)).save(photos / f"{i:02}.png")
   flags = overrides(data__source=f"folder:{photos}", duration="1000 steps", checkpoint__every="1 steps")
-  with started(tmp_path, workdir, 2, *flags) as job:
+  variables, flag = reads_that_hang(tmp_path)
+  with started(tmp_path, workdir, 2, *flags, **variables) as job:
     job.wait_until(lambda: 3 in losses(workdir))
-    for path in photos.iterdir():
-      path.unlink()
-      os.mkfifo(path)
+    flag.touch()
     time.sleep(5)
     job.signal(1, signal.SIGTERM)
     assert job.wait(2 * PATIENCE) == RESUMABLE, job.output

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.train.jobs import ROOT, environment, overrides
+from tests.train.jobs import ROOT, environment, overrides, reads_that_hang
 from tests.train.test_loop import one_device, tiny  # noqa: F401  (a fixture)
 from vit_jax import config as configs
 from vit_jax.checkpoints import Checkpoints, read_meta, restore_params, steps
@@ -180,8 +180,8 @@ def test_before_the_first_step_a_run_ends_at_once_though_a_read_of_its_data_hang
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_read_that_hangs_does_not_keep_a_process_from_saving_and_ending(tmp_path, workers):
-  """Named pipes take the places of the images: whoever opens one waits for ever."""
   photos, workdir, log = tmp_path / "photos", tmp_path / "run", tmp_path / "log"
+  variables, flag = reads_that_hang(tmp_path)
   photos.mkdir()
   for i in range(40):
     Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 40, 3), np.uint8)).save(photos / f"{i:02}.png")
@@ -190,15 +190,13 @@ def test_a_read_that_hangs_does_not_keep_a_process_from_saving_and_ending(tmp_pa
   )
   command = [sys.executable, "-m", "vit_jax", "train", "--config=configs/tiny.py", f"--workdir={workdir}", *flags]
   with open(log, "w") as output:
-    process = subprocess.Popen(command, cwd=ROOT, env=environment(tmp_path), stdout=output, stderr=output)
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(tmp_path) | variables, stdout=output, stderr=output)
   try:
     until = time.monotonic() + 200
     while "step 3/" not in log.read_text():
       assert process.poll() is None and time.monotonic() < until, log.read_text()
       time.sleep(0.05)
-    for path in photos.iterdir():
-      path.unlink()
-      os.mkfifo(path)
+    flag.touch()
     time.sleep(5)
     begun = time.monotonic()
     process.send_signal(signal.SIGTERM)

@@ -12,7 +12,7 @@ from vit_jax.config.errors import ConfigError
 from vit_jax.config.fields import did_you_mean
 
 SOURCES = {  # by prefix: how it is written, what it reads
-  "folder": ("folder:/path", "a folder of images (JPEG, PNG, WebP, TIFF, BMP, .npy); names of sub-folders are labels"),
+  "folder": ("folder:/path", "a folder of images (JPEG, PNG, WebP, AVIF, TIFF, …); names of sub-folders are labels"),
   "tfds": ("tfds:name/split", "a TensorFlow Datasets set prepared as ArrayRecord (TensorFlow is not needed)"),
   "array_record": ("array_record:/path/*.ar", "ArrayRecord files of encoded images"),
   "parquet": ("parquet:/path/*.parquet", "tables with a column of images, as those of Hugging Face (extra: parquet)"),
