@@ -280,6 +280,8 @@ def test_a_relative_run_file_has_its_line(tmp_path, monkeypatch):
     ("import json\ndef get_config():\n  return json.loads('x')\n", "mine.py, line 3: JSONDecodeError: "),
     ("def get_config(a, b):\n  pass\n", "mine.py: TypeError: get_config() missing 1 required"),
     ("def get_confg():\n  pass\n", "has no function get_config(arg=None) that returns the config (did you mean"),
+    ("get_config = dict\n", "get_config must return a config, got dict"),
+    ("get_config = 3\n", "has no function get_config"),
     ("x = 1\n x = 2\n", "mine.py, line 2: IndentationError: unexpected indent"),
     ("def get_config():\n  return get_config()\n", "mine.py, line 2: RecursionError: "),
     ("from vit_jax.config import defualt\n", "mine.py, line 1: ImportError: cannot import name 'defualt'"),

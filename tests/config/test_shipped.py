@@ -108,6 +108,10 @@ def test_a_last_part_that_several_names_have_is_refused_with_all(tmp_path, monke
     ("configs/dinov3/vitl16_im1k.py", "did you mean --config=dinov3/vitl16_im1k, which comes"),
     ("quickstart.py", "did you mean --config=quickstart, which comes with vit_jax?"),
     (":cpu", "must be a run file"),
+    ("x" * 5000, "must be a run file"),
+    ("x" * 5000 + ".py", "no such file"),
+    ("~nobody_here/x.py", "no such file"),
+    ("a\0b", "must be a run file"),
     ("../tiny", "must be a run file"),
   ],
 )

@@ -9,12 +9,13 @@ from __future__ import annotations
 import builtins
 import importlib.util
 import inspect
+import os
 import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -56,7 +57,7 @@ def run_file(spec: str) -> ConfigDict:
     functions = [name for name, value in vars(module).items() if inspect.isfunction(value)]
     near = did_you_mean("get_config", functions)
     raise ConfigError(f"--config={spec}: {path} has no function get_config(arg=None) that returns the config{near}")
-  takes_arg = bool(inspect.signature(get_config).parameters)
+  takes_arg = _takes_argument(get_config)
   if arg is not None and not takes_arg:
     raise ConfigError(f"--config={spec}: {path.name} takes no argument")
   try:
@@ -77,8 +78,8 @@ def locate(spec: str) -> Place:
   """
   found = re.fullmatch(r"(.+?\.py)(?::(.*))?", spec)
   if found:
-    path, arg = Path(found[1]).expanduser(), found[2]
-    if not path.is_file():
+    path, arg = Path(os.path.expanduser(found[1])), found[2]
+    if not os.path.isfile(path):
       raise ConfigError(f"--config={spec}: no such file; {_other_files(path)}")
     return Place(path, arg)
   name, colon, arg = spec.partition(":")
@@ -86,7 +87,7 @@ def locate(spec: str) -> Place:
     path = shipped.find(name)
   except ConfigError as error:
     raise ConfigError(f"--config={error}") from None
-  here = [one for one in (Path(f"{name}.py"), Path(name), Path(name, "config.json")) if one.is_file()]
+  here = [one for one in (Path(f"{name}.py"), Path(name), Path(name, "config.json")) if os.path.isfile(one)]
   if path is None:
     meant = shipped.nearest(name)
     if here:
@@ -106,7 +107,7 @@ def _other_files(path: Path) -> str:
   """What there is instead of a path that does not exist."""
   if path.stem in {name.rpartition("/")[2] for name in shipped.names()}:
     return f"did you mean --config={_name_of(path)}, which comes with vit_jax?"
-  folder = path.parent if path.parent.is_dir() else Path("configs")
+  folder = path.parent if os.path.isdir(path.parent) else Path("configs")
   files = sorted(file.name for file in folder.glob("*.py") if file.is_file()) if folder.is_dir() else []
   if not files:
     return f"the folder {folder} has no run files; `vit-jax config list` shows those of vit_jax"
@@ -118,6 +119,13 @@ def _name_of(path: Path) -> str:
   known = shipped.names()
   endings = ("/".join([*path.parts[i:-1], path.stem]) for i in range(len(path.parts)))
   return next((name for name in endings if name in known), path.stem)
+
+
+def _takes_argument(get_config: Any) -> bool:
+  try:
+    return bool(inspect.signature(get_config).parameters)
+  except (TypeError, ValueError):  # of something that is not written in Python
+    return False
 
 
 def _imported(path: Path, spec: str) -> ModuleType:
