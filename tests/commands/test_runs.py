@@ -53,6 +53,15 @@ def test_training_writes_metrics_scores_and_a_summary(workdir):
   assert (workdir / "summary.md").exists()
 
 
+def test_a_run_is_shown_as_it_is_now_and_left_as_it_is(in_runs, capsys):
+  before = {path: path.stat().st_mtime_ns for path in (in_runs / "tiny").rglob("*")}
+  out = run(capsys, "inspect", "run", "tiny")
+  assert "last recorded step: 4 of 4" in out and "k-NN top-1 (k = 10)" in out and "with depth=2" in out
+  assert {path: path.stat().st_mtime_ns for path in (in_runs / "tiny").rglob("*")} == before
+  assert cli.main(["inspect", "run", "none"]) == 2
+  assert "none: no run is there" in capsys.readouterr().err
+
+
 def test_the_same_command_again_says_that_the_run_is_complete(workdir, caplog):
   before = metrics(workdir)
   with caplog.at_level("INFO", "vit_jax"):
@@ -105,7 +114,8 @@ def test_export_keeps_the_features_in_every_format(in_runs, capsys):
 
   expected = features("tiny")
   for format, path in {"safetensors": "a", "pth": "b.pth", "orbax": "c"}.items():
-    assert run(capsys, "export", "--model=tiny", f"--to={path}", f"--format={format}") == f"wrote {path} ({format})\n"
+    out = run(capsys, "export", "--model=tiny", f"--to={path}", f"--format={format}")
+    assert out.startswith(f"wrote {path} ({format})\n\n# vit_jax\nimport vit_jax\n")
     np.testing.assert_allclose(features(path), expected, rtol=1e-6, atol=1e-6)
 
 
@@ -119,7 +129,7 @@ def test_convert_goes_from_any_format_to_any(in_runs, capsys):
   expected, source = features("tiny"), "tiny"
   for format, path in {"safetensors": "1", "pth": "2.pth", "orbax": "3"}.items():
     out = run(capsys, "convert", f"--from={source}", f"--to={path}", f"--format={format}")
-    assert out == f"wrote {path} ({format})\n"
+    assert out.startswith(f"wrote {path} ({format})\n\n# vit_jax\nimport vit_jax\n")
     np.testing.assert_allclose(features(path), expected, rtol=1e-6, atol=1e-6)
     source = path
 

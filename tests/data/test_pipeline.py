@@ -366,6 +366,16 @@ class TestBadImages:
     batches(8, source=Numbered(20, bad=[4, 11]), bad_records=path)
     assert path.read_text() == whole
 
+  @pytest.mark.parametrize("damage", ["[" * 100_000, "[1]", '{"record": "4"}', "\x00" * 9, ""])
+  def test_damaged_lines_are_named_and_their_images_met_again(self, tmp_path, caplog, damage):
+    path = tmp_path / "bad_records.jsonl"
+    batches(8, source=Numbered(20, bad=[4, 11]), bad_records=path)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([damage, lines[1]]) + "\n")
+    batches(8, source=Numbered(20, bad=[4, 11]), bad_records=path)
+    assert sorted(path.read_text().splitlines()) == sorted(lines)
+    assert f"{path}, line 1: " in caplog.text
+
   def test_too_many_stop_the_run_with_examples(self, tmp_path):
     with pytest.raises(
       Unreadable, match=r"of 40 images are unreadable.*max_bad_fraction = 0\.01.*picture-.*all of them"

@@ -34,6 +34,11 @@ def test_markdown_puts_the_model_first_and_the_baselines_beside_it():
   ]
 
 
+def test_the_score_of_nearest_neighbours_says_of_how_many():
+  text = markdown({"knn/k10/top1": 0.5, "knn/k20/top1": 0.4, "knn/top1": 0.5})
+  assert "| knn/top1 (k=10) | 50.0 % |" in text and "| knn/k20/top1 | 40.0 % |" in text
+
+
 def test_terminal_table_shows_the_same():
   out = io.StringIO()
   Console(file=out, width=80).print(rich_table(RESULTS, title="runs/mine"))

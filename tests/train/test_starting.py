@@ -19,7 +19,7 @@ from vit_jax.methods import dinov3
 from vit_jax.methods.architecture import attributes, config_keys
 from vit_jax.methods.settings import build_backbone
 from vit_jax.models import MODELS, create_model
-from vit_jax.train import loop, setup, starting
+from vit_jax.train import dry_run, loop, setup, starting
 from vit_jax.weights.pth import read_pth, write_pth
 
 
@@ -239,10 +239,10 @@ def test_a_refused_source_leaves_no_workdir(tmp_path):
 
 def test_a_dry_run_reports_the_sources(source, tmp_path):
   overrides = {"init_from": str(source), "gram.source": "init", "gram.refresh.every": "2 steps"}
-  text = loop.describe(tiny(**overrides), str(tmp_path / "new"))
+  text = dry_run.describe(tiny(**overrides), str(tmp_path / "new"))
   assert f"init from     {source}" in text and "refreshed with the EMA teacher every 2 steps" in text
   assert "backbone (student, teacher, gram_teacher)" in text
-  assert "goes on from step 5" in loop.describe(tiny(**overrides), str(source), accept_config_change=True)
+  assert "goes on from step 5" in dry_run.describe(tiny(**overrides), str(source), accept_config_change=True)
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import pathlib
 from typing import NamedTuple
 
-from vit_jax.checkpoints.reading import FOLDER, latest
+from vit_jax.checkpoints.reading import FOLDER, is_step, latest
 
 STUDENTS = "students"
 
@@ -52,7 +52,7 @@ def find(path: str | pathlib.Path) -> Address | None:
     path, student = path.parent.parent, path.name
   if (path / FOLDER).is_dir():
     return Address(path, None, student)
-  if path.name.isdecimal() and path.parent.name == FOLDER and path.parent.is_dir() and not _is_of_torch(path):
+  if is_step(path.name) and path.parent.name == FOLDER and path.parent.is_dir() and not _is_of_torch(path):
     return Address(path.parent.parent, int(path.name), student)
   return None
 

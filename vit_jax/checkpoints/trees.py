@@ -14,7 +14,7 @@ from etils import epath
 
 from vit_jax.checkpoints import tree
 from vit_jax.checkpoints.fingerprints import fingerprints
-from vit_jax.checkpoints.quiet import quiet_failures, quiet_orbax
+from vit_jax.checkpoints.quiet import quiet_orbax
 from vit_jax.checkpoints.reading import Damaged, brief
 
 SEAL = "fingerprints.json"  # beside a tree
@@ -58,7 +58,7 @@ def read_tree(path: str | os.PathLike, sharding: tree.Placement | None = None, t
   leaves = _leaves(path)
   arguments = tree.nest({names: tree.restore_argument(names, leaf.shape, sharding) for names, leaf in leaves.items()})
   try:
-    with quiet_failures(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
       found = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=arguments))
   except MemoryError:
     raise
@@ -71,7 +71,7 @@ def read_tree(path: str | os.PathLike, sharding: tree.Placement | None = None, t
 def _leaves(path: epath.Path) -> dict[tuple[str, ...], Any]:
   quiet_orbax()
   try:
-    with quiet_failures(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
       return tree.leaves_by_path(checkpointer.metadata(path).item_metadata.tree)
   except MemoryError:
     raise

@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 
-from vit_jax.commands.common import limits, load
+from vit_jax.commands.common import limits, line_width, load
 from vit_jax.commands.flags import Commands, add, count, number, picture, with_config, with_limits, with_workers
 from vit_jax.config.errors import UserError
 
@@ -49,13 +49,13 @@ def add_to(commands: Commands) -> None:
 def _list_sources(args: argparse.Namespace) -> None:
   """Prints the kinds of sources and the embedded sets."""
   from vit_jax.config.values import EMBEDDED, SOURCES
+  from vit_jax.inspect.columns import align
 
+  width = line_width()
   print("data.source is one of:")
-  for form, meaning in SOURCES.values():
-    print(f"  {form:<30}{meaning}")
+  print(align([(f"  {form}", meaning) for form, meaning in SOURCES.values()], keep=(0,), width=width))
   print("embedded sets, as embedded:NAME[/train|/test][?size=64&count=6000]:")
-  for name, meaning in EMBEDDED.items():
-    print(f"  {name:<30}{meaning}")
+  print(align([(f"  {name}", meaning) for name, meaning in EMBEDDED.items()], keep=(0,), width=width))
 
 
 def _scan(args: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import textwrap
 
 from vit_jax.config.errors import UserError
 
@@ -18,7 +19,20 @@ class Parser(argparse.ArgumentParser):
   """Flags are never abbreviated: a shortened flag would change its meaning when a new one is added."""
 
   def __init__(self, **kwargs) -> None:
-    super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+    super().__init__(allow_abbrev=False, formatter_class=_Help, **kwargs)
+
+
+class _Help(argparse.HelpFormatter):
+  """Descriptions and epilogs keep their lines; longer ones go on below, where their text begins."""
+
+  def _fill_text(self, text: str, width: int, indent: str) -> str:
+    lines = []
+    for line in text.splitlines():
+      below = indent + " " * re.match(r" *(--\S+ +)?", line).end()
+      lines.append(
+        textwrap.fill(line, width, initial_indent=indent, subsequent_indent=below, break_on_hyphens=False)
+      )
+    return "\n".join(lines)
 
 
 def add(commands: argparse._SubParsersAction, name: str, command, summary: str) -> argparse.ArgumentParser:
@@ -29,7 +43,12 @@ def add(commands: argparse._SubParsersAction, name: str, command, summary: str) 
 
 
 def with_config(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-  parser.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="run file, e.g. configs/quickstart.py")
+  parser.add_argument(
+    "--config",
+    required=True,
+    metavar="FILE.py[:ARG]",
+    help="run file, or the name of one that comes with vit_jax (vit-jax config list)",
+  )
   parser.epilog = OVERRIDES_HELP
   return parser
 

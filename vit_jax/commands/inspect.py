@@ -1,11 +1,12 @@
-"""`vit-jax inspect …`: look at a config, a model, a mesh, a batch, features, or the steps of a run."""
+"""`vit-jax inspect …`: look at a config, a model, a mesh, a batch, features, a run or its steps."""
 
 from __future__ import annotations
 
 import argparse
 import functools
+import sys
 
-from vit_jax.commands.common import limits, load, model_table, show
+from vit_jax.commands.common import limits, line_width, load, model_table, show
 from vit_jax.commands.flags import (
   Commands,
   add,
@@ -24,7 +25,7 @@ def add_to(commands: Commands) -> None:
   """Their flags."""
   inspect = add(commands, "inspect", None, "look at a config, a model, a mesh, a batch, or features")
   views = inspect.add_subparsers(title="what", required=True, metavar="WHAT")
-  config = with_config(add(views, "config", _inspect_config, "the resolved config"))
+  config = with_config(add(views, "config", _inspect_config, "every key of a config, checked as a run would"))
   config.add_argument("--output", metavar="FILE", help="write to this file instead")
   model = with_config(add(views, "model", _inspect_model, "parameters, tokens and FLOPs"))
   model.add_argument("--output", metavar="FILE", help="write to this file instead")
@@ -32,6 +33,9 @@ def add_to(commands: Commands) -> None:
   saved.add_argument("--workdir", required=True, help="folder of the run")
   saved.add_argument("--verify", action="store_true", help="read every array and compare it with what was saved")
   saved.add_argument("--output", metavar="FILE", help="write to this file instead")
+  run = add(views, "run", _inspect_run, "the summary of a run as it is now, also while it goes on")
+  run.add_argument("workdir", metavar="RUN", help="folder of the run")
+  run.add_argument("--output", metavar="FILE", help="write to this file instead")
   sharding = with_config(add(views, "sharding", _inspect_sharding, "where every parameter lies on the mesh"))
   sharding.add_argument("--devices", type=count, metavar="N", help="devices, which need not be there (default: these)")
   sharding.add_argument("--output", metavar="FILE", help="write to this file instead")
@@ -52,18 +56,27 @@ def _inspect_config(args: argparse.Namespace) -> None:
   config = load(args)
   from vit_jax.config import defaults_of
   from vit_jax.inspect import tables
+  from vit_jax.train.checking import check
 
-  show(tables.config_table(config, defaults_of(config)), args.output)
+  for line in check(config):
+    print(f"not checked: {line}", file=sys.stderr)
+  show(tables.config_table(config, defaults_of(config), width=line_width(args.output)), args.output)
 
 
 def _inspect_model(args: argparse.Namespace) -> None:
-  show(model_table(load(args)), args.output)
+  show(model_table(load(args), width=line_width(args.output)), args.output)
 
 
 def _inspect_checkpoints(args: argparse.Namespace) -> None:
   from vit_jax.inspect.saved_steps import saved_steps_table
 
-  show(saved_steps_table(args.workdir, verify=args.verify), args.output)
+  show(saved_steps_table(args.workdir, verify=args.verify, width=line_width(args.output)), args.output)
+
+
+def _inspect_run(args: argparse.Namespace) -> None:
+  from vit_jax.train.summary import page
+
+  show(page(args.workdir).rstrip("\n"), args.output)
 
 
 def _inspect_sharding(args: argparse.Namespace) -> None:
@@ -76,7 +89,7 @@ def _inspect_sharding(args: argparse.Namespace) -> None:
   mesh = parallel.abstract_mesh(config.mesh, args.devices or jax.device_count())
   init = functools.partial(methods.get(config.method).init, config)
   state = jax.eval_shape(init, jax.random.key(config.seed))
-  show(sharding_table(state, mesh, zero=config.mesh.zero), args.output)
+  show(sharding_table(state, mesh, zero=config.mesh.zero, width=line_width(args.output)), args.output)
   parallel.check_spread(state, mesh)
 
 

@@ -6,7 +6,7 @@ import argparse
 import functools
 import json
 
-from vit_jax.commands.common import load
+from vit_jax.commands.common import line_width, load
 from vit_jax.commands.flags import Commands, add, with_config
 
 
@@ -34,11 +34,11 @@ def _plan(args: argparse.Namespace) -> None:
   where = topology(args.topology)
   if args.sweep is None:
     plans = [planning.plan(config, where, simulate=args.simulate)]
-    text = report(plans[0], where.chip)
+    text = report(plans[0], where.chip, width=line_width())
   else:
     one = functools.partial(planning.plan, where=where, simulate=args.simulate)
     plans = sweep.sweep(config, where, tuple(args.sweep.split(",")), one)
-    text = frontier(plans)
+    text = frontier(plans, width=line_width())
   if args.json is not None:
     with open(args.json, "w") as file:
       json.dump([plan.to_dict() for plan in plans], file, indent=2)

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from vit_jax.commands.common import limits, load, model_table
+from vit_jax.commands.common import limits, line_width, load, model_table
 from vit_jax.commands.flags import (
   OVERRIDES_HELP,
   Commands,
@@ -31,7 +31,12 @@ def add_to(commands: Commands) -> None:
   """Their flags."""
   train = with_config(add(commands, "train", _train, "train; the same command again resumes"))
   train.add_argument("--workdir", required=True, help="folder of the run: checkpoints, metrics, pictures")
-  train.add_argument("--dry_run", action="store_true", help="show config, steps, model and mesh; train nothing")
+  train.add_argument(
+    "--dry_run", action="store_true", help="show what is changed, time, memory, steps and model; write nothing"
+  )
+  train.add_argument(
+    "--measure", action="store_true", help="with --dry_run: compile the step and make a few, for time and memory"
+  )
   train.add_argument(
     "--accept_config_change", action="store_true", help="resume although the config differs from the run's"
   )
@@ -56,15 +61,23 @@ def add_to(commands: Commands) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
+  if args.measure and not args.dry_run:
+    raise UserError("--measure: belongs to --dry_run; a run measures itself")
   config = load(args)
-  from vit_jax.train import loop
+  from vit_jax.train import interrupts, loop
 
+  if args.owns_process:
+    interrupts.own_process()
   with in_job(args) as first:
     if not args.dry_run:
       loop.train(config, args.workdir, accept_config_change=args.accept_config_change)
       return
-    plan = loop.describe(config, args.workdir, accept_config_change=args.accept_config_change)
-    text = f"{plan}\n\n{model_table(config)}"
+    from vit_jax.train import dry_run
+
+    width = line_width()
+    accepted = {"accept_config_change": args.accept_config_change}
+    plan = dry_run.describe(config, args.workdir, **accepted, measure=args.measure, width=width)
+    text = f"{plan}\n\n{model_table(config, width=width)}"
     if first:
       print(text)
 

@@ -44,7 +44,7 @@ def _export(args: argparse.Namespace) -> None:
     overwrite=args.overwrite,
     strict=args.strict,
   )
-  print(f"wrote {args.to} ({args.format}). It is loaded by\n\n{hub.how_to_load(args.to, model, args.format)}")
+  print(f"wrote {args.to} ({args.format})\n\n{hub.how_to_load(args.to, model, args.format)}")
 
 
 def _convert(args: argparse.Namespace) -> None:

@@ -278,6 +278,11 @@ def default() -> ConfigDict:
   c.checkpoint.grace = placeholder(float)
   c.checkpoint.keep = 3  # newest steps kept
   c.checkpoint.keep_every = placeholder(str)  # steps kept for ever
+  # The step that is best by this score of its evaluation is kept, too, and saved if it would not be: "knn/top1",
+  # "linear/top1", …; of several students each its own, or one's, "NAME/knn/top1". None: top1 of the first of
+  # evaluation.tasks; "off": none is kept.
+  c.checkpoint.keep_best = placeholder(str)
+  c.checkpoint.keep_best_mode = "max"  # which is best: "max" | "min"
 
   c.log = ConfigDict()
   c.log.every = 10  # steps between lines of metrics

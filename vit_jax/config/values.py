@@ -48,6 +48,7 @@ _CHOICES = {
   "mesh.zero": (1, 3),
   "optim.lr_scaling": ("sqrt_1024", "linear_256", "none"),
   "evaluation.tasks": ("knn", "linear"),
+  "checkpoint.keep_best_mode": ("max", "min"),
 }
 
 _Rule = tuple[str, Callable[[Any], bool], str]

@@ -100,13 +100,16 @@ def _in_threads(
   """The images of `records` in order, made a few ahead by threads; None where one cannot be read."""
   threads = min(8, os.cpu_count() or 1)
   ahead: collections.deque[Future] = collections.deque()
-  with ThreadPoolExecutor(threads, thread_name_prefix="evaluation-batches") as pool:
+  pool = ThreadPoolExecutor(threads, thread_name_prefix="evaluation-batches")
+  try:
     for record in records:
       ahead.append(pool.submit(make, record))
       if len(ahead) > 4 * threads:
         yield ahead.popleft().result()
     while ahead:
       yield ahead.popleft().result()
+  finally:  # given up in the middle, nobody waits for a read that may hang
+    pool.shutdown(wait=not ahead, cancel_futures=True)
 
 
 def _load(

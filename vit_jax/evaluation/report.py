@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vit_jax.evaluation.errors import EvaluationError
+from vit_jax.evaluation.names import with_k
 
 if TYPE_CHECKING:
   from rich.table import Table
@@ -87,7 +88,9 @@ def check_path(path: str | os.PathLike) -> None:
 def _cells(table: Mapping[str, Mapping[str, float]]) -> tuple[list[str], dict[str, list[str]]]:
   """Column heads, and metric -> one text per column; empty where a column has no such metric."""
   metrics = dict.fromkeys(metric for values in table.values() for metric in values)
-  lines = {metric: [_text(metric, values.get(metric)) for values in table.values()] for metric in metrics}
+  lines = {
+    with_k(metric, metrics): [_text(metric, values.get(metric)) for values in table.values()] for metric in metrics
+  }
   return [_HEADS.get(name, name) for name in table], lines
 
 

@@ -27,6 +27,7 @@ def as_resized_by(
   image_size: int,
   strict: bool,
   target: pathlib.Path,
+  lost: bool,
 ) -> VisionTransformer:
   """The model with its positions resized as others resize them, and the size of the difference said.
 
@@ -38,6 +39,7 @@ def as_resized_by(
     image_size: one of the sizes at which the difference is measured.
     strict: refuse a difference.
     target: where it will be saved, for people.
+    lost: whether what is saved does not say how they are to be resized: a warning, else the log says it.
 
   Raises:
     WeightsError: if there is a difference and it is to be refused.
@@ -58,7 +60,7 @@ def as_resized_by(
   )
   if strict:
     raise WeightsError(f'{said}: refused, as strict=True (--strict) asks. format="orbax" keeps the model as it is.')
-  _log.warning("%s: %s.", target, said)
+  _log.log(logging.WARNING if lost else logging.INFO, "%s: %s.", target, said)
   return model.clone(position_table=theirs)
 
 

@@ -148,12 +148,18 @@ def _without_local_norm(
 
 
 def _resized_there(
-  who: str, resizing: Mapping[str, Any], model: Backbone, params: Mapping[str, Any], export: _Export
+  who: str,
+  resizing: Mapping[str, Any],
+  model: Backbone,
+  params: Mapping[str, Any],
+  export: _Export,
+  *,
+  lost: bool = False,
 ) -> Backbone:
   """See `as_resized_by`."""
   if isinstance(model, ConvNeXt):
     return model
-  how = dict(image_size=export.image_size, strict=export.strict, target=export.target)
+  how = dict(image_size=export.image_size, strict=export.strict, target=export.target, lost=lost)
   return as_resized_by(who, resizing, model, params, **how)
 
 
@@ -165,7 +171,7 @@ def _write_safetensors(path: pathlib.Path, model: Backbone, params: Mapping[str,
   if family.masking is not None:
     model, params = _with_masking(model, params, family.masking, export.target)
   if family.resizing is not None:
-    model = _resized_there("Hugging Face", family.resizing(model), model, params, export)
+    model = _resized_there("Hugging Face", family.resizing(model), model, params, export, lost=True)
   config = family.to_config(model, export.image_size)
   state_dict = weights.lazy_state_dict(params, model, family.layout)
   path.mkdir(parents=True)

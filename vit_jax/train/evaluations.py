@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from vit_jax.train import setup
 from vit_jax.train.setup import Run
 
 NUM_PICTURED = 8
+Check = Callable[[], None]
 
 
 class Evaluations:
@@ -39,10 +40,15 @@ class Evaluations:
       self._sources, self._names = (splits.train, splits.test), splits.names
     self._pictured: np.ndarray | None = None
 
-  def scores(self, state: State, *, baselines: bool) -> dict[str, float]:
+  def scores(self, state: State, *, baselines: bool, check: Check = lambda: None) -> dict[str, float]:
     """The tasks' scores; with `baselines`, also those of pixels and colour histograms of the same images.
 
     The scores of several students begin with their names; a frozen teacher is a further baseline.
+
+    Args:
+      state: of the run; it is only read.
+      baselines: whether to score these, too.
+      check: called after every batch; what it raises ends the evaluation.
     """
     if self._sources is None:
       return {}
@@ -64,6 +70,7 @@ class Evaluations:
         baselines=further or None,
         names=self._names,
         seed=config.seed,
+        progress=lambda _: check(),
       )
       results |= {
         f"{name}/{key}" if name and not key.startswith("baseline/") else key: value for key, value in scores.items()
@@ -75,8 +82,8 @@ class Evaluations:
     sharding = parallel.batch_sharding(self._run.mesh) if self._run.mesh.size > 1 else None
     return evaluation.make_feature_fn(model, params, mean=augment.mean, std=augment.std, sharding=sharding)
 
-  def pictures(self, state: State) -> dict[str, np.ndarray]:
-    """The principal components of the teacher's patches on a few images."""
+  def pictures(self, state: State, *, check: Check = lambda: None) -> dict[str, np.ndarray]:
+    """The principal components of the teacher's patches on a few images; `check` as for the scores."""
     if self._pictured is None:
       source = self._sources[1] if self._sources else self._run.source
       batch = next(self._batches(source, batch_size=NUM_PICTURED, max_examples=NUM_PICTURED), None)
@@ -87,12 +94,13 @@ class Evaluations:
         )
       self._pictured = batch["images"][batch["valid"]]
     augment, mesh = self._run.config.augment, self._run.mesh
-    return {
-      f"{name}/pca" if name else "pca": pictures.feature_sheet(
+    sheets = {}
+    for name, (model, params) in methods.exports(self._run.method, state, self._run.config).items():
+      check()
+      sheets[f"{name}/pca" if name else "pca"] = pictures.feature_sheet(
         model, params, self._pictured, mean=augment.mean, std=augment.std, mesh=mesh
       )
-      for name, (model, params) in methods.exports(self._run.method, state, self._run.config).items()
-    }
+    return sheets
 
   def _batches(self, source: Any, **numbers: int) -> Iterator[Mapping[str, Any]]:
     """All that are scored, or `numbers` of them."""

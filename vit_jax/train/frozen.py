@@ -12,9 +12,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vit_jax import checkpoints, methods
-from vit_jax import config as configs
 from vit_jax.config import ConfigError
-from vit_jax.train.setup import CONFIG_FILE, Run
+from vit_jax.train.setup import Run, begun_with
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +47,8 @@ def pin(run: Run, workdir: Path) -> Run:
 
 def _begun_with(workdir: Path, given: str) -> str | None:
   """The step with which the run in `workdir` began, if `given` is the run of that step without saying which."""
-  path = workdir / CONFIG_FILE
-  begun = configs.read(path).distillation.teacher if path.exists() else None
+  config, _ = begun_with(workdir)
+  begun = None if config is None else config.distillation.teacher
   if begun is None:
     return None
   old, new = (checkpoints.find(Path(address).expanduser().absolute()) for address in (begun, given))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,12 @@ def replay(folder: str, overrides: Iterable[str] = ()) -> str:
   configs.validate(config)
   run = _run(config)
   state = _state(run, path)
-  with np.load(path / BATCH) as arrays:
-    batch = jax.device_put(dict(arrays), parallel.batch_sharding(run.mesh))
+  try:
+    with np.load(path / BATCH) as file:
+      arrays = dict(file)
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    raise UserError(f"{path / BATCH}: is damaged ({error}); let the run come to this step again") from error
+  batch = jax.device_put(arrays, parallel.batch_sharding(run.mesh))
   log.info("Compiling the step with a look at every operation …")
   with mesh_context(run.mesh):
     batch = jax.jit(lambda batch: augmented(batch, run.views, run.mesh, parallel.BATCH_AXES))(batch)

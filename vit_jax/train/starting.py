@@ -18,7 +18,7 @@ from vit_jax import config as configs
 from vit_jax.checkpoints.tree import Placement
 from vit_jax.config import ConfigError
 from vit_jax.config.students import config_at
-from vit_jax.inspect import tables
+from vit_jax.inspect.columns import align
 from vit_jax.methods import State
 from vit_jax.methods.starting import Place, Source, Start, Taken, holds_weights, locate, match, not_finite, open_file
 from vit_jax.train.setup import Run
@@ -92,8 +92,8 @@ def begin(state: State, opened: list[Opened]) -> State:
   return state
 
 
-def report(opened: list[Opened]) -> str:
-  """What comes from where, as a table: sub-module, tensors, origin."""
+def report(opened: list[Opened], *, width: int | None = None) -> str:
+  """What comes from where, as a table: sub-module, tensors, origin; `width` as in `inspect.columns.align`."""
   if not opened:
     return "Starting from scratch."
   rows = [("parameters", "tensors", "from")]
@@ -105,7 +105,8 @@ def report(opened: list[Opened]) -> str:
       else:
         rows.append((name, "all", f"fresh: {part.why}"))
       rows += [(f"  {path}", "1", f"fresh: not in {source.name}, only used in training") for path in part.fresh]
-  lines = [tables.align(rows, right=(1,)), *(note for found in opened for note in found.notes)]
+  notes = [(note,) for found in opened for note in found.notes]
+  lines = [align(rows, right=(1,), width=width), *([align(notes, width=width)] if notes else [])]
   return "\n".join(lines)
 
 
