@@ -15,7 +15,7 @@ from vit_jax import cli, weights
 from vit_jax import config as configs
 from vit_jax.checkpoints import read_meta, restore_params, steps
 from vit_jax.methods.teachers import frozen_teacher
-from vit_jax.train import loop, setup
+from vit_jax.train import dry_run, loop, setup
 from vit_jax.weights.pth import read_pth, write_pth
 
 TWO = "distillation.students=(a=configs/tiny.py,b=configs/tiny.py)"
@@ -163,7 +163,7 @@ def test_a_teacher_that_is_not_finite_is_refused_by_name(teacher, tmp_path):
   values = np.array(tensors["backbone.norm.bias"])
   values[1] = np.inf
   write_pth(tmp_path / "teacher.pth", tensors | {"backbone.norm.bias": values})
-  for act in (loop.train, loop.describe):
+  for act in (loop.train, dry_run.describe):
     with pytest.raises(configs.ConfigError, match="^distillation.teacher=.*infinity in backbone/final_norm/bias:"):
       act(raw(tmp_path / "teacher.pth"), str(tmp_path / "run"))
   assert not (tmp_path / "run").exists()

@@ -162,7 +162,7 @@ def test_weights_that_are_not_finite_are_refused_by_name_before_anything_is_made
     write_pth(tmp_path / "bad.pth", tensors | {f"backbone.{name}": values})
     text = refusal(**{key: str(tmp_path / "bad.pth")})
     assert text.startswith(f"{key}=") and f"NaN or infinity in {name}:" in text
-    for act in (loop.train, loop.describe):
+    for act in (loop.train, dry_run.describe):
       with pytest.raises(configs.ConfigError, match="NaN or infinity"):
         act(tiny(**{key: str(tmp_path / "bad.pth")}), str(tmp_path / "run"))
   assert not (tmp_path / "run").exists()

@@ -18,6 +18,7 @@ import pytest
 import vit_jax
 from tests.weights.test_broken_files import DINOV2, DINOV3, random_params, saved
 from tests.weights.torch_pickle import Raw, Tensor, call, made, name, pickled, save, save_distributed, save_old
+from vit_jax import hub
 from vit_jax.weights import WeightsError, storages
 from vit_jax.weights.files import INDEX
 from vit_jax.weights.opening import open_weights
@@ -302,3 +303,21 @@ def changed(whole: bytes, rng: random.Random) -> bytes:
   out.seek(at)
   out.write(bytes([whole[at] ^ 1 << rng.randrange(8)]))
   return out.getvalue()
+
+
+@pytest.mark.parametrize(
+  "content",
+  [
+    "[" * 100_000, "[]", "{}", '"x"',
+    *(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": 224} | change) for change in (
+      {"image_mean": ["x"] * 3}, {"image_std": [0, 1, 1]}, {"image_mean": 10**400}, {"image_std": None},
+      {"size": -1}, {"size": 10**12}, {"size": {"height": "x"}}, {"size": [[]]}, {"resample": [1], "size": "x"},
+    )),
+  ],
+)  # fmt: skip
+def test_what_is_said_of_images_makes_sense(tmp_path: pathlib.Path, content: str):
+  path, *_ = saved(tmp_path, "hf_dinov3")
+  (path / "preprocessor_config.json").write_text(content)
+  with pytest.raises(WeightsError) as caught:
+    hub.load_preprocessing(path)
+  assert str(path) in str(caught.value) and "\n" not in str(caught.value)

@@ -80,7 +80,7 @@ def from_state_dict(
     else:
       loaded[path] = parameter.put(sharding(path, parameter.shape), bad)
   if bad:
-    _log.warning("There is %s: what the model computes will be, too.", named(sorted(bad)))
+    _log.warning("There is %s: what the model computes will hold it, too.", named(sorted(bad)))
   return unflatten_dict(loaded, sep="/")
 
 

@@ -104,7 +104,9 @@ def _flatten(content: Mapping[Any, Any]) -> _Content:
       if count > _MOST_NAMES or len(place) > _DEEPEST:
         raise WeightsError("its content is nested or repeated more than that of any checkpoint.")
       name = key if type(key) is str else shown(str(key)) if isinstance(key, int) and abs(key) < 2**63 else "…"
-      if _is_tensor(value) and len(name) <= _LONGEST_NAME:
+      if _is_tensor(value) and len(name) > _LONGEST_NAME:
+        rest.append(f"{shown(name)} (a name of {len(name)} characters)")
+      elif _is_tensor(value):
         found[shown(name, _LONGEST_NAME)] = value
       elif isinstance(value, Mapping) or type(value) in (list, tuple):
         todo.append(((*place, shown(name)), value))
