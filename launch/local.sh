@@ -3,7 +3,9 @@
 #   ./launch/local.sh 2 train --config=configs/tiny.py --workdir=runs/tiny
 # Lines are marked with the process that printed them. When one process fails, the others are ended; SIGTERM and Ctrl-C
 # go to all of them. The exit code is that of the first process that failed: 75 means saved, the same command resumes.
-# GPUs are shared out evenly. PYTHON chooses the interpreter, PORT the coordinator's port (default: a free one).
+# GPUs are shared out evenly. PYTHON chooses the interpreter, PORT the coordinator's port (default: a free one). No other
+# user of this machine can take part in the job or stop it: its processes know a secret, made here and handed on in the
+# environment.
 set -uo pipefail
 
 usage() {
@@ -17,6 +19,8 @@ shift
 python=${PYTHON:-python3}
 port=${PORT:-$("$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')} || exit 1
 export JAX_COORDINATOR_ADDRESS="127.0.0.1:$port" JAX_NUM_PROCESSES=$count PYTHONUNBUFFERED=1
+: "${VIT_JAX_JOB_SECRET:=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')}"
+export VIT_JAX_JOB_SECRET
 grace=${GRACE:-60} # seconds that processes have to end when asked to
 
 pids=()

@@ -3,7 +3,8 @@
 #   ./launch/mpi.sh -np 16 --hostfile hosts -- train --config=configs/dinov3_vits16.py --workdir=runs/vits16
 # What is before -- goes to mpirun, what is after it to vit-jax. Start it on the machine of rank 0, or set
 # JAX_COORDINATOR_ADDRESS=HOST:PORT for it. Several processes on a machine divide its GPUs evenly. When one process fails,
-# mpirun ends the others. Exit code 75 means saved, the same command resumes. PYTHON chooses the interpreter.
+# mpirun ends the others. Exit code 75 means saved, the same command resumes. PYTHON chooses the interpreter. A secret,
+# made here and handed on in the environment, keeps others of the cluster out of the job.
 set -euo pipefail
 
 before=()
@@ -17,9 +18,11 @@ if [ $# -lt 2 ]; then
 fi
 shift
 
+: "${VIT_JAX_JOB_SECRET:=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')}"
+export VIT_JAX_JOB_SECRET
 # mpirun passes no variables to other machines unless told to.
 exported=()
-for name in $(compgen -e | grep -E '^(JAX_|XLA_|NCCL_|CUDA_VISIBLE_DEVICES$|PYTHONPATH$|PATH$|LD_LIBRARY_PATH$)'); do
+for name in $(compgen -e | grep -E '^(VIT_JAX_|JAX_|XLA_|NCCL_|CUDA_VISIBLE_DEVICES$|PYTHONPATH$|PATH$|LD_LIBRARY_PATH$)'); do
   exported+=(-x "$name")
 done
 # Unbound: the threads of a process need more than the one core that mpirun would give it.

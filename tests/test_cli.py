@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
 import subprocess
@@ -145,6 +146,38 @@ def test_wrong_usage_exits_with_2(command, capsys):
   assert "usage: vit-jax" in capsys.readouterr().err
 
 
+def sub_commands(parser: argparse.ArgumentParser | None = None) -> list[list[str]]:
+  """The words of every sub-command, "inspect", "config", …, and none for the command itself."""
+  found = [[]]
+  for action in (parser or cli._parser())._actions:
+    if isinstance(action, argparse._SubParsersAction):
+      found += [[name, *rest] for name, inner in action.choices.items() for rest in sub_commands(inner)]
+  return found
+
+
+@pytest.mark.parametrize("words", sub_commands(), ids=" ".join)
+def test_help_fits_a_terminal_of_80_columns_and_says_all(words, capsys, monkeypatch):
+  texts = {}
+  for columns in ("80", "400"):
+    monkeypatch.setenv("COLUMNS", columns)
+    with pytest.raises(SystemExit):
+      cli.main([*words, "--help"])
+    texts[columns] = capsys.readouterr().out
+  lines = texts["80"].splitlines()
+  assert max(map(len, lines)) <= 80
+  assert sorted(texts["80"].split()) == sorted(texts["400"].split())
+  options = lines.index("options:")
+  assert all(line == line.rstrip() for line in lines[options:])
+
+
+@pytest.mark.parametrize("command", ["inspect model", "data list", "config list"])
+def test_a_reader_that_ends_is_no_error(command):
+  flags = TINY if command == "inspect model" else ""
+  line = f"{sys.executable} -m vit_jax {command} {flags} | true; exit ${{PIPESTATUS[0]}}"
+  done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=ROOT)
+  assert done.returncode in (0, 141) and done.stderr == ""
+
+
 def documented_commands() -> list[str]:
   """Every `vit-jax` command line of the README, the pages of docs/ and the run files' headers."""
   pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "configs").rglob("*.py"))]
@@ -154,10 +187,11 @@ def documented_commands() -> list[str]:
 
 
 @pytest.mark.parametrize("line", documented_commands())
-def test_documented_command_parses(line):
+def test_documented_command_parses(line, monkeypatch):
+  monkeypatch.chdir(ROOT)
   args = cli.parse(shlex.split(line, comments=True)[1:])
   if getattr(args, "config", None):
-    config.validate(config.load(f"{ROOT / args.config}", args.overrides))
+    config.validate(config.load(args.config, args.overrides))
 
 
 def test_readme_opens_with_the_two_commands():

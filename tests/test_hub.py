@@ -10,16 +10,16 @@ import pathlib
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
 import vit_jax
 from vit_jax import config, hub, methods, weights
 from vit_jax.checkpoints import Checkpoints, NotSaved
-from vit_jax.data.decode import BadImage
+from vit_jax.data.framing import standard
 from vit_jax.models import ConvNeXt, PositionTable, Rope, VisionTransformer
 from vit_jax.weights import WeightsError
 from vit_jax.weights.files import INDEX, SINGLE, read_safetensors, write_safetensors
@@ -32,6 +32,7 @@ MODELS = {  # the published kinds, small
   "vit7b": VisionTransformer(
     **SMALL, qkv_bias=False, mlp="swiglu", mlp_hidden=64, separate_local_cls_norm=True, rope=Rope(rescale=2.0)
   ),
+  "no_registers": VisionTransformer(**(SMALL | {"num_registers": 0}), mask_k_bias=True, rope=Rope(rescale=2.0)),
   "free_key_bias": VisionTransformer(**SMALL, proj_bias=False, mlp_bias=False, rope=Rope(base=50.0)),
 }
 PLAIN = dict(patch_size=8, width=32, depth=2, num_heads=2, rope=None)
@@ -44,6 +45,9 @@ OTHERS = {  # the other families, small
   "dinov2_reg": VisionTransformer(
     **PLAIN, layer_scale=1.0, position_table=PositionTable((3, 3), antialias=True), num_registers=2
   ),
+  "dinov2_reg_of_none": VisionTransformer(
+    **PLAIN, layer_scale=1.0, position_table=PositionTable((3, 3), antialias=True)
+  ),
   "vit": VisionTransformer(**PLAIN, masking=False, position_table=PositionTable((3, 3))),
   "deit": VisionTransformer(
     **PLAIN, masking=False, num_registers=1, position_table=PositionTable((3, 3), prefix="all"), pool="distilled"
@@ -54,6 +58,7 @@ FORMATS = {  # besides orbax, which holds everything
   "dinov2": ("safetensors", "pth", "timm"),
   "dinov2_swiglu": ("safetensors", "pth", "timm"),
   "dinov2_reg": ("safetensors", "pth", "timm"),
+  "dinov2_reg_of_none": ("safetensors", "pth", "timm"),
   "vit": ("safetensors", "timm"),
   "deit": ("safetensors", "timm"),
 }
@@ -88,8 +93,7 @@ def images(seed: int = 1) -> np.ndarray:
 
 
 def assert_same(a: dict, b: dict) -> None:
-  assert jax.tree.structure(a) == jax.tree.structure(b)
-  jax.tree.map(np.testing.assert_array_equal, a, b)
+  chex.assert_trees_all_equal(a, b)
 
 
 @pytest.mark.parametrize("format", ["safetensors", "pth", "orbax"])
@@ -121,6 +125,10 @@ def test_the_other_families_are_loaded_as_they_were_saved(tmp_path: pathlib.Path
   kept = dict(params)
   if format == "timm":
     kept.pop("mask_token", None)
+  if (name, format) == ("dinov2_reg", "timm"):  # which has positions of all tokens before the patches, or of none
+    np.testing.assert_array_equal(again["cls_token"], kept.pop("cls_token") + kept["positions"][0])
+    np.testing.assert_array_equal(again["positions"], kept.pop("positions")[1:])
+    kept |= {name: again[name] for name in ("cls_token", "positions")}
   assert_same(again, kept)
   if format in ("safetensors", "orbax"):
     assert loaded == model.clone(mlp_hidden=loaded.mlp_hidden) if hasattr(model, "mlp_hidden") else loaded == model
@@ -178,7 +186,7 @@ def test_exports_replace_exports_and_nothing_else(tmp_path: pathlib.Path):
   model, path = MODELS["vits"], tmp_path / "m"
   vit_jax.save_model(path, model, random_params(model, 0), mean=(0.5,) * 3, std=(0.25,) * 3, image_size=32)
   preprocessor = json.loads((path / "preprocessor_config.json").read_text())
-  assert preprocessor["image_mean"] == [0.5] * 3 and preprocessor["size"] == {"height": 32, "width": 32}
+  assert preprocessor["image_mean"] == [0.5] * 3 and preprocessor["crop_size"] == {"height": 32, "width": 32}
   vit_jax.save_model(path, model, random_params(model, 1))
   assert_same(vit_jax.load_model(path)[1], without_unused(model, random_params(model, 1)))
   assert sorted(os.listdir(path)) == ["config.json", SINGLE] and os.listdir(tmp_path) == ["m"]
@@ -230,7 +238,7 @@ def test_an_interrupted_export_leaves_the_old_one(tmp_path: pathlib.Path, monkey
   def full_disk(*_: object) -> None:
     raise OSError("No space left on device")
 
-  monkeypatch.setattr(hub, "write_sharded", full_disk)
+  monkeypatch.setattr(hub.saving, "write_sharded", full_disk)
   with pytest.raises(OSError, match="No space"):
     vit_jax.save_model(path, model, random_params(model, 1))
   assert_same(vit_jax.load_model(path)[1], without_unused(model, random_params(model, 0)))
@@ -284,6 +292,24 @@ def test_sharded_and_bare_safetensors_open(tmp_path: pathlib.Path):
   bare.parent.mkdir()
   write_safetensors(bare, weights.to_state_dict(params, model))
   assert_same(vit_jax.load_model(bare)[1], params)
+
+
+def test_no_registers_are_an_empty_tensor_of_hugging_face(tmp_path: pathlib.Path):
+  """As transformers saves its default DINOv3ViTConfig; older exports of ours lack the tensor."""
+  model = MODELS["no_registers"]
+  params = without_unused(model, random_params(model))
+  vit_jax.save_model(tmp_path, model, params)
+  tensors = read_safetensors(tmp_path)
+  empty = tensors.pop("embeddings.register_tokens")
+  assert empty.shape == (1, 0, 32)
+  for there in ({}, {"embeddings.register_tokens": empty}, {"embeddings.register_tokens": empty.astype(np.float16)}):
+    write_safetensors(tmp_path / SINGLE, tensors | there)
+    loaded, again = vit_jax.load_model(tmp_path)
+    assert_same(again, params)
+    assert loaded.apply({"params": again}, images()).registers.shape == (2, 0, 32)
+  write_safetensors(tmp_path / SINGLE, tensors | {"embeddings.register_tokens": np.zeros((1, 2, 32), np.float32)})
+  with pytest.raises(WeightsError, match=r"register_tokens is \(1, 2, 32\), expected \(1, 0, 32\)"):
+    vit_jax.load_model(tmp_path)
 
 
 def test_damaged_safetensors_are_named(tmp_path: pathlib.Path):
@@ -420,7 +446,7 @@ def test_channels_and_their_mean_and_std_go_with_the_weights(tmp_path: pathlib.P
   vit_jax.save_model(path, model, params, format, mean=(0.4,), std=(0.2,), image_size=48)
   loaded, again = vit_jax.load_model(path)
   assert loaded.in_channels == 1 and again["patch_embed"]["kernel"].shape == (8, 8, 1, 32)
-  assert hub.load_preprocessing(path, channels=1) == hub.Preprocessing((0.4,), (0.2,), 48)
+  assert hub.load_preprocessing(path, channels=1) == hub.Preprocessing((0.4,), (0.2,), 48, None, standard(48))
   with pytest.raises(hub.UnknownModel, match=r"says mean=\(0\.4,\) and std=\(0\.2,\), .* the 3 channels"):
     hub.load_preprocessing(path)
   vit_jax.save_model(path, model, params, format)
@@ -445,8 +471,8 @@ def test_other_families_keep_their_channels(tmp_path: pathlib.Path, name: str):
     vit_jax.save_model(path, model, params, format)
     loaded, again = vit_jax.load_model(path, **({} if isinstance(model, ConvNeXt) else {"num_heads": 2}))
     assert loaded.in_channels == 5
-    kept = {key: value for key, value in params.items() if key in again}
-    assert_same(again, kept)
+    moved = {"cls_token", "positions"} if (name, format) == ("dinov2_reg", "timm") else set()
+    assert_same(*({k: v for k, v in tree.items() if k in again and k not in moved} for tree in (again, params)))
 
 
 def test_importing_vit_jax_is_light():
@@ -457,24 +483,3 @@ def test_importing_vit_jax_is_light():
     assert getattr(vit_jax, name) is not None
   with pytest.raises(AttributeError, match="no attribute 'load'; it has .*load_model"):
     vit_jax.load  # noqa: B018
-
-
-def test_images_are_made_as_the_model_was_trained_on_them(tmp_path: pathlib.Path):
-  pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
-  files = [tmp_path / "a.png", tmp_path / "b.png"]
-  for file, image in zip(files, (pixels, pixels[:, ::-1]), strict=True):
-    Image.fromarray(image).save(file)
-  model = VisionTransformer(**SMALL)
-  seen = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "image_size": 40}
-  vit_jax.save_model(tmp_path / "m", model, random_params(model), **seen)
-  images = vit_jax.load_images(files, like=tmp_path / "m")
-  assert images.shape == (2, 40, 40, 3) and images.dtype == jnp.float32
-  expected = (pixels[:, 10:50] / 255 - np.array(seen["mean"])) / seen["std"]
-  np.testing.assert_allclose(images[0], expected, atol=1e-5)
-  assert vit_jax.load_images(files[:1], like=tmp_path / "m", size=32).shape == (1, 32, 32, 3)
-  (tmp_path / "bad.jpg").write_bytes(b"no image")
-  with pytest.raises(BadImage, match=r"bad\.jpg: is no image"):
-    vit_jax.load_images([tmp_path / "bad.jpg"], like=tmp_path / "m")
-  loaded, params = vit_jax.load_model(tmp_path / "m")
-  with pytest.raises(ValueError, match="uint8 and the model takes normalised floats.*load_images"):
-    loaded.apply({"params": params}, pixels[None, :40, :40])

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
   from vit_jax import checkpoints, config, data, evaluation, losses, methods, models, weights
   from vit_jax.hub import load_images, load_model, save_model
-  from vit_jax.models import create_model
+  from vit_jax.models import create_model, list_models
 
 __version__ = "0.1.0"
 
-_FUNCTIONS = {"create_model": "vit_jax.models"}
+_FUNCTIONS = {name: "vit_jax.models" for name in ("create_model", "list_models")}
 _FUNCTIONS |= {name: "vit_jax.hub" for name in ("load_images", "load_model", "save_model")}
 _ROOMS = ("checkpoints", "config", "data", "evaluation", "losses", "methods", "models", "weights")
 
@@ -30,6 +30,7 @@ __all__ = [
   "create_model",
   "data",
   "evaluation",
+  "list_models",
   "load_images",
   "load_model",
   "losses",

@@ -7,27 +7,54 @@ that are for the user are printed without a traceback, with exit code 2; any oth
 from __future__ import annotations
 
 import argparse
+import atexit
+import contextlib
 import logging
+import os
+import select
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 
 import vit_jax
-from vit_jax.commands import bench, data, inspect, planning, profiling, runs, weights
+from vit_jax.commands import bench, config, data, inspect, planning, profiling, runs, weights
 from vit_jax.commands.flags import Parser
 from vit_jax.commands.job import is_for_user
 from vit_jax.config.errors import UserError
 from vit_jax.config.fields import key_meant
 
 _OVERRIDE = "--config."
+_PATIENCE, _PATIENCE_OF_JOB = 2.0, 20.0  # seconds from the command's end to the process's; those of a job part first
+_INTERRUPTED = (130, os.EX_TEMPFAIL)  # exit codes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs one command line and returns its exit code."""
+  """Runs one command line, by default that of the process, which then ends, and returns its exit code."""
   _log_to_terminal()
+  if argv is not None:
+    return _run(argv, owns_process=False)
+  ending = _Ending()
   try:
-    args = parse(sys.argv[1:] if argv is None else argv)
-    args.command(args)
+    ending.code = _run(sys.argv[1:], owns_process=True)
+  except SystemExit as end:
+    ending.code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    raise
+  finally:
+    ending.begin()
+  return ending.code
+
+
+def _run(argv: Sequence[str], *, owns_process: bool) -> int:
+  try:
+    args = parse(argv)
+    args.owns_process = owns_process
+    code = args.command(args) or 0
+    sys.stdout.flush()
+    return code
   except Exception as error:
+    if isinstance(error, BrokenPipeError) and _nobody_reads():
+      return 128 + signal.SIGPIPE
     if not is_for_user(error):
       raise
     for line in str(error).splitlines():
@@ -36,11 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   except KeyboardInterrupt:
     print("vit-jax: interrupted", file=sys.stderr)
     return 130
-  return 0
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
   """The parsed command line: `command` is the function to call with it, `overrides` its `--config.…` flags.
+
+  The function returns an exit code where it is done and not all is well, else None.
 
   Raises:
     UserError: for an override without a value, or of a sub-command that takes no config; for what looks like one.
@@ -80,9 +108,51 @@ def _parser() -> argparse.ArgumentParser:
   parser = Parser(prog="vit-jax", description="Vision Transformers in JAX: DINOv3 self-supervised pretraining.")
   parser.add_argument("--version", action="version", version=f"vit-jax {vit_jax.__version__}")
   commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-  for group in (runs, weights, planning, profiling, inspect, bench, data):
+  for group in (runs, weights, planning, profiling, inspect, bench, data, config):
     group.add_to(commands)
   return parser
+
+
+def _nobody_reads() -> bool:
+  """Whether what reads standard output has ended, as `head` does; from then on, what is printed goes nowhere."""
+  poll = select.poll()
+  poll.register(sys.stdout.fileno(), 0)  # an error is reported without being asked for
+  ended = bool(poll.poll(0))
+  if ended:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  return ended
+
+
+class _Ending:
+  """Sees to it that the process ends with its code, whatever is still at work in it.
+
+  Python waits for all threads and processes that it started: also for a read that hangs, and for a compilation that
+  nobody needs any more. And where a library was interrupted in the middle, tidying up after it may crash.
+  """
+
+  def __init__(self) -> None:
+    self.code = 1
+    self._timer: threading.Timer | None = None
+    atexit.register(self._last)  # before all others, to be called after them
+
+  def begin(self) -> None:
+    processes = sys.modules.get("vit_jax.parallel.processes")
+    several = processes is not None and processes.current() is not None
+    self._timer = threading.Timer(_PATIENCE_OF_JOB if several else _PATIENCE, self._end)
+    self._timer.daemon = True
+    self._timer.start()
+
+  def _last(self) -> None:
+    if self._timer is not None:
+      self._timer.cancel()
+      if self.code in _INTERRUPTED:
+        self._end()
+
+  def _end(self) -> None:
+    for stream in (sys.stdout, sys.stderr):
+      with contextlib.suppress(Exception):
+        stream.flush()
+    os._exit(self.code)
 
 
 def _log_to_terminal() -> None:

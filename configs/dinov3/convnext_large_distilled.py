@@ -8,13 +8,11 @@ Schedules of the reference's `convnext_large_p16.yaml`, crops of its ConvNeXt te
 Hardware: the reference names 16 nodes of 8 GPUs. Wall time: not measured. Expected: not measured.
 """
 
-from pathlib import Path
-
 from vit_jax.config import load
 
 
 def get_config():
-  c = load(str(Path(__file__).with_name("convnext_tiny_distilled.py")))
+  c = load("dinov3/convnext_tiny_distilled")
   c.model.name = "dinov3_convnext_large"
   c.schedules.lr.peak = 1e-4
   return c

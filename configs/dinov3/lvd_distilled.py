@@ -20,7 +20,7 @@ SIZES = {"s": "dinov3_vits16", "splus": "dinov3_vits16plus", "b": "dinov3_vitb16
 def get_config(arg: str | None = None):
   """The job; with an argument of SIZES: what one student has for its own."""
   check_argument(arg, list(SIZES))
-  c = load(str(Path(__file__).with_name("vitl16_distilled.py")))
+  c = load("dinov3/vitl16_distilled")
   c.schedules.lr.end *= (1776 / 1920) ** 0.5  # the reference scales it as for 6 images on each of 296 processes
   if arg is not None:
     c.model.name = SIZES[arg]

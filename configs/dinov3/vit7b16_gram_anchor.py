@@ -11,13 +11,11 @@ the Gram loss and the local crops' weight change over the first 1,000 steps, the
 Hardware: the reference's was 256 H100. Wall time: not measured. Expected: not measured.
 """
 
-from pathlib import Path
-
 from vit_jax.config import load
 
 
 def get_config():
-  c = load(str(Path(__file__).with_name("vit7b16_pretrain.py")))
+  c = load("dinov3/vit7b16_pretrain")
   c.duration = "200 epochs"
 
   c.gram.source = "init"

@@ -3,18 +3,16 @@
     vit-jax train --config=configs/dinov3/vit7b16_high_res.py --workdir=runs/7b/high_res \\
       --config.init_from=runs/7b/gram --config.gram.source=runs/7b/gram --config.data.source=folder:/images
 
-All values are those of `dinov3_vit7b16_high_res_adapt.yaml`; a loss group is the 8 images that one of its GPUs held,
-KoLeo looks for neighbours among 16.
+Values of `dinov3_vit7b16_high_res_adapt.yaml`, but for one size of local crops that is no whole number of patches; a
+loss group is the 8 images that one of its GPUs held, KoLeo looks for neighbours among 16.
 Hardware: the reference's was 256 H100. Wall time: not measured. Expected: not measured.
 """
-
-from pathlib import Path
 
 from vit_jax.config import load
 
 
 def get_config():
-  c = load(str(Path(__file__).with_name("vit7b16_pretrain.py")))
+  c = load("dinov3/vit7b16_pretrain")
   c.duration = "30 epochs"
   c.batch_size = 2048
   c.loss_group_size = 8
@@ -26,7 +24,7 @@ def get_config():
     # global, local, gram, probability
     (512, 112, 768, 0.3),
     (768, 112, 1152, 0.3),
-    (768, 168, 1152, 0.3),
+    (768, 160, 1152, 0.3),  # the reference: crops of 168, of which its patch embedding sees 160
     (768, 224, 1152, 0.05),
     (768, 336, 1152, 0.05),
   )

@@ -132,6 +132,78 @@ def test_newest_and_every_nth_step_are_kept(tmp_path: pathlib.Path):
   assert steps(tmp_path) == (3, 6, 7, 8)
 
 
+def test_the_best_step_is_kept_as_long_as_it_is_the_best(tmp_path: pathlib.Path):
+  with Checkpoints(tmp_path, keep=1) as checkpoints:
+    for step, best in ((1, 1), (2, 1), (3, 1), (4, 4), (5, 4)):
+      checkpoints.keep_best({"knn/top1": {"step": best, "value": 0.5}})
+      checkpoints.save(step, make_state(step), {}, {}, {}, best={"knn/top1": {"step": best, "value": 0.5}})
+      checkpoints.wait()
+      assert steps(tmp_path) == {1: (1,), 2: (1, 2), 3: (1, 3), 4: (4,), 5: (4, 5)}[step]
+  restored = Checkpoints(tmp_path).restore(make_state())
+  assert restored.best == {"knn/top1": {"step": 4, "value": 0.5}} and restored.evaluated
+
+
+def test_an_evaluation_made_later_completes_its_step(run: pathlib.Path):
+  with Checkpoints(run) as checkpoints:
+    checkpoints.save(3, make_state(3), DATA, CONFIG, {"loss": 1.0}, evaluated=False)
+  assert not Checkpoints(run).restore(make_state()).evaluated
+  with Checkpoints(run) as checkpoints:
+    checkpoints.evaluated(3, {"loss": 1.0, "knn/top1": 0.5}, {"knn/top1": {"step": 3, "value": 0.5}})
+  restored = Checkpoints(run).restore(make_state())
+  assert (restored.step, restored.evaluated, restored.metrics) == (3, True, {"loss": 1.0, "knn/top1": 0.5})
+  assert restored.best == {"knn/top1": {"step": 3, "value": 0.5}}
+  assert_same(restored.state, make_state(3))
+
+
+def link(path: pathlib.Path, target: pathlib.Path) -> None:
+  path.rename(target)
+  path.symlink_to(target)
+
+
+def test_a_step_that_is_a_link_is_read_and_neither_it_nor_its_target_removed(run: pathlib.Path, tmp_path: pathlib.Path):
+  elsewhere = tmp_path / "elsewhere"
+  link(run / "checkpoints" / "2", elsewhere)
+  with Checkpoints(run, keep=1) as checkpoints:
+    assert checkpoints.restore(make_state()).step == 2
+    for step in (3, 4):
+      checkpoints.save(step, make_state(step), DATA, CONFIG, {})
+  assert steps(run) == (2, 4) and (run / "checkpoints" / "2").is_symlink()
+  assert_same(restore_params(run, ("student",), step=2), make_state(2).student)
+
+
+@pytest.mark.parametrize("how", ["dangling", "another step", "copied"])
+def test_a_link_that_leads_nowhere_or_to_another_step_is_damage(
+  run: pathlib.Path, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, how: str
+):
+  path = run / "checkpoints" / "3"
+  if how == "dangling":
+    path.symlink_to(tmp_path / "unmounted")
+  elif how == "another step":
+    path.symlink_to(run / "checkpoints" / "1")
+  else:
+    shutil.copytree(run / "checkpoints" / "1", path)
+  with Checkpoints(run) as checkpoints, caplog.at_level(logging.WARNING):
+    assert checkpoints.restore(make_state()).step == 2
+    words = f"it is a link to {tmp_path}/unmounted, where nothing is" if how == "dangling" else "it holds step 1"
+    assert words in caplog.text
+    assert checkpoints.save(3, make_state(3), DATA, CONFIG, {})
+  assert not path.is_symlink() and steps(run) == (1, 2, 3)
+  assert_same(Checkpoints(run).restore(make_state(), step=3).state, make_state(3))
+  assert_same(Checkpoints(run).restore(make_state(), step=1).state, make_state(1))
+
+
+@pytest.mark.parametrize("name", ["01", "1e3", "٣", "9" * 5000, "-1", "2.orbax"])
+def test_what_is_not_named_as_a_step_is_none(run: pathlib.Path, name: str):
+  with contextlib.suppress(OSError):  # too long a name
+    (run / "checkpoints" / name).mkdir()
+  assert steps(run) == (1, 2)
+
+
+def test_a_file_in_the_place_of_the_folder_is_no_run(tmp_path: pathlib.Path):
+  (tmp_path / "checkpoints").touch()
+  assert steps(tmp_path) == ()
+
+
 @pytest.mark.parametrize(("options", "key"), [({"keep": 0}, "keep"), ({"keep_every": 0}, "keep_every")])
 def test_impossible_retention_names_the_key(tmp_path: pathlib.Path, options: dict, key: str):
   with pytest.raises(ValueError, match=rf"checkpoint\.{key} .* got 0"):

@@ -53,6 +53,15 @@ def test_training_writes_metrics_scores_and_a_summary(workdir):
   assert (workdir / "summary.md").exists()
 
 
+def test_a_run_is_shown_as_it_is_now_and_left_as_it_is(in_runs, capsys):
+  before = {path: path.stat().st_mtime_ns for path in (in_runs / "tiny").rglob("*")}
+  out = run(capsys, "inspect", "run", "tiny")
+  assert "last recorded step: 4 of 4" in out and "k-NN top-1 (k = 10)" in out and "with depth=2" in out
+  assert {path: path.stat().st_mtime_ns for path in (in_runs / "tiny").rglob("*")} == before
+  assert cli.main(["inspect", "run", "none"]) == 2
+  assert "none: no run is there" in capsys.readouterr().err
+
+
 def test_the_same_command_again_says_that_the_run_is_complete(workdir, caplog):
   before = metrics(workdir)
   with caplog.at_level("INFO", "vit_jax"):
@@ -96,6 +105,30 @@ def test_evaluate_prints_and_writes_scores(in_runs, capsys):
   assert "knn/top1" in (in_runs / "s.json").read_text()
 
 
+def test_scores_are_printed_though_their_file_cannot_be_written(in_runs, capsys):
+  arguments = ["evaluate", "--model=tiny", SOURCE, "--max_examples=32", "--json=/dev/full"]
+  assert cli.main(arguments) == 2
+  out, error = capsys.readouterr()
+  assert "knn/top1" in out
+  assert error.endswith("vit-jax: /dev/full: the scores cannot be written there: No space left on device.\n")
+
+
+def test_a_task_that_fails_leaves_the_scores_of_the_others_and_an_exit_code(in_runs, capsys, tmp_path):
+  for name, image in (("a", 0), ("b", 90), ("c", 200)):  # one image of each class: none to choose the probe's rate on
+    for split in ("train", "test"):
+      (tmp_path / split / name).mkdir(parents=True)
+      Image.new("RGB", (32, 32), (image, image, 255 - image)).save(tmp_path / split / name / f"{split}.png")
+  file = tmp_path / "scores.json"
+  data = f"--data=folder:{tmp_path}/train"
+  assert cli.main(["evaluate", "--model=tiny", data, "--tasks=linear,knn", f"--json={file}"]) == 1
+  out, error = capsys.readouterr()
+  assert "knn/top1" in out and "linear" not in out
+  assert "vit-jax: not scored: linear, baseline/untrained/linear" in error and "one image only" in error
+  written = json.loads(file.read_text())
+  assert {"knn/top1", "baseline/majority/knn/top1"} < set(written["results"])
+  assert "one image only" in written["failed"]["linear"]
+
+
 def test_export_keeps_the_features_in_every_format(in_runs, capsys):
   image = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
 
@@ -105,7 +138,8 @@ def test_export_keeps_the_features_in_every_format(in_runs, capsys):
 
   expected = features("tiny")
   for format, path in {"safetensors": "a", "pth": "b.pth", "orbax": "c"}.items():
-    assert run(capsys, "export", "--model=tiny", f"--to={path}", f"--format={format}") == f"wrote {path} ({format})\n"
+    out = run(capsys, "export", "--model=tiny", f"--to={path}", f"--format={format}")
+    assert out.startswith(f"wrote {path} ({format})\n\n# vit_jax\nimport vit_jax\n")
     np.testing.assert_allclose(features(path), expected, rtol=1e-6, atol=1e-6)
 
 
@@ -119,7 +153,7 @@ def test_convert_goes_from_any_format_to_any(in_runs, capsys):
   expected, source = features("tiny"), "tiny"
   for format, path in {"safetensors": "1", "pth": "2.pth", "orbax": "3"}.items():
     out = run(capsys, "convert", f"--from={source}", f"--to={path}", f"--format={format}")
-    assert out == f"wrote {path} ({format})\n"
+    assert out.startswith(f"wrote {path} ({format})\n\n# vit_jax\nimport vit_jax\n")
     np.testing.assert_allclose(features(path), expected, rtol=1e-6, atol=1e-6)
     source = path
 
@@ -159,6 +193,8 @@ def test_inspect_pictures_say_where_they_are(in_runs, capsys):
       "evaluate --image_size=37",
       "--image_size=37: must be a multiple of 8, the pixels of a patch of the model: 32 or 40",
     ),
+    ("evaluate --tasks=foo", "--tasks: there is no task 'foo'; valid: knn, linear."),
+    ("evaluate --tasks=", "--tasks: there is no task ''; valid: knn, linear."),
     ("evaluate --image_size=4", "--image_size=4: is smaller than a patch of the model, 8 pixels"),
     ("inspect features --image_size=50", "--image_size=50: must be a multiple of 8"),
     ("evaluate --test_data=embedded:textures/train", "learned from: each would be its own nearest neighbour"),

@@ -27,6 +27,9 @@ def run_file(tmp_path):
   return str(path)
 
 
+PLAIN = "import ml_collections as m; d = m.ConfigDict(dict(seed=3)).lock(); "
+
+
 def body(statement: str) -> str:
   """The text of a run file that changes the defaults by one statement, on its line 4."""
   return f"from vit_jax.config import default\ndef get_config():\n  c = default()\n  {statement}\n  return c\n"
@@ -182,9 +185,90 @@ def test_run_file_that_sets_an_unknown_key(tmp_path):
   assert "dino.prototype: no such key; did you mean dino.prototypes" in error
 
 
-@pytest.mark.parametrize("statement", ["c.dinoo.prototypes = 4", "c.batch_size = 'x'", "c.crops = 3"])
-def test_mistake_in_a_run_file_names_file_and_line(tmp_path, statement):
-  assert "mine.py, line 4: " in run_file_error(tmp_path, body(statement))
+@pytest.mark.parametrize(
+  ("statement", "message"),
+  [
+    ("c.dino.prototype = 4", "dino.prototype: no such key; did you mean dino.prototypes"),
+    ("c.dinoo.prototypes = 4", "dinoo: no such key; did you mean dino?"),
+    ("c['dino']['prototype'] = 4", "dino.prototype: no such key; did you mean dino.prototypes"),
+    ("c['dino.prototype'] = 4", "dino.prototype: no such key; did you mean dino.prototypes"),
+    ("c.model.update(widht=3)", "model.widht: no such key; did you mean model.width"),
+    ("c.update(batchsize=3)", "batchsize: no such key; did you mean batch_size"),
+    ("c.update_from_flattened_dict({'dino.prototype': 3})", "dino.prototype: no such key; did you mean dino.proto"),
+    ("c.schedules.lr = dict(warmpu='1 steps')", "schedules.lr.warmpu: no such key; did you mean schedules.lr.warmup"),
+    ("x = c.schedules.lr.peek", "schedules.lr.peek: no such key; did you mean schedules.lr.peak"),
+    ("c.lr = 1e-3", "lr: no such key; did you mean schedules.lr?"),
+    ("c.zork = 1", "zork: no such key; there are augment, batch_size"),
+    ("del c.seed", "seed: cannot be removed: every config has all keys"),
+    ("c.batch_size = 'x'", "batch_size='x': must be an integer"),
+    ("c.batch_size = 4.0", "batch_size=4.0: must be an integer"),
+    ("c.batch_size = True", "batch_size=True: must be an integer"),
+    ("c.optim.clip = float('nan')", "optim.clip=nan: must be a number"),
+    ("c.augment.blur = (1, 2)", "augment.blur=(1, 2): must be 3 numbers such as"),
+    ("c.evaluation.tasks = 'knn'", "evaluation.tasks='knn': must be names such as"),
+    ("c.model.name = None", "model.name=None: must be text"),
+    ("c.crops = 3", "crops=3: is a section, not a key; its keys are crops.flip"),
+    ("c.batch_size = undefined", "NameError: name 'undefined' is not defined"),
+    ("c = defalt()", "NameError: name 'defalt' is not defined (did you mean 'default'?)"),
+    ("import math; c.seed = math.flor(1)", "module 'math' has no attribute 'flor' (did you mean 'floor'?)"),
+    ("from vit_jax.config import lod", "(did you mean 'load'?)"),
+    ("c.batch_size.x = 3", "AttributeError: 'int' object has no attribute 'x'"),
+    (PLAIN + "d.sedd = 3", "sedd: no such key in this ConfigDict (did you mean 'seed'?)"),
+    (PLAIN + "d['sed'] = 3", "sed: no such key in this ConfigDict (did you mean 'seed'?)"),
+    (PLAIN + "x = d.sed", "sed: no such key in this ConfigDict (did you mean 'seed'?)"),
+    (PLAIN + "d.seed = 'x'", "seed='x': must be of the type of 3, which is there"),
+    ("raise SystemExit(3)", "the run file ends the program (exit 3)"),
+    ("raise ValueError('two\\nlines')", "ValueError: two lines"),
+  ],
+)
+def test_mistake_in_a_run_file_is_one_line_with_file_line_and_the_nearest(tmp_path, statement, message):
+  said = run_file_error(tmp_path, body(statement))
+  assert said.startswith(f"{tmp_path}/mine.py, line 4: ") and message in said
+  assert "ml_collections" not in said and "Could not override" not in said and "locked" not in said
+
+
+@pytest.mark.parametrize(
+  ("statement", "key", "value"),
+  [
+    ("c.model.depths = [3, 3]", "model.depths", (3, 3)),
+    ("c['dino.prototypes'] = 4", "dino.prototypes", 4),
+    ("c.optim.clip = 3", "optim.clip", 3.0),
+    ("c.ibot.prototypes = c.dino.get_ref('prototypes'); c.dino.prototypes = 8", "ibot.prototypes", 8),
+    ("c.schedules.lr = dict(peak=0.5)", "schedules.lr.warmup", "10 %"),
+    ("import numpy; c.batch_size = numpy.int64(8)", "batch_size", 8),
+    ("import copy; c = copy.deepcopy(c); c.seed = 3", "seed", 3),
+    ("c.seed = c.get('zork', 5) + getattr(c, 'zork', 5) + hasattr(c.model, 'zork')", "seed", 10),
+  ],
+)
+def test_what_a_run_file_may_do(tmp_path, statement, key, value):
+  (tmp_path / "mine.py").write_text(body(statement))
+  result = flatten(load(str(tmp_path / "mine.py")))[key]
+  assert result == value and type(result) is type(value)
+
+
+def test_mistakes_in_a_loaded_config_are_named_as_in_a_run_file(run_file):
+  config = load(run_file)
+  with pytest.raises(ConfigError, match=r"model\.rope\.bse: no such key; did you mean model\.rope\.base"):
+    config.model.rope.bse = 3.0
+  with pytest.raises(ConfigError, match=r"seed='x': must be an integer"):
+    config.update(seed="x")
+
+
+def test_mistake_in_a_derived_run_file_names_both_lines(tmp_path):
+  (tmp_path / "base.py").write_text(body("c.dino.prototype = 4"))
+  (tmp_path / "mine.py").write_text(
+    f"from vit_jax.config import load\n\ndef get_config():\n  return load('{tmp_path}/base.py')\n"
+  )
+  with pytest.raises(ConfigError) as caught:
+    load(str(tmp_path / "mine.py"))
+  assert str(caught.value).startswith(f"{tmp_path}/mine.py, line 4: {tmp_path}/base.py, line 4: dino.prototype: ")
+
+
+def test_a_relative_run_file_has_its_line(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "mine.py").write_text(body("c.seed = 1 // 0"))
+  with pytest.raises(ConfigError, match=r"^mine\.py, line 4: ZeroDivisionError"):
+    load("mine.py")
 
 
 @pytest.mark.parametrize(
@@ -195,6 +279,13 @@ def test_mistake_in_a_run_file_names_file_and_line(tmp_path, statement):
     (body("c.seed = 1 // 0"), "mine.py, line 4: ZeroDivisionError: "),
     ("import json\ndef get_config():\n  return json.loads('x')\n", "mine.py, line 3: JSONDecodeError: "),
     ("def get_config(a, b):\n  pass\n", "mine.py: TypeError: get_config() missing 1 required"),
+    ("def get_confg():\n  pass\n", "has no function get_config(arg=None) that returns the config (did you mean"),
+    ("get_config = dict\n", "get_config must return a config, got dict"),
+    ("get_config = 3\n", "has no function get_config"),
+    ("x = 1\n x = 2\n", "mine.py, line 2: IndentationError: unexpected indent"),
+    ("def get_config():\n  return get_config()\n", "mine.py, line 2: RecursionError: "),
+    ("from vit_jax.config import defualt\n", "mine.py, line 1: ImportError: cannot import name 'defualt'"),
+    ("import ast\nx = ast.literal_eval('1 +')\n", "mine.py, line 2: SyntaxError: "),
   ],
 )
 def test_exception_in_a_run_file_is_one_line_with_its_own_line(tmp_path, text, message):

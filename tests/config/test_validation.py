@@ -82,6 +82,7 @@ IMPOSSIBLE = {  # for every key whose values can be impossible by themselves: su
   "optim.max_nonfinite": [0],
   "optim.lr_scaling": ["sqrt"],
   "optim.layerwise_decay": [0.0, 1.1],
+  "evaluation.crop_ratio": [0.0, 1.1],
   "optim.patch_embed_lr": [-0.1],
   "optim.freeze_last_layer": ["one epoch", "101 %"],
   "crops.global_size": [0],

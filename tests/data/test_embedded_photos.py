@@ -15,6 +15,14 @@ installed = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(autouse=True)
+def nothing_remembered():
+  for remembered in (photos.load, photos.tiles):
+    remembered.cache_clear()
+  yield
+  photos.tiles.cache_clear()  # perhaps of stand-ins
+
+
 @pytest.mark.parametrize("use", [
   lambda folder: open_embedded("embedded:photos", cache_dir=folder),
   lambda folder: open_embedded("embedded:shapes?count=1&background=photo", cache_dir=folder),
@@ -22,7 +30,6 @@ installed = pytest.mark.skipif(
 ])  # fmt: skip
 def test_absent_packages_are_named_with_the_command_that_installs_them(use, tmp_path, monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-  photos.load.cache_clear()
   with pytest.raises(ImportError, match=r'pip install "vit-jax\[photos\]"'):
     use(tmp_path)
 
@@ -39,7 +46,7 @@ def gradients(monkeypatch):
 def test_tiles_alternate_between_train_and_test_like_a_chessboard(gradients):
   seen = {}
   for split in (0, 1):
-    images, labels = photos.make(split, None, size=32)
+    images, labels = photos.tiles(split, 32)
     assert images.shape == (12, 32, 32, 3) and images.dtype == np.uint8
     for image, label in zip(images, labels, strict=True):
       assert (image[..., 2] == (255 if label else 0)).all()
@@ -49,13 +56,13 @@ def test_tiles_alternate_between_train_and_test_like_a_chessboard(gradients):
   assert len(seen) == 2 * 3 * 4  # every tile once
 
 
-def test_blank_tiles_are_left_out(monkeypatch):
+def test_blank_tiles_are_left_out(monkeypatch, tmp_path):
   photo = np.zeros((64, 64, 3), np.uint8)
   photo[:32, :32] = np.random.default_rng(0).integers(0, 255, (32, 32, 3))
   monkeypatch.setattr(photos, "load", lambda: {"dark": photo})
-  assert len(photos.make(0, None, size=32)[0]) == 1
-  with pytest.raises(ValueError, match="0 tiles of size=32"):
-    photos.make(1, None, size=32)
+  assert photos.available(0, size=32) == 1
+  with pytest.raises(ValueError, match="0 tiles of size=32.*lower size"):
+    open_embedded("embedded:photos/test?size=32", cache_dir=tmp_path)
 
 
 def test_too_large_a_count_says_how_many_there_are(gradients, tmp_path):
@@ -74,7 +81,6 @@ def test_backgrounds_are_crops_reduced_by_whole_numbers(gradients):
 
 @installed
 def test_real_photographs_are_read(tmp_path):
-  photos.load.cache_clear()
   train = open_embedded("embedded:photos?size=64", cache_dir=tmp_path)
   test = open_embedded("embedded:photos/test?size=64", cache_dir=tmp_path)
   assert set(train.labels) == set(test.labels) == set(range(train.num_classes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import pickle
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 
 from vit_jax.data import embedded
-from vit_jax.data.embedded import open_embedded, source
+from vit_jax.data.embedded import open_embedded, source, textures
+from vit_jax.data.sources import open_source
+from vit_jax.data.subsets import keep, take
 
 NAMES = ("textures", "shapes")
 
@@ -61,6 +64,7 @@ def test_another_process_makes_the_same_images(tmp_path):
 
 def test_second_opening_reads_the_cache(tmp_path, monkeypatch):
   first = open_embedded("embedded:textures?count=3&size=16", cache_dir=tmp_path)
+  first.keep()
   monkeypatch.setattr(source, "_write", lambda *_: pytest.fail("made the images again"))
   second = open_embedded("embedded:textures?count=3&size=16", cache_dir=tmp_path)
   np.testing.assert_array_equal(first.images, second.images)
@@ -69,7 +73,7 @@ def test_second_opening_reads_the_cache(tmp_path, monkeypatch):
 
 def test_cache_follows_the_environment_when_no_folder_is_given(tmp_path, monkeypatch):
   monkeypatch.setenv("VIT_JAX_CACHE", str(tmp_path / "env"))
-  open_embedded("embedded:textures?count=1&size=16")
+  open_embedded("embedded:textures?count=1&size=16").keep()
   assert len(list((tmp_path / "env").rglob("*.npy"))) == 1
 
 
@@ -88,6 +92,7 @@ def test_folder_that_cannot_be_written_is_reported_and_survived(tmp_path, caplog
   blocked = tmp_path / "file"
   blocked.write_text("not a folder")
   data = open_embedded("embedded:textures?count=2&size=16", cache_dir=blocked)
+  data.keep()
   assert len(data) == 2
   assert "data.cache_dir" in caplog.text and str(blocked) in caplog.text
   np.testing.assert_array_equal(pickle.loads(pickle.dumps(data)).images, data.images)
@@ -95,6 +100,7 @@ def test_folder_that_cannot_be_written_is_reported_and_survived(tmp_path, caplog
 
 def test_pickled_source_carries_no_pixels(tmp_path):
   data = open_embedded("embedded:textures?count=10&size=32", cache_dir=tmp_path)
+  data.keep()
   carried = pickle.dumps(data)
   assert len(carried) < 2000
   copy = pickle.loads(carried)
@@ -102,11 +108,82 @@ def test_pickled_source_carries_no_pixels(tmp_path):
   assert copy.describe(4) == data.describe(4)
 
 
+def test_pickled_part_is_the_same_part(tmp_path):
+  whole = open_embedded("embedded:textures?count=10&size=16", cache_dir=tmp_path)
+  part = take(whole, np.array([2, 6]))
+  copy = pickle.loads(pickle.dumps(part))
+  assert copy.describe(1) == whole.describe(6)
+  np.testing.assert_array_equal(copy[1]["image"], whole[6]["image"])
+  copy.keep()
+  np.testing.assert_array_equal(pickle.loads(pickle.dumps(copy)).images, part.images)
+
+
 def test_returned_image_may_be_changed(tmp_path):
   data = open_embedded("embedded:textures?count=2&size=16", cache_dir=tmp_path)
   before = data[0]["image"].copy()
   data[0]["image"][:] = 0
   np.testing.assert_array_equal(data[0]["image"], before)
+
+
+@pytest.fixture
+def made(monkeypatch):
+  """The indices of the images that are made, as they are."""
+  indices = []
+
+  def example(split, index, **options):
+    indices.append(index)
+    return textures.example(split, index, **options)
+
+  recipe = dataclasses.replace(embedded._SETS["textures"], example=example)
+  monkeypatch.setitem(embedded._SETS, "textures", recipe)
+  return indices
+
+
+def test_only_the_images_that_are_read_are_made(tmp_path, made):
+  data = open_embedded("embedded:textures?count=100&size=16", cache_dir=tmp_path)
+  assert len(data) == 100
+  names = [data.describe(index) for index in (7, -1)]
+  images = [data[index] for index in (7, -1)]
+  assert set(made) == {0, 7, 99} and len(made) == 3  # the first: to try the options
+  assert not list(tmp_path.rglob("*.npy"))
+  with pytest.raises(IndexError):
+    data[100]
+  data.keep()
+  assert [data.describe(index) for index in (7, -1)] == names
+  for index, image in zip((7, -1), images, strict=True):
+    np.testing.assert_array_equal(data[index]["image"], image["image"])
+    assert data[index]["label"] == image["label"]
+
+
+def test_a_part_is_made_and_kept_without_the_rest(tmp_path, made):
+  whole = open_embedded("embedded:textures?count=100&size=16", cache_dir=tmp_path)
+  part = take(whole, np.array([3, 50, 51]))
+  part.keep()
+  assert set(made) == {0, 3, 50, 51}
+  assert [part.describe(index) for index in range(3)] == [whole.describe(index) for index in (3, 50, 51)]
+  np.testing.assert_array_equal(take(part, np.array([2]))[0]["image"], whole[51]["image"])
+  made.clear()
+  again = take(open_embedded("embedded:textures?count=100&size=16", cache_dir=tmp_path), np.array([3, 50, 51]))
+  np.testing.assert_array_equal(again.images, part.images)
+  other = take(whole, np.array([3, 50, 52]))
+  np.testing.assert_array_equal(other[2]["image"], whole[52]["image"])
+  assert set(made) == {0, 52}
+
+
+def test_a_part_of_what_is_kept_reads_the_kept(tmp_path, made):
+  whole = open_embedded("embedded:textures?count=10&size=16", cache_dir=tmp_path)
+  whole.keep()
+  made.clear()
+  part = take(whole, np.array([3, 5]))
+  keep(part)
+  np.testing.assert_array_equal(part[1]["image"], whole.images[5])
+  assert not made and len(list(tmp_path.rglob("*.npy"))) == 1
+
+
+def test_a_mixture_keeps_its_embedded_parts(tmp_path, made):
+  mixed = open_source("0.5 embedded:textures?count=4&size=16 + 0.5 synthetic:photo?count=4", cache_dir=tmp_path)
+  keep(mixed)
+  assert set(made) == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize(("spec", "expected"), [

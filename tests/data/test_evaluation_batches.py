@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.golden import Golden
-from vit_jax.data.evaluation_batches import evaluation_batches, resize_and_crop
+from vit_jax.data.evaluation_batches import evaluation_batches, fitting_crop_ratio, framed, resize_and_crop
 
 
 class Labelled:
@@ -50,6 +50,33 @@ def test_an_image_of_the_size_is_left_alone():
 @pytest.mark.parametrize("shape", [(2, 2), (3, 200), (200, 3), (57, 31)])
 def test_every_shape_gives_the_size(shape):
   assert resize_and_crop(np.zeros((*shape, 3), np.uint8), 24).shape == (24, 24, 3)
+
+
+def test_a_given_crop_ratio_is_that_of_all_images_alike():
+  pixels = np.random.default_rng(0).integers(0, 256, (32, 50, 3), dtype=np.uint8)
+  np.testing.assert_array_equal(framed(32)(pixels), pixels[:, 9:41])
+  np.testing.assert_array_equal(framed(32, 1.0)(pixels), pixels[:, 9:41])
+  assert (framed(32, 0.875)(pixels) != pixels[:, 9:41]).any()
+  np.testing.assert_array_equal(framed(28, 0.875)(pixels), pixels[2:30, 11:39])
+  batch = next(evaluation_batches(Labelled(3, (24, 24)), image_size=24, batch_size=3, max_examples=3, crop_ratio=0.5))
+  assert batch["images"].shape == (3, 24, 24, 3) and batch["valid"].all()
+
+
+@pytest.mark.parametrize(
+  ("shape", "bad", "ratio"), [((16, 16), (), 1.0), ((16, 40), (0, 7), 1.0), ((17, 16), (), 1.0), ((30, 40), (), 0.875)]
+)
+def test_images_that_have_the_size_already_are_kept_whole(shape, bad, ratio):
+  assert fitting_crop_ratio(Labelled(100, shape, bad), 16) == ratio
+  assert fitting_crop_ratio(Labelled(1, shape), 16) == ratio
+
+
+def test_one_image_of_another_size_is_enough_to_resize_all():
+  class Mixed(Labelled):
+    def __getitem__(self, index):
+      return {"image": np.zeros((16, 16 if index else 20, 3) if index else (20, 20, 3), np.uint8), "label": 0}
+
+  assert fitting_crop_ratio(Mixed(50), 16) == 0.875
+  assert fitting_crop_ratio(Labelled(9, bad=range(9)), 16) == 0.875  # none can be read, which others say
 
 
 def test_every_image_comes_once_in_order_and_padding_is_marked():

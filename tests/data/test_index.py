@@ -1,5 +1,6 @@
 """Index files, and folders that are opened by one."""
 
+import hashlib
 import os
 import pickle
 import time
@@ -135,3 +136,36 @@ class TestFolderIndex:
     assert "listed at every start" in caplog.text
     with pytest.raises(OSError):
       rescan(f"folder:{photos}", cache_dir=tmp_path / "file")
+
+
+def parts(path):
+  """Where each part of an index file begins: magic, length, checksum, header, arrays."""
+  return [0, 8, 16, 48, path.stat().st_size // 2, path.stat().st_size - 1]
+
+
+@pytest.mark.parametrize("how", ["truncate", "flip", "deep", "empty", "folder", "zeros"])
+def test_an_index_damaged_anywhere_is_made_again(photos, tmp_path, how):
+  rescan(f"folder:{photos}", cache_dir=tmp_path)
+  path = index_path("folder", str(photos), tmp_path)
+  whole = path.read_bytes()
+  for place in parts(path) if how in ("truncate", "flip", "zeros") else [0]:
+    if how == "truncate":
+      content = whole[:place]
+    elif how == "flip":
+      content = whole[:place] + bytes([whole[place] ^ 0x01]) + whole[place + 1 :]
+    elif how == "zeros":
+      content = whole[:place] + b"\0" * (len(whole) - place)
+    elif how == "deep":
+      text = b"[" * 100_000
+      content = whole[:8] + len(text).to_bytes(8, "little") + hashlib.sha256(text).digest() + text
+    else:
+      content = b""
+    path.unlink() if path.is_file() else None
+    path.mkdir() if how == "folder" else path.write_bytes(content)
+    if place < len(whole) // 2:
+      with pytest.raises(ValueError):
+        read_index(path)
+    source = open_source(f"folder:{photos}", cache_dir=tmp_path)
+    assert len(source) == 3
+    if place < len(whole) // 2:
+      assert names(source) == ["a/1.png", "a/deep/er/2.png", "b/3.png"]

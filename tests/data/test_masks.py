@@ -36,6 +36,36 @@ def test_quotas_are_products_of_float32(patches, ratio, quotas):
 
 
 @pytest.mark.parametrize(
+  ("rows", "patches", "probability", "ratio", "quotas"),
+  [  # quotas: {masked row: patches}, made by the reference's own lines with PyTorch; each differs if rounded twice
+    (12, 576, 1.0, (0.25, 0.75), {6: 312}),
+    (16, 256, 1.0, (0.2, 0.65), {8: 115}),
+    (16, 1024, 1.0, (0.2, 0.65), {8: 463}),
+    (72, 36, 0.5, (0.1, 0.5), {20: 12}),
+    (120, 576, 0.5, (0.1, 0.5), {34: 192}),
+    (144, 36, 0.5, (0.1, 0.5), {41: 12}),
+    (196, 196, 0.5, (0.1, 0.5), {52: 62, 62: 69}),
+    (240, 576, 0.5, (0.1, 0.5), {69: 192}),
+  ],
+)
+def test_quotas_are_rounded_once(rows, patches, probability, ratio, quotas):
+  counts = masks.mask_counts(rows, patches, probability, ratio)
+  assert {row: counts[row] for row in quotas} == quotas
+
+
+@pytest.mark.slow
+def test_quotas_are_those_of_torch_in_every_setting():
+  torch = pytest.importorskip("torch")
+  ratios = [(low / 20, high / 20) for low in range(0, 20) for high in range(low + 1, 21)] + [(0.15, 0.45)]
+  for masked in (*range(1, 130), 192, 255, 256, 257, 512, 1024):
+    for ratio in ratios:
+      shares = torch.linspace(*ratio, masked + 1)
+      for patches in (36, 49, 196, 256, 576, 1024, 2304):
+        quotas = (patches * shares[1:]).to(torch.int64).numpy()  # int(patches * share) of each
+        np.testing.assert_array_equal(masks.mask_counts(masked, patches, 1.0, ratio), quotas)
+
+
+@pytest.mark.parametrize(
   ("side", "images", "total"),
   [(14, 64, 3771), (14, 8, 507), (16, 16, 1274), (16, 64, 4941), (32, 8, 2659), (48, 8, 5987)],
 )

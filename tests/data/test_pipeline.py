@@ -366,6 +366,16 @@ class TestBadImages:
     batches(8, source=Numbered(20, bad=[4, 11]), bad_records=path)
     assert path.read_text() == whole
 
+  @pytest.mark.parametrize("damage", ["[" * 100_000, "[1]", '{"record": "4"}', "\x00" * 9, ""])
+  def test_damaged_lines_are_named_and_their_images_met_again(self, tmp_path, caplog, damage):
+    path = tmp_path / "bad_records.jsonl"
+    batches(8, source=Numbered(20, bad=[4, 11]), bad_records=path)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([damage, lines[1]]) + "\n")
+    batches(8, source=Numbered(20, bad=[4, 11]), bad_records=path)
+    assert sorted(path.read_text().splitlines()) == sorted(lines)
+    assert f"{path}, line 1: " in caplog.text
+
   def test_too_many_stop_the_run_with_examples(self, tmp_path):
     with pytest.raises(
       Unreadable, match=r"of 40 images are unreadable.*max_bad_fraction = 0\.01.*picture-.*all of them"
@@ -391,6 +401,16 @@ class TestBadImages:
     bad.add(entries[:50], seen=5100)  # the same again are not counted twice
     with pytest.raises(RuntimeError, match="51 of 5064"):
       bad.add(entries[50:], seen=5064)
+
+  def test_the_unreadable_are_never_more_than_those_looked_at(self, tmp_path):
+    entries = [{"record": i, "name": f"{i}", "reason": "x"} for i in range(42)]
+    path = tmp_path / "bad.jsonl"
+    with pytest.raises(Unreadable, match="42 of 52 images are unreadable"):  # ten, and those in whose place they are
+      BadRecords(path, 0.01, records=100).add(entries, seen=10)
+    resumed = BadRecords(path, 0.01, records=100)
+    with pytest.raises(Unreadable, match="42 of 53 images"):
+      resumed.add(entries[:1], seen=10)
+    assert BadRecords(path, 0.01, records=40).count == 40  # of a source that has shrunk
 
   @pytest.mark.parametrize("workers", [0, 2])
   def test_an_error_that_is_no_bad_image_reaches_the_caller_with_the_record(self, workers):

@@ -99,3 +99,9 @@ def test_one_image_per_class_is_too_few():
   features = np.eye(5, dtype=np.float32)
   with pytest.raises(ValueError, match="5 classes has one image only"):
     linear_probe(features, np.arange(5), features, np.arange(5), **FAST)
+
+
+def test_a_probe_that_diverges_at_every_rate_has_no_score():
+  train, test = clusters(400, seed=11, spread=0.5), clusters(200, seed=12, spread=0.5)
+  with pytest.raises(ValueError, match=r"diverged at each of its 2 learning rates, from 1e\+38 to 2e\+38"):
+    linear_probe(*train, *test, **FAST, learning_rates=(1e38, 2e38))

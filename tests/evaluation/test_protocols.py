@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 
 from tests.evaluation.batches import Means, batches, coloured
-from vit_jax.evaluation import BASELINES, TASKS, UnlabelledError, evaluate, make_feature_fn
+from vit_jax.evaluation import BASELINES, TASKS, Incomplete, UnlabelledError, check_tasks, evaluate, make_feature_fn
 
 TRAIN, TEST = coloured(120, seed=0), coloured(50, seed=1)
 
@@ -58,6 +59,11 @@ def test_unknown_task_lists_the_valid_ones(feature_fn):
     run(feature_fn, tasks=("knn", "linaer"))
 
 
+def test_tasks_are_called_what_the_user_calls_them():
+  with pytest.raises(ValueError, match="--tasks: there is no task 'foo'; valid: knn, linear."):
+    check_tasks(("foo",), "--tasks")
+
+
 @pytest.mark.parametrize("tasks", ["knn", ()])
 def test_tasks_must_be_a_tuple_of_names(feature_fn, tasks):
   with pytest.raises(ValueError, match="tuple of task names"):
@@ -91,6 +97,52 @@ def test_a_source_without_classes_is_refused(feature_fn):
 def test_one_class_says_nothing(feature_fn):
   with pytest.raises(UnlabelledError, match="one label"):
     run(feature_fn, train=(TRAIN[0], np.full(120, 2, np.int32)))
+
+
+def test_a_task_that_fails_keeps_the_scores_of_the_others(feature_fn):
+  """The probe needs a second image of some class to choose its learning rate on; the neighbours do not."""
+  one_each = TRAIN[0][:4], np.arange(4, dtype=np.int32)
+  with pytest.raises(Incomplete, match="not scored: linear, baseline/pixels/linear: .*one image only") as caught:
+    run(feature_fn, train=one_each, tasks=("linear", "knn"), baselines={"pixels": BASELINES["pixels"]})
+  assert caught.value.results == run(
+    feature_fn, train=one_each, tasks=("knn",), baselines={"pixels": BASELINES["pixels"]}
+  )
+  assert set(caught.value.failed) == {"linear", "baseline/pixels/linear"}
+
+
+def test_patch_features_that_are_not_finite_are_no_matter_to_the_class_token(feature_fn):
+  def broken(images):
+    return feature_fn(images) | {"patch_mean": np.full((len(images), 3), np.nan, np.float32)}
+
+  with pytest.raises(Incomplete, match="scored: linear: 120 of 120 images have NaN .*features/patch_mean") as caught:
+    run(broken, tasks=("knn", "linear"))
+  assert caught.value.results["knn/top1"] == 1.0
+
+
+def test_running_out_of_memory_fails_one_task(feature_fn, monkeypatch):
+  def hungry(*_):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+  monkeypatch.setattr("vit_jax.evaluation.protocols.TASKS", {**TASKS, "linear": hungry})
+  with pytest.raises(Incomplete, match="linear: out of memory with 120 and 50 images.*max_examples") as caught:
+    run(feature_fn, tasks=("linear", "knn"))
+  assert caught.value.results["knn/top1"] == 1.0
+
+
+def test_a_programming_error_is_no_failed_task(feature_fn, monkeypatch):
+  monkeypatch.setattr("vit_jax.evaluation.protocols.TASKS", {**TASKS, "linear": lambda *_: 1 / 0})
+  with pytest.raises(ZeroDivisionError):
+    run(feature_fn, tasks=("knn", "linear"))
+
+
+def test_classes_without_images_are_named(feature_fn, caplog):
+  shared = {0: "red", 1: "green", 2: "blue", 3: "grey"}
+  test = tuple(array[TEST[1] < 2] for array in TEST)
+  train = tuple(array[TRAIN[1] > 0] for array in TRAIN)
+  with caplog.at_level("INFO", "vit_jax"):
+    run(feature_fn, train=train, test=test, shared_classes=shared, names=("folder:/a", "folder:/b"))
+  assert "images of folder:/a that were read, none is of: red; no answer to their images can be right" in caplog.text
+  assert "images of folder:/b that were read, none is of: blue, grey; they are not scored" in caplog.text
 
 
 def test_padding_may_be_unlabelled(feature_fn):

@@ -34,6 +34,11 @@ def test_markdown_puts_the_model_first_and_the_baselines_beside_it():
   ]
 
 
+def test_the_score_of_nearest_neighbours_says_of_how_many():
+  text = markdown({"knn/k10/top1": 0.5, "knn/k20/top1": 0.4, "knn/top1": 0.5})
+  assert "| knn/top1 (k=10) | 50.0 % |" in text and "| knn/k20/top1 | 40.0 % |" in text
+
+
 def test_terminal_table_shows_the_same():
   out = io.StringIO()
   Console(file=out, width=80).print(rich_table(RESULTS, title="runs/mine"))
@@ -53,3 +58,16 @@ def test_files_hold_every_number(tmp_path):
 def test_other_kinds_of_files_are_refused(tmp_path):
   with pytest.raises(EvaluationError, match=r"\.json or \.md.*scores\.csv"):
     save(tmp_path / "scores.csv", RESULTS)
+
+
+def test_what_has_no_score_is_written_with_the_reason(tmp_path):
+  failed = {"linear": "one image only.", "baseline/pixels/linear": "one image only."}
+  save(tmp_path / "scores.json", RESULTS, failed=failed)
+  assert json.loads((tmp_path / "scores.json").read_text())["failed"] == failed
+  save(tmp_path / "scores.md", RESULTS, failed=failed)
+  assert "- not scored: linear, baseline/pixels/linear: one image only.\n" in (tmp_path / "scores.md").read_text()
+
+
+def test_a_file_that_cannot_be_written_is_said_in_a_line():
+  with pytest.raises(EvaluationError, match="/dev/full: the scores cannot be written there: No space left on device"):
+    save("/dev/full", RESULTS)

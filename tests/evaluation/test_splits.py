@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from tests.evaluation.batches import coloured
+from vit_jax.data.sources import open_source
+from vit_jax.data.subsets import Subset
 from vit_jax.evaluation import EvaluationError, UnlabelledError, open_splits
-from vit_jax.evaluation.splits import Subset
 
 TEXTURES = "embedded:textures/train?size=16&count=60"
 
@@ -33,9 +35,7 @@ def photos(tmp_path_factory):
 def test_embedded_data_is_tested_on_its_test_split(tmp_path, monkeypatch):
   opened = []
 
-  def small(spec, cache_dir):
-    from vit_jax.data.sources import open_source
-
+  def small(spec, cache_dir, limits):
     opened.append(spec)
     return open_source(spec + ("" if "count" in spec else "&count=20"), cache_dir=cache_dir)
 
@@ -92,6 +92,19 @@ def test_fewer_examples_are_drawn_from_all_classes(photos, tmp_path):
   assert labels == {0, 1, 2, 3}  # the folder is sorted by class: its first 20 images are of two
 
 
+def test_fewer_examples_of_an_embedded_set_are_made_without_the_rest(tmp_path):
+  spec = "embedded:textures/train?size=16&count=60"
+  chosen = np.sort(np.random.default_rng(0).permutation(60)[:7])  # as ever: scores of older versions stay comparable
+  splits = open_splits(spec, "embedded:textures/test?size=16&count=5", max_examples=7, cache_dir=tmp_path)
+  splits.keep()
+  kept = sorted((tmp_path / "embedded").glob("*.npy"))
+  assert [len(np.load(path)) for path in kept] == [5, 7]
+  whole = open_source(spec, cache_dir=tmp_path)
+  for place, index in enumerate(chosen):
+    assert splits.train.describe(place) == whole.describe(index)
+    np.testing.assert_array_equal(splits.train[place]["image"], whole[index]["image"])
+
+
 def test_batches_are_those_of_the_splits(photos):
   splits = open_splits(photos)
   train, test = (list(batches) for batches in splits.batches(image_size=16, batch_size=10))
@@ -101,8 +114,6 @@ def test_batches_are_those_of_the_splits(photos):
 
 
 def test_subset_is_a_source(photos):
-  from vit_jax.data.sources import open_source
-
   source = open_source(photos)
   subset = Subset(source, [7, 3])
   assert len(subset) == 2
@@ -116,7 +127,100 @@ def test_one_class_is_too_few(tmp_path):
     open_splits(folder(tmp_path, 5, classes=1))
 
 
-def test_other_classes_are_named(photos, tmp_path):
-  other = folder(tmp_path, 30, classes=6)
-  with pytest.raises(EvaluationError, match=r"\(4 and 6; only the second has class4, class5\)"):
+def labels(source):
+  return [source[index]["label"] for index in range(len(source))]
+
+
+def files(root, counts, *, start=0):
+  """A folder of images, `counts` of them for each class."""
+  for name, count in counts.items():
+    (root / name).mkdir(parents=True)
+    for index in range(start, start + count):
+      Image.fromarray(np.full((16, 16, 3), index, np.uint8)).save(root / name / f"{index}.png")
+  return f"folder:{root}"
+
+
+def test_classes_are_compared_by_name(tmp_path, caplog):
+  """Each folder numbers the classes that it has: c is 2 of the one and 1 of the other."""
+  train = files(tmp_path / "train", {"a": 2, "b": 2, "c": 2, "d": 2})
+  test = files(tmp_path / "val", {"c": 2, "a": 1, "d": 0, "e": 1}, start=50)  # b is not there, d empty, e new
+  splits = open_splits(train)
+  assert splits.train.class_names == splits.test.class_names == ("a", "b", "c", "d", "e")
+  assert splits.num_classes == 5
+  assert labels(splits.train) == [0, 0, 1, 1, 2, 2, 3, 3]
+  assert labels(splits.test) == [0, 2, 2, 4]
+  assert splits.shared_classes == {0: "a", 2: "c"}
+  assert f"{test} has no images of: b, d. It is scored on its other 2 classes." in caplog.text
+  assert f"{test} has classes that {train} does not have: e." in caplog.text
+  few = open_splits(train, max_examples=2)
+  assert {(few.test.describe(i), few.test[i]["label"]) for i in range(2)} < {
+    (splits.test.describe(i), splits.test[i]["label"]) for i in range(4)
+  }
+
+
+def test_the_same_classes_keep_their_numbers_without_a_word(photos, tmp_path, caplog):
+  splits = open_splits(photos, folder(tmp_path, 20, seed=1))
+  assert splits.shared_classes == {i: f"class{i}" for i in range(4)}
+  assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+class Numbered:
+  """A source whose labels have no names, or these."""
+
+  def __init__(self, labels, num_classes, class_names=()):
+    self.labels, self.num_classes, self.class_names = labels, num_classes, class_names
+
+  def __len__(self):
+    return len(self.labels)
+
+  def __getitem__(self, index):
+    return {"image": np.zeros((4, 4, 3), np.uint8), "label": self.labels[index]}
+
+  def describe(self, index):
+    return f"record {index}"
+
+
+@pytest.fixture
+def opened(monkeypatch):
+  """Two sources that are opened by any specifications, first of all those to train on."""
+
+  def use(*sources):
+    waiting = list(sources)
+    monkeypatch.setattr("vit_jax.evaluation.splits.open_source", lambda spec, cache_dir, limits: waiting.pop(0))
+    return open_splits("tar:/train.tar", "tar:/val.tar")
+
+  return use
+
+
+def test_numbers_without_names_are_the_names(opened):
+  splits = opened(Numbered([0, 5, 9], 10), Numbered([0, 7], 8))  # the highest classes have no test image
+  assert splits.num_classes == 10
+  assert labels(splits.test) == [0, 7]
+
+
+def test_ids_are_compared_as_such(opened):
+  splits = opened(Numbered([0, 1, 2], 3, ("10", "20", "900000")), Numbered([1, 0, -1, 5], 2, ("900000", "10")))
+  assert labels(splits.test) == [0, 2, -1, 3]  # -1: no label; 5: no class, which is said when it is read
+
+
+def test_two_classes_of_one_name_stay_two(opened):
+  splits = opened(Numbered([0, 1, 2], 3, ("crane", "crane", "owl")), Numbered([0, 1], 2, ("crane", "crane")))
+  assert labels(splits.test) == [0, 1]
+  assert splits.num_classes == 3
+
+
+def test_very_many_classes_take_no_time(opened):
+  names = tuple(map(str, range(300_000)))
+  splits = opened(Numbered([0], 300_000, names), Numbered([0, 299_998], 299_999, names[1:]))
+  assert labels(splits.test) == [1, 299_999]
+
+
+def test_a_test_source_without_labels_is_named(opened):
+  with pytest.raises(UnlabelledError, match=r"^tar:/val.tar has no labels\. Put the images"):
+    opened(Numbered([0, 1], 2), Numbered([-1, -1], 0))
+
+
+def test_sources_without_a_common_class_are_refused(photos, tmp_path):
+  other = files(tmp_path, {"cat": 1, "dog": 1})
+  with pytest.raises(EvaluationError, match="no class in common.*class0, class1.*cat, dog.*by name"):
     open_splits(photos, other)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +40,7 @@ def test_a_healthy_computation_has_none_and_keeps_its_result():
   result, events = find_nonfinite(function, weights, x)
   assert events == []
   expected = function(weights, x)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8), result, expected)
+  chex.assert_trees_all_close(result, expected, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("layer", [0, 2])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -124,6 +125,34 @@ def test_local_ends_all_when_one_fails_and_gives_its_code(tmp_path):
   assert "[1] I am 1 of 2" in done.stdout and "process 1 ended with exit code 9" in done.stderr
 
 
+def secrets_of(tmp_path, **variables: str) -> tuple[list[str], str]:
+  """What the two processes of local.sh know, and all that lists of processes show of them."""
+  stand_in = tmp_path / "python"
+  stand_in.write_text('#!/bin/bash\necho "secret=$VIT_JAX_JOB_SECRET"\ncat /proc/[0-9]*/cmdline | tr "\\0" " "\n')
+  stand_in.chmod(0o755)
+  done = run(str(LAUNCH / "local.sh"), "2", "train", PYTHON=str(stand_in), PORT="1", **variables)
+  assert done.returncode == 0, done.stderr
+  found = re.findall(r"^\[[01]\] secret=(.*)$", done.stdout, re.MULTILINE)
+  return found, re.sub(r"secret=.*", "", done.stdout)
+
+
+def test_the_processes_share_a_secret_that_no_list_of_processes_shows(tmp_path):
+  (first, second), shown = secrets_of(tmp_path, VIT_JAX_JOB_SECRET="")
+  assert first == second and re.fullmatch("[0-9a-f]{64}", first) and first not in shown
+  assert "local.sh" in shown  # this job, too
+  (another, _), _ = secrets_of(tmp_path, VIT_JAX_JOB_SECRET="")
+  assert another != first
+  assert secrets_of(tmp_path, VIT_JAX_JOB_SECRET="one of my own")[0] == ["one of my own"] * 2
+
+
+def test_every_launcher_of_several_processes_hands_on_a_secret():
+  """Made where it is not given, in the environment."""
+  for name in ("local.sh", "mpi.sh", "slurm.sbatch"):
+    lines = (LAUNCH / name).read_text().splitlines()
+    made = next(i for i, line in enumerate(lines) if line.startswith(': "${VIT_JAX_JOB_SECRET:=$(od '))
+    assert lines[made + 1] == "export VIT_JAX_JOB_SECRET", name
+
+
 def test_mpi_passes_flags_and_variables_on(tmp_path):
   stand_in = tmp_path / "mpirun"
   stand_in.write_text('#!/bin/sh\necho "$@"\n')
@@ -131,6 +160,7 @@ def test_mpi_passes_flags_and_variables_on(tmp_path):
   path = f"{tmp_path}:{os.environ['PATH']}"
   done = run(str(LAUNCH / "mpi.sh"), "-np", "4", "--", "train", "--config=a b", PATH=path, JAX_SPECIAL="1", PYTHON="py")
   assert done.returncode == 0, done.stderr
+  assert "-x VIT_JAX_JOB_SECRET" in done.stdout and "VIT_JAX_JOB_SECRET=" not in done.stdout
   assert "-x JAX_SPECIAL" in done.stdout and done.stdout.endswith("-np 4 py -m vit_jax train --config=a b\n")
 
 
@@ -140,6 +170,11 @@ def test_tpu_vm_asks_for_a_queued_resource_and_trains_on_all_workers():
   assert "queued-resources create s" in created and "--accelerator-type=v5p-32" in created and "--spot" in created
   trained = run(str(LAUNCH / "tpu_vm.sh"), "train", "s", "--config=a b", **variables).stdout
   assert "--worker=all" in trained and r"--config=a\\\ b" in trained
+  copied, started = trained.splitlines()
+  assert "tpu-vm scp " in copied and "job_secret s:vit_jax/.job_secret " in copied and "--worker=all" in copied
+  command = shlex.split(started)[-1].removeprefix("--command=")
+  assert "VIT_JAX_JOB_SECRET=$(cat .job_secret) .venv/bin/vit-jax train" in command
+  assert not re.search("[0-9a-f]{64}", trained)
 
 
 def test_the_jobset_says_each_pod_its_place():
@@ -158,6 +193,8 @@ def test_the_jobset_says_each_pod_its_place():
   assert int(env["JAX_NUM_PROCESSES"]["value"]) == job["completions"] * workers["replicas"]
   # <jobset>-<replicatedJob>-<job index>-<pod index>.<subdomain>, which is the name of the jobset
   assert env["JAX_COORDINATOR_ADDRESS"]["value"] == f"{name}-{workers['name']}-0-0.{name}:9876"
+  assert env["VIT_JAX_JOB_SECRET"]["valueFrom"]["secretKeyRef"] == {"name": "vit-jax", "key": "job-secret"}
+  assert "create secret generic vit-jax --from-file=job-secret=" in (LAUNCH / "gke_jobset.yaml").read_text()
   index = env["JAX_PROCESS_ID"]["valueFrom"]["fieldRef"]["fieldPath"]
   assert index == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
   assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
@@ -206,7 +243,8 @@ def test_slurm_runs_saves_requeues_and_resumes(tmp_path_factory):
     job = slurm("sbatch", "--parsable", "--array=0", f"--output={folder}/%x-%A_%a.out", "launch/slurm.sbatch", *flags)
     until(lambda: len(losses(workdir)) >= 5)
     slurm("scancel", "--signal=USR1", "--batch", f"{job}_0")  # what Slurm sends before the time limit
-    until(lambda: "back into the queue (exit code 75)" in said())
+    # 75, or 143 if srun ends the last process when the first has ended with 75.
+    until(lambda: re.search(r"back into the queue \(exit code (75|143)\)", said()))
     saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
     until(lambda: "PENDING" in slurm("squeue", "-h", "-o", "%T"))
     slurm("scontrol", "update", f"jobid={job}_0", "StartTime=now")  # instead of the two minutes that Slurm waits
@@ -214,7 +252,7 @@ def test_slurm_runs_saves_requeues_and_resumes(tmp_path_factory):
     assert "JobState=COMPLETED" in slurm("scontrol", "show", "job", f"{job}_0")
   assert "start 2 on" in said() and f"Going on from step {saved} of 600." in said()
   assert 5 <= saved < 600 and sorted(losses(workdir)) == list(range(1, 601))
-  assert "2 from Slurm" in said()
+  assert "2 from Slurm" in said() and "VIT_JAX_JOB_SECRET is not set" not in said()
 
 
 @pytest.mark.slow
@@ -228,4 +266,5 @@ def test_open_mpi_starts_the_processes(tmp_path):
     capture_output=True, text=True, timeout=600,
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
+  assert "VIT_JAX_JOB_SECRET is not set" not in done.stderr
   assert "2 from Open MPI" in done.stderr and len(losses(tmp_path / "run")) == 12

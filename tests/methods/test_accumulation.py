@@ -6,6 +6,7 @@ import functools
 import re
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -153,7 +154,7 @@ def test_split_gives_every_micro_batch_a_share_of_every_device_and_merge_undoes_
   # Eight groups of two images over four devices: [0 1 2 3], [4 5 6 7], …; one group of each device in each part.
   np.testing.assert_array_equal(parts["images"], [[0, 1, 4, 5, 8, 9, 12, 13], [2, 3, 6, 7, 10, 11, 14, 15]])
   np.testing.assert_array_equal(parts["masked"][1], tree["masked"][1::2])
-  jax.tree.map(np.testing.assert_array_equal, micro.merge(parts), tree)
+  chex.assert_trees_all_equal(micro.merge(parts), tree)
 
 
 def test_draws_are_split_like_the_groups_they_are_for():

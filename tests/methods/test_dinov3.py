@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -75,16 +76,14 @@ def test_teacher_is_the_average_of_students():
   for before, after, values in zip(states, states[1:], metrics, strict=False):
     m = values["momentum"]
     expected = jax.tree.map(lambda t, s, m=m: m * t + (1 - m) * s, before.teacher, after.student)
-    for got, want in zip(jax.tree.leaves(after.teacher), jax.tree.leaves(expected), strict=True):
-      np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
+    chex.assert_trees_all_close(after.teacher, expected, rtol=0, atol=1e-6)
   first, last = states[0].student["dino_head"]["fc1"]["kernel"], states[-1].student["dino_head"]["fc1"]["kernel"]
   assert not np.array_equal(first, last)
 
 
 def test_the_first_step_of_a_warm_up_from_zero_moves_nothing():
   states, _ = one_device()
-  for before, after in zip(jax.tree.leaves(states[0].student), jax.tree.leaves(states[1].student), strict=True):
-    np.testing.assert_array_equal(before, after)
+  chex.assert_trees_all_equal(states[0].student, states[1].student)
 
 
 def test_the_frozen_last_layer_waits_while_its_moments_go_on():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,9 +92,7 @@ def double(teacher):
 
 
 def assert_equal(ours, expected):
-  assert jax.tree.structure(ours) == jax.tree.structure(expected)
-  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
-    np.testing.assert_array_equal(a, b)
+  chex.assert_trees_all_equal(ours, expected)
 
 
 def test_the_teacher_is_another_model_and_is_left_untouched(single):
@@ -107,8 +106,7 @@ def test_the_average_of_the_student_is_kept_and_exported(single):
   _, states, metrics = single
   for before, after, values in zip(states, states[1:], metrics, strict=False):
     expected = ema.update(before.teacher, after.student, values["momentum"])
-    for a, b in zip(jax.tree.leaves(after.teacher), jax.tree.leaves(expected), strict=True):
-      np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+    chex.assert_trees_all_close(after.teacher, expected, rtol=0, atol=1e-6)
   model, params = distillation.export(states[-1])
   assert params is states[-1].teacher["backbone"]
   assert model.apply({"params": params}, jnp.zeros((1, 32, 32, 3))).cls.shape == (1, 32)
@@ -145,8 +143,7 @@ def test_each_of_several_students_is_what_it_is_alone(single, double):
   _, both, both_metrics = double
   for name in ("student", "teacher", "opt_state", "counters"):
     ours, expected = getattr(both[-1], name)["a"], getattr(alone[len(both) - 1], name)
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
-      np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(ours, expected, rtol=1e-5, atol=1e-6)
   for ours, expected in zip(both_metrics, alone_metrics, strict=False):
     for name in ("loss", "dino_local", "ibot", "koleo", "lr", "grad_norm/backbone", "feature_std"):
       np.testing.assert_allclose(ours[f"a/{name}"], expected[name], rtol=1e-4, atol=1e-6)

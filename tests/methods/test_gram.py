@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from types import SimpleNamespace
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -170,8 +171,7 @@ def test_micro_batches_give_the_step_of_the_whole_batch():
   state, values = jax.jit(dinov3.make_step(config))(run().states[3], batches()[0])
   for name in ("loss", "gram", "gram_masked", "gram_unmasked", "grad_norm/backbone"):
     np.testing.assert_allclose(values[name], run().metrics[3][name], rtol=1e-5, err_msg=name)
-  for a, b in zip(jax.tree.leaves(state.student), jax.tree.leaves(run().states[4].student), strict=True):
-    np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+  chex.assert_trees_all_close(state.student, run().states[4].student, rtol=0, atol=1e-6)
   assert_same(state.own["gram_teacher"], state.teacher["backbone"])
 
 
@@ -192,8 +192,7 @@ def batch_of(config):
 
 
 def assert_same(a, b):
-  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-    np.testing.assert_array_equal(x, y)
+  chex.assert_trees_all_equal(a, b)
 
 
 def moved(a, b):

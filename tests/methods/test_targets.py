@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -122,9 +123,6 @@ def test_a_resumed_run_has_its_centers(tmp_path):
     restored = checkpoints.restore(states[1]).state
   with jax.set_mesh(mesh):
     after, _ = step(restored, jax.device_put(rows[1], parallel.batch_sharding(mesh)))
-  for got, want in zip(
-    jax.tree.leaves((after.centers, after.student)),
-    jax.tree.leaves((states[2].own["centers"], states[2].student)),
-    strict=True,
-  ):
-    np.testing.assert_array_equal(got, want)
+  chex.assert_trees_all_equal(
+    (after.own["centers"], after.student), (states[2].own["centers"], states[2].student)
+  )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,8 +75,7 @@ def test_a_list_gives_what_each_of_its_entries_gives_and_masks_change_nothing():
   together = model.apply(variables, [images, crops], masks=[jnp.ones((2, 6), bool), None])
   for features, entry in zip(together, (images, crops), strict=True):
     alone = model.apply(variables, entry)
-    for a, b in zip(jax.tree.leaves(features), jax.tree.leaves(alone), strict=True):
-      np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(features, alone, rtol=1e-5, atol=1e-5)
   with pytest.raises(ValueError, match="16x96 pixels are smaller than the stride of 32"):
     model.apply(variables, images[:, :16])
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,7 @@ from tests.golden import Golden
 from tests.models.reference import reference_vit
 from tests.models.sizes import PARAMETERS
 from vit_jax import weights
-from vit_jax.models import MODELS, Draws, Rope, VisionTransformer, create_model
+from vit_jax.models import MODELS, Draws, Features, Rope, VisionTransformer, create_model, list_models
 from vit_jax.models.blocks import add_branch, draw_kept, kept_rows
 from vit_jax.models.positions import RopeDraws
 
@@ -159,8 +161,7 @@ def test_a_list_gives_what_each_of_its_entries_gives():
   together = model.apply(variables, [images, crops])
   for features, entry in zip(together, (images, crops), strict=True):
     alone = model.apply(variables, entry)
-    for a, b in zip(jax.tree.leaves(features), jax.tree.leaves(alone), strict=True):
-      np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(features, alone, rtol=1e-5, atol=1e-6)
 
 
 def test_the_key_bias_has_no_effect_and_no_gradient_even_if_it_is_nan():
@@ -173,12 +174,44 @@ def test_the_key_bias_has_no_effect_and_no_gradient_even_if_it_is_nan():
   assert not np.any(grads["params"]["blocks"]["attn"]["qkv"]["bias"][:, 1])
 
 
-def test_pixels_beyond_whole_patches_are_dropped():
+def test_what_are_no_images_of_the_model_is_said():
   model, images, variables = small()
-  padded = jnp.pad(images, ((0, 0), (0, 5), (0, 3), (0, 0)), constant_values=9.0)
-  np.testing.assert_array_equal(model.apply(variables, padded).patches, model.apply(variables, images).patches)
-  with pytest.raises(ValueError, match="smaller than one patch"):
-    model.apply(variables, images[:, :4])
+  patch, height, width = model.patch_size, *images.shape[1:3]
+  padded = jnp.pad(images, ((0, 0), (0, 5), (0, 3), (0, 0)))
+  wrong = {
+    rf"{height + 5}x{width + 3} pixels are no whole patches of {patch}: .* as {height}x{width}": padded,
+    "smaller than one patch": images[:, :4],
+    r"of shape \[\d+, \d+, 3\]\. A batch of one image: images\[None\]": images[0],
+    r"must be \[batch, height, width, channels\], got an array of shape \[1, ": images[None],
+    r"channels first: give it images\.transpose\(0, 2, 3, 1\)": images.transpose(0, 3, 1, 2),
+    "the images have 4 channels and the model takes 3": jnp.pad(images, ((0, 0),) * 3 + ((0, 1),)),
+    "normalised floats": (images * 0).astype(jnp.uint8),
+  }
+  for message, batch in wrong.items():
+    for given in (batch, [images, batch]):
+      with pytest.raises(ValueError, match=message):
+        model.apply(variables, given)
+    with pytest.raises(ValueError, match=message):
+      model.apply(variables, batch, layers=(0,), method="intermediate")
+
+
+def test_features_are_shown_by_their_shapes():
+  model, images, variables = small()
+  shown = repr(model.apply(variables, images))
+  assert re.fullmatch(
+    r"Features\(cls=float32\[\d+, \d+\], registers=float32\[(\d+, ){2}\d+\], patches=float32\[(\d+, ){2}\d+\], "
+    r"prenorm=float32\[(\d+, ){2}\d+\]\)",
+    shown,
+  )
+  assert repr(Features(cls=None, registers=1, patches="x", prenorm=jnp.zeros(3, jnp.bfloat16))) == (
+    "Features(cls=None, registers=1, patches='x', prenorm=bfloat16[3])"
+  )
+
+
+def test_models_are_listed_by_a_pattern():
+  assert set(list_models()) == set(MODELS) and list_models() == sorted(MODELS)
+  assert list_models("dinov3_convnext_*") == [f"dinov3_convnext_{size}" for size in ("base", "large", "small", "tiny")]
+  assert list_models("resnet*") == []
 
 
 def test_stochastic_depth_keeps_an_exact_count_in_every_group():

@@ -1,5 +1,6 @@
 """Attention: the values of the definition, and which implementation takes what."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +33,7 @@ def test_values_and_gradients_are_those_of_the_definition(dtype, tolerance):
 def test_large_logits_do_not_overflow():
   query, key, value, _ = inputs(jnp.float32)
   y, back = jax.vjp(plain_attention, 1e3 * query, key, value)
-  assert np.isfinite(y).all() and all(np.isfinite(g).all() for g in back(y))
+  chex.assert_tree_all_finite((y, back(y)))
 
 
 def test_cudnn_is_asked_only_for_what_it_can_do(monkeypatch):

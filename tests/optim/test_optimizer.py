@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,8 +90,7 @@ def test_adamw_equals_optax_where_all_parameters_are_decayed():
     )
     updates, state = peer.update(grads, state, expected)
     expected = optax.apply_updates(expected, updates)
-  for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-5)
+  chex.assert_trees_all_close(params, expected, rtol=1e-5)
 
 
 def test_clipping_is_per_sub_module():

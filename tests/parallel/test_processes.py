@@ -143,5 +143,28 @@ def test_an_agreement_of_one_process_is_the_next_step_and_once():
 
 
 def test_telling_variables_are_shown_and_no_secret():
-  shown = processes.environment(JAX | {"XLA_FLAGS": "-x", "AWS_SECRET_ACCESS_KEY": "s", "HOME": "/h"})
-  assert set(shown) == {*JAX, "XLA_FLAGS"}
+  secrets = {"AWS_SECRET_ACCESS_KEY": "s", processes.SECRET: "s", "HOME": "/h"}
+  assert set(processes.environment(JAX | {"XLA_FLAGS": "-x"} | secrets)) == {*JAX, "XLA_FLAGS"}
+
+
+def test_the_secret_is_long_or_refused():
+  assert processes._secret({}) == processes._secret({processes.SECRET: " "}) == b""
+  assert processes._secret({processes.SECRET: f"{'x' * 64}\n"}) == b"x" * 64
+  with pytest.raises(JoinError, match="VIT_JAX_JOB_SECRET has 6 characters: .* `openssl rand -hex 32`"):
+    processes._secret({processes.SECRET: "hunter"})
+
+
+@pytest.mark.parametrize(
+  ("coordinator", "words"),
+  [("127.0.0.1:9876", "any user of this machine can"), ("node1:9876", "whoever reaches port 9876 of node1 can")],
+)
+def test_a_job_without_a_secret_is_warned_of_who_may_join(coordinator, words, caplog):
+  processes._warn_of_strangers(Job(coordinator, 2, 0))
+  assert words in caplog.text and "VIT_JAX_JOB_SECRET is not set" in caplog.text
+
+
+def test_who_speaks_of_its_gpus_in_another_way_is_named():
+  first, second = see("a"), see("b")
+  for wrong in (3, [1]):
+    with pytest.raises(JoinError, match="a process on b speaks of its GPUs in another way"):
+      processes._answers("node1:9876", [first, second | {"gpus": wrong}])

@@ -100,3 +100,22 @@ def started(folder: Path, workdir: Path, processes: int, *flags: str, **variable
 
 def losses(workdir: Path) -> dict[int, float]:
   return {line["step"]: line["loss"] for line in read_lines(workdir / "metrics.jsonl") if "loss" in line}
+
+
+_HANGING = """
+import os, time
+real = os.open
+def hanging(path, *args, **options):
+  while str(path).endswith(".png") and os.path.exists({flag!r}):
+    time.sleep(0.1)
+  return real(path, *args, **options)
+os.open = hanging
+"""
+
+
+def reads_that_hang(folder: Path) -> tuple[dict[str, str], Path]:
+  """What to add to a process's environment, and a file: while it exists, images are not opened, as behind a network."""
+  flag, code = folder / "hang", folder / "site"
+  code.mkdir()
+  (code / "sitecustomize.py").write_text(_HANGING.format(flag=str(flag)))
+  return {"PYTHONPATH": f"{code}{os.pathsep}{ROOT}"}, flag

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vit_jax import parallel
-from vit_jax.train import compiling
+from vit_jax.train import compiling, loop
 from vit_jax.train.compiling import CompiledSteps, compiler_options
 from vit_jax.train.loop import mesh_context
 
@@ -84,6 +85,26 @@ def test_the_first_is_compiled_here_the_others_in_a_thread_all_under_the_mesh(me
       assert before.is_deleted()  # donated
     assert float(state) == total
   assert list(traced.seen) == [3, 5, 8]  # each once, in the order given
+
+
+def test_a_step_that_is_traced_twice_is_a_mistake(mesh, monkeypatch):
+  """Each trace is followed by minutes of compiling: it would stand still in the middle of a run, unnoticed."""
+
+  def make_step(run, views):
+    def training_step(state, batch):
+      return state + batch["x"].sum(), {}
+
+    return training_step
+
+  monkeypatch.setattr(loop, "make_step", make_step)
+  state = jax.device_put(jnp.float32(0), NamedSharding(mesh, PartitionSpec()))
+  run = types.SimpleNamespace(mesh=mesh)
+  for width in (3, 5, 3):  # a step of its own each: what an earlier one has traced does not count
+    step = loop.jitted_step(run, state, width)
+    for _ in range(2):
+      step.lower(state, abstract(batch_of(mesh, width)))
+  with pytest.raises(AssertionError, match=r"Function 'training_step' is traced > 1 times"):
+    step.lower(state, abstract(batch_of(mesh, 4)))
 
 
 def test_what_fails_in_the_thread_is_raised_before_it_is_needed(mesh):

@@ -15,8 +15,8 @@ from vit_jax import cli, weights
 from vit_jax import config as configs
 from vit_jax.checkpoints import read_meta, restore_params, steps
 from vit_jax.methods.frozen_teacher import frozen_teacher
-from vit_jax.train import loop, setup
-from vit_jax.weights.pth import write_pth
+from vit_jax.train import dry_run, loop, setup
+from vit_jax.weights.pth import read_pth, write_pth
 
 TWO = "distillation.students=(a=configs/tiny.py,b=configs/tiny.py)"
 
@@ -156,6 +156,17 @@ def test_a_training_export_is_the_same_teacher_as_its_run(teacher, tmp_path):
 def test_what_does_not_fit_is_said_before_anything_is_compiled(teacher, overrides, message):
   with pytest.raises(configs.ConfigError, match=message):
     setup.prepare(raw(teacher, *overrides))
+
+
+def test_a_teacher_that_is_not_finite_is_refused_by_name(teacher, tmp_path):
+  tensors = read_pth(export_file(teacher, tmp_path / "teacher.pth"))
+  values = np.array(tensors["backbone.norm.bias"])
+  values[1] = np.inf
+  write_pth(tmp_path / "teacher.pth", tensors | {"backbone.norm.bias": values})
+  for act in (loop.train, dry_run.describe):
+    with pytest.raises(configs.ConfigError, match="^distillation.teacher=.*infinity in backbone/final_norm/bias:"):
+      act(raw(tmp_path / "teacher.pth"), str(tmp_path / "run"))
+  assert not (tmp_path / "run").exists()
 
 
 def test_a_teacher_without_heads_is_refused_with_what_to_do(teacher, tmp_path):

@@ -73,8 +73,11 @@ def test_a_start_that_was_killed_early_is_on_record(tmp_path):
   assert read(tmp_path)[0]["seconds"]["init"] == 7 and read(tmp_path)[0]["last"] == 0
 
 
-def test_a_record_that_cannot_be_read_is_left_behind(tmp_path, caplog):
-  (tmp_path / FILE).write_text("{")
+@pytest.mark.parametrize(
+  "content", ["{", "", "{}", "[1]", '[{"seconds": 3}]', '[{"began": 1, "seconds": {"step": "x"}}]', "[" * 100_000]
+)
+def test_a_record_that_cannot_be_read_is_left_behind(tmp_path, caplog, content):
+  (tmp_path / FILE).write_text(content)
   start(tmp_path, first=0, last=1, step_seconds=1)
   assert "cannot be read" in caplog.text and len(json.loads((tmp_path / FILE).read_text())) == 1
 

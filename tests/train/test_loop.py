@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -18,7 +19,6 @@ from tests.train.jobs import ROOT, environment
 from vit_jax import config as configs
 from vit_jax import parallel
 from vit_jax.checkpoints import restore_params, steps
-from vit_jax.data.device import augmented
 from vit_jax.data.groups import Unreadable
 from vit_jax.data.pipeline import make_pipeline
 from vit_jax.train import goodput, setup
@@ -64,8 +64,7 @@ def teacher_and_metrics(workdir):
 
 
 def assert_same_end(ours, expected):
-  for a, b in zip(jax.tree.leaves(ours[0]), jax.tree.leaves(expected[0]), strict=True):
-    np.testing.assert_array_equal(a, b)
+  chex.assert_trees_all_equal(ours[0], expected[0])
   assert ours[1] == expected[1]
 
 
@@ -291,7 +290,7 @@ def test_crops_made_on_the_device_are_those_of_the_host_and_train(tmp_path, one_
   for where in ("host", "device"):
     run = setup.prepare(tiny(**{"data.augment": where}))
     with make_pipeline(run.source, run.views, batch_size=run.config.batch_size, seed=0, workers=0) as batches:
-      crops[where] = augmented(jax.device_put(next(batches)), run.views, run.mesh, parallel.BATCH_AXES)
+      crops[where] = run.views.on_device(jax.device_put(next(batches)), run.mesh, parallel.BATCH_AXES)
   assert crops["host"].keys() == crops["device"].keys()
   for name, ours in crops["device"].items():
     difference = np.abs(np.asarray(ours, np.float32) - np.asarray(crops["host"][name], np.float32))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,10 +14,15 @@ import time
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
-from tests.train.jobs import ROOT, environment, losses, overrides, started
+from tests.parallel import attackers
+from tests.parallel.members import free_address
+from tests.train.jobs import ROOT, environment, losses, overrides, reads_that_hang, started
 from vit_jax import config as configs
-from vit_jax.checkpoints import steps
+from vit_jax.checkpoints import read_meta, steps
+from vit_jax.parallel import addresses
+from vit_jax.parallel.processes import SECRET
 from vit_jax.train.interrupts import RESUMABLE
 from vit_jax.train.loop import train
 
@@ -91,6 +99,64 @@ def test_who_does_not_come_is_named_before_anything_is_compiled(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_job_that_strangers_attack_from_its_beginning_to_its_end_is_the_same_bit_by_bit(tmp_path):
+  secret, address = "a secret of these two processes", free_address()
+  host, port = addresses.split(address)
+  flags = overrides(duration="120 steps")
+  command = [sys.executable, "-m", "vit_jax", "train", "--config=configs/tiny.py", f"--workdir={tmp_path}/attacked"]
+  place = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", SECRET: secret, "PYTHONUNBUFFERED": "1"}
+  kept, believed = [], []
+  with contextlib.ExitStack() as stack:
+    log = stack.enter_context(open(tmp_path / "log", "w+"))
+
+    def start(number: int) -> subprocess.Popen:
+      environ = environment(tmp_path) | place | {"JAX_PROCESS_ID": str(number)}
+      process = subprocess.Popen([*command, *flags], cwd=ROOT, env=environ, stdout=log, stderr=log)
+      stack.callback(process.kill)
+      return process
+
+    def said() -> str:
+      return (tmp_path / "log").read_text()
+
+    first = start(0)
+    until = time.monotonic() + PATIENCE
+    while (host, port) not in attackers.listening(first.pid):
+      assert first.poll() is None and time.monotonic() < until, said()
+      time.sleep(0.1)
+    assert attackers.listening(first.pid) == [(host, port)]  # the loopback's, and nothing else
+    limits = resource.prlimit(first.pid, resource.RLIMIT_NOFILE)
+    scarce = len(os.listdir(f"/proc/{first.pid}/fd")) + 20
+    resource.prlimit(first.pid, resource.RLIMIT_NOFILE, (scarce, limits[1]))
+    for attack in attackers.ATTACKS.values():
+      kept += attack((host, port))
+    kept += attackers.replayed_hello((host, port), secret.encode())
+    believed.append(attackers.forged_jax_client((host, port)))
+    resource.prlimit(first.pid, resource.RLIMIT_NOFILE, limits)
+    second = start(1)
+    attacked = set()
+    while first.poll() is None and second.poll() is None:
+      for target in {*attackers.listening(first.pid), *attackers.listening(second.pid)} - {(host, port)} - attacked:
+        if losses(tmp_path / "attacked"):  # the processes' own connections are made
+          with contextlib.suppress(ConnectionRefusedError):  # at its end
+            kept += attackers.random_bytes(target)
+            believed.append(attackers.forged_jax_client(target))
+            attacked.add(target)
+      with contextlib.suppress(ConnectionRefusedError):
+        kept.append(attackers.connect((host, port)))
+      time.sleep(0.2)
+    assert (first.wait(PATIENCE), second.wait(PATIENCE)) == (0, 0), said()
+    output = said()
+  assert attacked and not any(believed)
+  assert "could not be accepted (Too many open files)" in output and "did not know the job's secret" in output
+  assert "\x1b" not in output and "\u202e" not in output and "Traceback" not in output
+  with started(tmp_path, tmp_path / "quiet", 2, *flags) as job:
+    assert job.wait() == 0, job.output
+  assert losses(tmp_path / "attacked") == losses(tmp_path / "quiet")
+  prints = [read_meta(tmp_path / name)["fingerprints"] for name in ("attacked", "quiet")]
+  assert prints[0] == prints[1] and len(prints[0]) > 10
+
+
+@pytest.mark.slow
 def test_a_dry_run_shows_the_job(tmp_path):
   with started(tmp_path, tmp_path / "dry", 2, *overrides(), "--dry_run", JAX_NUM_CPU_DEVICES="2") as job:
     assert job.wait() == 0, job.output
@@ -146,3 +212,38 @@ def test_evaluate_on_two_processes_gives_the_scores_of_one(interrupted, tmp_path
   assert (
     scores[0]["results"] == pytest.approx(scores[1]["results"]) if "results" in scores[0] else scores[0] == scores[1]
   )
+
+
+@pytest.mark.slow
+def test_an_evaluation_of_two_processes_is_given_up_by_both_and_leaves_no_trace(tmp_path):
+  flags = overrides(duration="6 steps", evaluation__every="3 steps", evaluation__max_examples=6000)
+  workdir, whole = tmp_path / "stopped", tmp_path / "whole"
+  with started(tmp_path, workdir, 2, *flags) as job:
+    job.wait_until(lambda: 3 in losses(workdir))
+    since = job.signal(1, signal.SIGTERM)
+    assert job.wait(PATIENCE) == RESUMABLE, job.output
+    assert "Stopped at step 3 of 6; its evaluation was given up" in job.output, job.output
+    assert time.monotonic() - since < PATIENCE
+  for folder in (workdir, whole):
+    with started(tmp_path, folder, 2, *flags) as job:
+      assert job.wait() == 0, job.output
+  assert (workdir / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+  assert steps(workdir)[-1] == 6
+
+
+@pytest.mark.slow
+def test_a_job_of_two_processes_whose_data_stall_ends_when_it_is_asked_to(tmp_path):
+  """The state between two steps of several processes cannot be saved; the checkpoint before is what goes on."""
+  photos, workdir = tmp_path / "photos", tmp_path / "stalled"
+  photos.mkdir()
+  for i in range(40):
+    Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 40, 3), np.uint8)).save(photos / f"{i:02}.png")
+  flags = overrides(data__source=f"folder:{photos}", duration="1000 steps", checkpoint__every="1 steps")
+  variables, flag = reads_that_hang(tmp_path)
+  with started(tmp_path, workdir, 2, *flags, **variables) as job:
+    job.wait_until(lambda: 3 in losses(workdir))
+    flag.touch()
+    time.sleep(5)
+    job.signal(1, signal.SIGTERM)
+    assert job.wait(2 * PATIENCE) == RESUMABLE, job.output
+  assert "no step has ended for" in job.output and steps(workdir)

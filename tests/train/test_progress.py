@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
+import os
 import sys
+import threading
 
 import pytest
 
@@ -98,6 +101,55 @@ def test_on_a_terminal_one_line_is_kept_and_logs_appear_above_it():
     logging.getLogger().removeHandler(handler)
   shown = terminal.getvalue()
   assert "step 20/20 (100%)" in shown and "images/s" in shown
+
+
+def test_on_a_terminal_the_lines_of_the_log_stay_above_the_live_one(monkeypatch):
+  monkeypatch.setenv("TERM", "xterm")
+  monkeypatch.setenv("COLUMNS", "80")
+  master, slave = os.openpty()
+  shown, clock, logger = [], Clock(), logging.getLogger("vit_jax")
+  reader = threading.Thread(target=lambda: shown.extend(until_closed(master)))
+  reader.start()
+  handler = logging.StreamHandler(sys.stderr)
+  logging.getLogger().addHandler(handler)
+  monkeypatch.setattr(logger, "level", logging.INFO)
+  logger.manager._clear_cache()
+  try:
+    with (
+      os.fdopen(slave, "w") as terminal,
+      Progress(30, batch_size=40_000, every=10, clock=clock, stream=terminal) as progress,
+    ):
+      run(progress, clock, range(1, 31))
+  finally:
+    logging.getLogger().removeHandler(handler)
+  reader.join(10)
+  # What a terminal keeps: of a line that is begun again and erased, what was written last.
+  kept = [line.rsplit("\x1b[2K", 1)[-1] for line in b"".join(shown).decode().split("\r\n")]
+  lines = [line for line in kept if line.startswith("step")]
+  assert [line.split()[1] for line in lines] == ["10/30", "20/30", "30/30", "30/30"], kept  # the live line, too
+  assert all("ETA" in line and len(line) <= 80 for line in lines)
+
+
+def until_closed(descriptor):
+  with contextlib.suppress(OSError):
+    while data := os.read(descriptor, 65536):
+      yield data
+
+
+@pytest.mark.parametrize("width", [120, 100, 80, 60, 40, 24])
+def test_the_line_fits_its_terminal_and_says_when_the_run_ends_as_long_as_that_fits(width):
+  clock = Clock()
+  progress = Progress(1_000_000, batch_size=2048, every=10, clock=clock, stream=io.StringIO())
+  for step in range(999_000, 999_011):
+    clock.now += 12.3
+    progress.step(step, {"loss": 19.87654, "lr": 1e-3, "global_size": 512.0, "local_size": 112.0})
+  for doing in ("", "evaluation"):
+    line = progress.line(width, doing=doing)
+    assert len(line) <= max(width, 40)
+    assert line.startswith("step 999010/1000000 (100%)")
+    assert ("ETA 3 h 22 min" in line) == (width >= 60), line
+    assert ("loss 19.8765" in line) == (width >= 80 or (width == 60 and not doing)), line
+  assert "images/s" in progress.line(80) and "lr" not in progress.line(80)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -120,6 +121,26 @@ def test_a_model_is_loaded_without_reading_the_rest(tmp_path, monkeypatch):
   assert on_disk > 10 * size and read() - before < 3 * size + 300_000
 
 
+def test_a_run_chooses_its_crop_ratio_and_one_that_has_none_goes_on(tmp_path, monkeypatch):
+  """None, as before there was such a key, means: an image that has the size already is not resized."""
+  see_devices(monkeypatch, 1)
+  config = tiny(**{"data.source": "embedded:textures?size=16&count=40"})
+  run = setup.prepare(config)
+  size = config.evaluation.image_size or config.crops.global_size
+  assert run.config.evaluation.crop_ratio == (1.0 if size == 16 else 0.875)
+  config.evaluation.image_size = 16
+  assert setup.prepare(config).config.evaluation.crop_ratio == 1.0
+  config.evaluation.image_size = 8
+  run = setup.prepare(config)
+  assert run.config.evaluation.crop_ratio == 0.875
+  config.evaluation.crop_ratio = 0.5
+  assert setup.prepare(config).config.evaluation.crop_ratio == 0.5
+  older = run.config.copy_and_resolve_references()
+  older.evaluation.crop_ratio = None
+  setup.remember(older, tmp_path, accept_change=False)
+  assert setup.check_unchanged(run.config, tmp_path, accept_change=False) == ["evaluation.crop_ratio: None -> 0.875"]
+
+
 def test_a_lost_folder_of_checkpoints_is_said(spread):
   assert "No step was saved although metrics.jsonl reaches step 7: starting from zero." in spread[2]
 
@@ -170,9 +191,6 @@ def test_twenty_kills_leave_no_trace(tmp_path, processes):
   subprocess.run(again, cwd=ROOT, env=environ, check=True, capture_output=True)
   assert steps(killed) == steps(whole)
   for step in steps(whole):
-    for ours, expected in zip(
-      jax.tree.leaves(restore_params(killed, (), step)), jax.tree.leaves(restore_params(whole, (), step)), strict=True
-    ):
-      np.testing.assert_array_equal(ours, expected)
+    chex.assert_trees_all_equal(restore_params(killed, (), step), restore_params(whole, (), step))
     assert read_meta(killed, step)["metrics"] == read_meta(whole, step)["metrics"]
   assert (killed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import vit_jax
+from tests.weights.torch_pickle import save_distributed
 from vit_jax import config as configs
 from vit_jax import weights
 from vit_jax.checkpoints import Checkpoints
@@ -18,8 +20,8 @@ from vit_jax.methods.architecture import attributes, config_keys
 from vit_jax.methods.dino import dinov3
 from vit_jax.methods.settings import build_backbone
 from vit_jax.models import MODELS, create_model
-from vit_jax.train import loop, setup, starting
-from vit_jax.weights.pth import write_pth
+from vit_jax.train import dry_run, loop, setup, starting
+from vit_jax.weights.pth import read_pth, write_pth
 
 
 def tiny(**overrides):
@@ -66,8 +68,7 @@ def started(**overrides):
 
 
 def assert_same(a, b):
-  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-    np.testing.assert_array_equal(x, y)
+  chex.assert_trees_all_equal(a, b)
 
 
 def refusal(**overrides):
@@ -126,6 +127,7 @@ def files(tmp_path_factory):
   model, params = build_backbone(config), state.teacher["backbone"]
   vit_jax.save_model(folder / "hf", model, params)
   vit_jax.save_model(folder / "flat.pth", model, params, "pth")
+  vit_jax.save_model(folder / "orbax", model, params, "orbax")
   export = {}
   for name, module in dinov3.modules(config)._asdict().items():
     export |= {f"{name}.{k}": v for k, v in weights.to_state_dict(state.teacher[name], module).items()}
@@ -133,7 +135,7 @@ def files(tmp_path_factory):
   return folder
 
 
-@pytest.mark.parametrize("name", ["hf", "hf/model.safetensors", "flat.pth"])
+@pytest.mark.parametrize("name", ["hf", "hf/model.safetensors", "flat.pth", "orbax"])
 def test_a_public_backbone_comes_without_heads(files, name):
   state, report = started(init_from=str(files / name))
   assert_same(state.student["backbone"], trained()[1].teacher["backbone"])
@@ -149,6 +151,45 @@ def test_a_training_export_brings_its_heads(files):
   state, report = started(**{"init_from": str(files / "export.pth"), "dino.prototypes": 64})
   assert state.teacher["dino_head"]["last_layer"]["kernel"].shape == (16, 64)
   assert "last_layer.weight is (32, 16), expected (64, 16)" in report
+
+
+@pytest.mark.parametrize("key", ["init_from", "gram.source"])
+def test_weights_that_are_not_finite_are_refused_by_name_before_anything_is_made(files, key, tmp_path):
+  tensors = read_pth(files / "export.pth")
+  for name, bad in (("norm.bias", np.nan), ("blocks.1.mlp.fc1.weight", np.inf)):
+    values = np.array(tensors[f"backbone.{name}"])
+    values.reshape(-1)[-1] = bad
+    write_pth(tmp_path / "bad.pth", tensors | {f"backbone.{name}": values})
+    text = refusal(**{key: str(tmp_path / "bad.pth")})
+    assert text.startswith(f"{key}=") and f"NaN or infinity in {name}:" in text
+    for act in (loop.train, dry_run.describe):
+      with pytest.raises(configs.ConfigError, match="NaN or infinity"):
+        act(tiny(**{key: str(tmp_path / "bad.pth")}), str(tmp_path / "run"))
+  assert not (tmp_path / "run").exists()
+  values = np.full_like(tensors["dino_head.mlp.0.bias"], np.nan)
+  write_pth(tmp_path / "bad.pth", tensors | {"dino_head.mlp.0.bias": values})
+  if key == "init_from":
+    assert "NaN or infinity in mlp.0.bias" in refusal(init_from=str(tmp_path / "bad.pth"))
+  else:  # of which only the backbone is taken
+    started(**{key: str(tmp_path / "bad.pth")})
+
+
+def test_a_run_that_is_not_finite_is_no_start(tmp_path):
+  config, state = trained()
+  backbone = state.teacher["backbone"]
+  bad = backbone | {"final_norm": jax.tree.map(lambda leaf: leaf * np.nan, backbone["final_norm"])}
+  with Checkpoints(tmp_path / "run") as saved:
+    saved.save(7, state.replace(teacher=state.teacher | {"backbone": bad}), {}, configs.to_dict(config), {})
+  with pytest.raises(configs.ConfigError, match=r"NaN or infinity in backbone/final_norm/\w+, backbone/final_norm/"):
+    started(init_from=str(tmp_path / "run"))
+
+
+def test_a_training_checkpoint_of_the_reference_is_a_start(files, tmp_path):
+  tensors = read_pth(files / "export.pth")
+  save_distributed(tmp_path / "3749", {f"model.model_ema.{name}": value for name, value in tensors.items()}, rows=50)
+  state, report = started(init_from=str(tmp_path / "3749"))
+  assert_same(state.teacher, trained()[1].teacher)
+  assert "fresh" not in report
 
 
 def test_what_only_training_uses_may_be_missing(files):
@@ -198,10 +239,10 @@ def test_a_refused_source_leaves_no_workdir(tmp_path):
 
 def test_a_dry_run_reports_the_sources(source, tmp_path):
   overrides = {"init_from": str(source), "gram.source": "init", "gram.refresh.every": "2 steps"}
-  text = loop.describe(tiny(**overrides), str(tmp_path / "new"))
+  text = dry_run.describe(tiny(**overrides), str(tmp_path / "new"))
   assert f"init from     {source}" in text and "refreshed with the EMA teacher every 2 steps" in text
   assert "backbone (student, teacher, gram_teacher)" in text
-  assert "goes on from step 5" in loop.describe(tiny(**overrides), str(source), accept_config_change=True)
+  assert "goes on from step 5" in dry_run.describe(tiny(**overrides), str(source), accept_config_change=True)
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -206,4 +205,36 @@ def test_rewinding_is_atomic(tmp_path, monkeypatch):
   with pytest.raises(OSError, match="power cut"):
     Writers(tmp_path, tensorboard=False, resume_step=4)
   assert (tmp_path / "metrics.jsonl").read_bytes() == before
-  assert Path(tmp_path / "metrics.jsonl.partial").exists()
+  assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl", "timing.jsonl"]
+
+
+def test_damaged_lines_in_the_middle_are_named_left_out_and_kept_aside(tmp_path, uninterrupted, caplog):
+  path = tmp_path / "metrics.jsonl"
+  lines = uninterrupted.splitlines(keepends=True)
+  damaged = [*lines[:3], b"[" * 100_000 + b"\n", b'{"step": 4, "loss": {}}\n', b"\xff\xfe\n", *lines[3:]]
+  path.write_bytes(b"".join(damaged))
+  with Writers(tmp_path, tensorboard=False, resume_step=20):
+    pass
+  assert path.read_bytes() == uninterrupted
+  assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == b"".join(damaged)
+  for number in (4, 5, 6):
+    assert f"{path}, line {number}: " in caplog.text
+
+
+def test_a_full_disk_costs_pictures_and_timing_but_not_metrics(tmp_path, monkeypatch, caplog):
+  pytest.importorskip("tensorboardX")
+  with Writers(tmp_path, tensorboard=True) as writers:
+
+    def full(*_):
+      raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vit_jax.train.writers.files.write_bytes", full)
+    monkeypatch.setattr(writers._timing, "write", full)
+    monkeypatch.setattr(writers._events.file_writer.event_writer._ev_writer._py_recordio_writer, "write", full)
+    for step in range(100):  # more than TensorBoard's queue holds: nobody waits for a thread that is gone
+      writers.scalars(step, {"loss": 1.0})
+      writers.timing(step, {"seconds": 1.0})
+      writers.images(step, {"a": np.zeros((2, 2, 3), np.uint8)})
+  assert len(read_lines(tmp_path / "metrics.jsonl")) == 100
+  said = [record.getMessage() for record in caplog.records]
+  assert len(said) == 3 and all("No space left on device); the run goes on without" in line for line in said), said

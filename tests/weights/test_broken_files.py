@@ -186,8 +186,8 @@ def test_folders_without_weights_say_what_is_there(tmp_path: pathlib.Path):
   with pytest.raises(hub.UnknownModel, match="The folder is empty"):
     vit_jax.load_model(tmp_path)
   (tmp_path / "config.json").write_text('{"model_type": "vit"}')
-  (tmp_path / "pytorch_model.bin").write_bytes(b"")
-  with pytest.raises(hub.UnknownModel, match=r"has config\.json, pytorch_model\.bin\. Of a file like py"):
+  (tmp_path / "vit.pth").write_bytes(b"")
+  with pytest.raises(hub.UnknownModel, match=r"has config\.json, vit\.pth\. Of a file like vit\.pth, give the path"):
     vit_jax.load_model(tmp_path)
 
 

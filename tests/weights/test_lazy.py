@@ -9,6 +9,7 @@ import tracemalloc
 import zipfile
 from collections.abc import Callable
 
+import chex
 import jax
 import ml_dtypes
 import numpy as np
@@ -133,7 +134,7 @@ def test_of_every_tensor_only_what_a_shard_needs_is_asked_for():
     return jax.sharding.NamedSharding(devices, jax.P(first, *[None] * (len(shape) - 1)))
 
   loaded = weights.from_state_dict(lazy, MODEL, "hf_dinov3", sharding=by_layer)
-  jax.tree.map(np.testing.assert_array_equal, loaded, params)
+  chex.assert_trees_all_equal(loaded, params)
   assert sorted(name for name, _ in reads) == sorted(tensors)  # each once: the other shard has other layers
   assert max(count for _, count in reads) == 1
   assert not alive
@@ -159,7 +160,7 @@ def test_shards_of_split_packed_and_repeated_tensors_are_right(model, layout: st
   state_dict = weights.to_state_dict(params, model, layout)
   whole = weights.from_state_dict(state_dict, model, layout)
   spread = weights.from_state_dict(state_dict, model, layout, sharding=parallel.parameter_sharding(mesh("tensor")))
-  jax.tree.map(np.testing.assert_array_equal, spread, whole)
+  chex.assert_trees_all_equal(spread, whole)
 
 
 def test_an_export_is_divided_as_hugging_face_does(saved: tuple, tmp_path: pathlib.Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -144,7 +145,7 @@ def test_packed_gates_are_unpacked_in_order(layout: str, name: str):
     state_dict[name], np.concatenate([mlp["gate"]["kernel"][1].T, mlp["up"]["kernel"][1].T])
   )
   again = weights.from_state_dict(state_dict, model, layout)
-  jax.tree.map(np.testing.assert_array_equal, again, params)
+  chex.assert_trees_all_equal(again, params)
 
 
 def test_a_distillation_token_has_its_own_names_and_a_position():
@@ -163,7 +164,7 @@ def test_a_distillation_token_has_its_own_names_and_a_position():
     heads = {"timm": ("head", "head_dist"), "hf_vit": ("cls_classifier", "distillation_classifier")}[layout]
     classifiers = {f"{head}.weight": np.zeros((10, 16), np.float32) for head in heads}
     again = weights.from_state_dict(state_dict | classifiers, model, layout)
-    jax.tree.map(np.testing.assert_array_equal, again, params)
+    chex.assert_trees_all_equal(again, params)
 
 
 def test_what_timm_cannot_hold_is_named():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
+import datetime
 import pathlib
 import pickle
 import zipfile
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 
 from vit_jax.weights import WeightsError
+from vit_jax.weights.pickles import Foreign
 from vit_jax.weights.pth import read_pth, write_pth
 
 TYPES = pathlib.Path(__file__).parent / "data" / "types.pth"
@@ -69,11 +73,24 @@ def archive(path: pathlib.Path, content: object) -> pathlib.Path:
   return path
 
 
-def test_nothing_but_tensors_is_unpickled(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture):
-  for content in (Malicious(), {"step": np.float64(1.0)}, {"path": pathlib.PurePosixPath("x")}):
-    with pytest.raises(WeightsError, match=r"x\.pth cannot be read: it contains [\w.]+; only tensors"):
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture):
+  for content in (Malicious(), {"step": Malicious()}):
+    with pytest.raises(WeightsError, match=r"x\.pth cannot be read: it contains builtins\.print; only tensors"):
       read_pth(archive(tmp_path / "x.pth", content))
   assert capsys.readouterr().out == ""
+
+
+def test_objects_of_others_stand_for_themselves(tmp_path: pathlib.Path):
+  given = argparse.Namespace(arch="vit_small")
+  content = {"step": np.float64(1.0), "path": pathlib.PurePosixPath("x"), "args": given, "seen": {1, 2}}
+  content |= {"counts": collections.Counter("aab"), "when": datetime.date(2026, 1, 1), "n": {(0, 1): [None, True, 2.5]}}
+  found = read_pth(archive(tmp_path / "x.pth", content))
+  names = {key: str(value) for key, value in found.items() if isinstance(value, Foreign)}
+  assert names.keys() == {"step", "path", "args", "counts", "when"}
+  assert names["step"].startswith("numpy.") and names["step"].endswith("multiarray.scalar")
+  assert names["args"] == "argparse.Namespace" and found["args"].state == {"arch": "vit_small"}
+  assert names["path"] == "pathlib.PurePosixPath" and names["when"] == "datetime.date"
+  assert sorted(found["seen"]) == [1, 2] and found["n"] == {(0, 1): [None, True, 2.5]}
 
 
 def test_broken_files_are_named(tmp_path: pathlib.Path):

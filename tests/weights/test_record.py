@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,9 +86,12 @@ def test_an_export_reloads_as_the_same_model(tmp_path: pathlib.Path, name: str, 
     path = tmp_path / format / PLACES[format]
     vit_jax.save_model(path, model, params, format)
     loaded, again = vit_jax.load_model(path)
-    jax.tree.map(np.testing.assert_array_equal, features(loaded, again), expected)
+    chex.assert_trees_all_equal(features(loaded, again), expected)
     if format in ("pth", "timm"):
-      assert loaded == model.clone(masking=loaded.masking) if hasattr(model, "masking") else loaded == model
+      kept = model.clone(masking=loaded.masking) if hasattr(model, "masking") else model
+      if (name, format) == ("oblong_table", "timm"):  # whose registers have no position, so that no token before has
+        kept = kept.clone(position_table=PositionTable((2, 3), prefix="none"))
+      assert loaded == kept
   assert "assumed" not in caplog.text
 
 

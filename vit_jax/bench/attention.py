@@ -8,6 +8,7 @@ several calls, so that asking PyTorch's process costs nothing.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.bench.harness import Row, alternate
+from vit_jax.bench.harness import Part, Row, alternate
 from vit_jax.bench.peer import PEER_PYTHON, find_peer
 from vit_jax.ops.attention import self_attention
 
@@ -48,11 +49,17 @@ def cases() -> tuple[Case, ...]:
   return tuple(Case(tokens, max(_TOKENS // tokens, 1) * more, dtype=dtype) for tokens in (54, 201, 1029))
 
 
-def measure(seconds: float) -> Iterator[Row]:
-  """Two rows, beside JAX and beside PyTorch, for each length, forward and with the backward pass."""
-  for case in cases():
-    for backward in (False, True):
-      yield from compare(case, backward, seconds)
+def parts() -> list[Part]:
+  """Each length, forward and with the backward pass: two rows, beside JAX and beside PyTorch."""
+  return [
+    Part(
+      f"{case.tokens}{'-gradients' if backward else ''}",
+      f"{case.tokens} tokens{', with gradients' if backward else ''}",
+      functools.partial(compare, case, backward),
+    )
+    for case in cases()
+    for backward in (False, True)
+  ]
 
 
 def compare(case: Case, backward: bool, seconds: float) -> Iterator[Row]:

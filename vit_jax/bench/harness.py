@@ -9,19 +9,21 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import rich
-from rich.table import Table
 
 Clock = Callable[[], float]
+log = logging.getLogger(__name__)
+
+_SAY_EVERY = 10.0  # seconds between two lines on what is being measured
 
 _PACKAGES = (
   "jax",
@@ -105,6 +107,35 @@ class Row:
         }
     return found | {"share": self.share, "note": self.note}
 
+  def text(self) -> str:
+    """Its figures in two or three lines."""
+    parts = []
+    if self.share is not None:
+      parts.append(f"{self.share:.1%}")
+    if self.ours is not None:
+      parts.append("ours {}/s ±{}".format(*_speed(self.ours)))
+    if self.theirs is not None:
+      parts.append("{} {}/s ±{}".format(self.peer, *_speed(self.theirs)))
+    if self.ratio is not None:
+      parts.append(f"ratio {self.ratio:.3f}")
+    lines = [f"{self.name} ({self.unit})", f"  {'; '.join(parts)}", f"  {self.note}" if self.note else ""]
+    return "\n".join(line for line in lines if line)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """What can be measured by itself.
+
+  Attributes:
+    name: of `--case`.
+    what: for people.
+    measure: seconds for a row -> the rows, each when it is measured.
+  """
+
+  name: str
+  what: str
+  measure: Callable[[float], Iterator[Row]]
+
 
 @dataclasses.dataclass(frozen=True)
 class Report:
@@ -115,32 +146,51 @@ class Report:
   rows: tuple[Row, ...]
 
   @classmethod
-  def of(cls, name: str, rows: Iterable[Row]) -> Report:
-    load = _load()
-    rows = tuple(rows)  # before the devices are asked for: those of a TPU belong to one process
-    return cls(name, machine() | {"load_at_start": load}, rows)
+  def of(cls, name: str, rows: Iterable[Row], *, devices: bool = True, load: float | None = None) -> Report:
+    """Rows with what this machine is now.
 
-  def show(self) -> None:
-    """Prints the table."""
-    rich.print(self.table())
+    Args:
+      name: of the benchmark.
+      rows: measured.
+      devices: ask for them; those of a TPU then belong to this process.
+      load: of the machine when the first row was begun; None: what it is now.
+    """
+    load = _load() if load is None else load
+    rows = tuple(rows)
+    return cls(name, machine(devices=devices) | {"load_at_start": load}, rows)
 
-  def table(self) -> Table:
-    """One line a row: speed, spread, the peer's, and our time over the peer's."""
+  def with_rows(self, rows: Iterable[Row]) -> Report:
+    """The same machine with other rows."""
+    return dataclasses.replace(self, rows=tuple(rows))
+
+  def title(self) -> str:
+    """What is measured on what, and what the figures of a row are."""
     m = self.machine
-    title = f"vit-jax bench {self.name}: {m['cpu']}, {m['cores']} cores, {m['devices']}, jax {m['versions']['jax']}"
-    table = Table(title=title, caption="ratio: our time / the peer's; ±: half of the middle half of the repetitions")
-    for column in ("measured", "unit", "ours/s", "±", "peer", "theirs/s", "±", "ratio", "note"):
-      table.add_column(column, justify="right" if column in ("ours/s", "±", "theirs/s", "ratio") else "left")
-    for row in self.rows:
-      ours = _speed(row.ours) if row.share is None else (f"{row.share:.1%}", "")
-      ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
-      table.add_row(row.name, row.unit, *ours, row.peer or "", *_speed(row.theirs), ratio, row.note)
-    return table
+    where = f"{m['cpu']}, {m['cores']} cores" + (f", {m['devices']}" if m["devices"] else "")
+    legend = "ratio: our time / the peer's; ±: half of the middle half of the repetitions"
+    return f"vit-jax bench {self.name}: {where}, jax {m['versions']['jax']}\n{legend}"
 
   def write(self, path: str | os.PathLike) -> None:
-    """Writes everything as JSON."""
+    """Writes everything as JSON; a file is replaced at once, so that it is never there in part."""
     content = {"benchmark": self.name, "machine": self.machine, "rows": [row.figures() for row in self.rows]}
-    Path(path).expanduser().write_text(json.dumps(content, indent=2) + "\n")
+    text, place = json.dumps(content, indent=2) + "\n", Path(path).expanduser()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if not self.replaces(path):
+      place.write_text(text, encoding="utf-8")
+      return
+    place = place.resolve()  # of a link, what it points to
+    unfinished = place.with_name(f".{place.name}.{os.getpid()}")
+    try:
+      unfinished.write_text(text, encoding="utf-8")
+      os.replace(unfinished, place)
+    finally:
+      unfinished.unlink(missing_ok=True)
+
+  @staticmethod
+  def replaces(path: str | os.PathLike) -> bool:
+    """Whether a path is that of a file, or of nothing yet; devices and pipes are not replaced."""
+    place = Path(path).expanduser()
+    return place.is_file() or not place.exists()
 
 
 def _speed(timing: Timing | None) -> tuple[str, str]:
@@ -178,29 +228,34 @@ def alternate(
   for work in both:
     work()
   taken: tuple[list[float], ...] = tuple([] for _ in both)
-  end = time.perf_counter() + seconds
-  while len(taken[0]) < least or time.perf_counter() < end:
+  begun = said = time.perf_counter()
+  while len(taken[0]) < least or time.perf_counter() < begun + seconds:
     for work, times in zip(both, taken, strict=True):
       start = clock()
       work()
       times.append(clock() - start)
+    now = time.perf_counter()
+    if now > said + _SAY_EVERY:
+      said = now
+      whole = max(seconds, (now - begun) / len(taken[0]) * least)
+      log.info("  repetition %d, %.0f of about %.0f s", len(taken[0]), now - begun, whole)
   other = Timing(tuple(taken[-1]), units if their_units is None else their_units)
   return Timing(tuple(taken[0]), units), other
 
 
-def machine() -> dict[str, Any]:
-  """What the figures belong to: processor, devices and versions."""
+def machine(*, devices: bool = True) -> dict[str, Any]:
+  """What the figures belong to: processor, versions and, if they are asked for, devices."""
   versions = {}
   for name in (*_PACKAGES, *_PEERS):
     try:
       versions[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
       continue
-  devices = jax.devices()
+  found = jax.devices() if devices else []
   return {
     "cpu": _processor(),
     "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-    "devices": f"{len(devices)} x {devices[0].device_kind}",
+    "devices": f"{len(found)} x {found[0].device_kind}" if found else None,
     "system": platform.platform(),
     "python": platform.python_version(),
     "versions": versions,

@@ -8,15 +8,19 @@ is measured eager, too.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.bench.harness import Row, alternate, repeat
+from vit_jax.bench.harness import Part, Row, alternate, repeat
 from vit_jax.bench.peer import PEER_PYTHON, MissingLibrary, find_peer
 from vit_jax.models.zoo import create_model
+
+log = logging.getLogger(__name__)
 
 PEERS = (("transformers", True), ("timm", True))  # library, whether it is compiled
 CPU_PEERS = (("transformers", False), *PEERS)
@@ -33,13 +37,25 @@ class Case:
   dtype: str = "float32"
 
 
-def measure(seconds: float, case: Case | None = None) -> Iterator[Row]:
-  """A row beside each peer; where one is missing, its row says so."""
+def parts() -> list[Part]:
+  """The model beside each peer."""
   on_cpu = jax.default_backend() == "cpu"
-  case = case or (Case() if on_cpu else Case(batch_size=256, dtype="bfloat16"))
-  ours = Ours(case)
+  case = Case() if on_cpu else Case(batch_size=256, dtype="bfloat16")
+  return [
+    Part(
+      library if compiled else f"{library}-eager",
+      f"{case.model} beside {library}, {'compiled' if compiled else 'eager'}",
+      functools.partial(measure, case=case, peers=((library, compiled),)),
+    )
+    for library, compiled in (CPU_PEERS if on_cpu else PEERS)
+  ]
+
+
+def measure(seconds: float, case: Case, peers: tuple[tuple[str, bool], ...] = CPU_PEERS) -> Iterator[Row]:
+  """A row beside each peer; where one is missing, its row says so."""
+  ours = _ours(case)
   name = f"{case.model}, {case.image_size} px, batch {case.batch_size}, {case.dtype}"
-  for library, compiled in CPU_PEERS if on_cpu else PEERS:
+  for library, compiled in peers:
     try:
       theirs = find_peer("torch_inference.py", ours.settings() | {"library": library, "compile": compiled})
     except MissingLibrary as error:
@@ -52,6 +68,12 @@ def measure(seconds: float, case: Case | None = None) -> Iterator[Row]:
     with theirs:
       timing, other = alternate(ours.step, theirs.step, seconds=seconds, units=case.batch_size, least=5)
       yield Row(name, "image, wall", timing, theirs.name, other, note=theirs.memory().strip("; "))
+
+
+@functools.lru_cache(maxsize=1)
+def _ours(case: Case) -> Ours:
+  log.info("compiling %s", case.model)
+  return Ours(case)
 
 
 class Ours:

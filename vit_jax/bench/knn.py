@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from vit_jax.bench.harness import Row, alternate, repeat
+from vit_jax.bench.harness import Part, Row, alternate, repeat
 from vit_jax.bench.peer import PEER_PYTHON, find_peer
 from vit_jax.evaluation.knn import nearest
 
@@ -21,6 +21,11 @@ class Case:
   queries: int = 10_000
   width: int = 384
   k: int = 200
+
+
+def parts() -> list[Part]:
+  """The neighbours of ten thousand images among fifty thousand."""
+  return [Part("50k", "200 neighbours of 10,000 images among 50,000", measure)]
 
 
 def measure(seconds: float, case: Case = Case()) -> Iterator[Row]:

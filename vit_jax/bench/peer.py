@@ -54,11 +54,17 @@ class Peer:
 
   def __init__(self, python: str, script: str, settings: dict[str, Any]):
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    # A session of its own: Ctrl-C is for this process, which ends it.
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    pipes["start_new_session"] = True
     command = [python, str(Path(__file__).with_name("torch_peer.py")), script]
     self._process = subprocess.Popen(command, env=environment, **pipes)
     self._peak: int | None = None
-    answer = self._ask(json.dumps(settings))
+    try:
+      answer = self._ask(json.dumps(settings))
+    except BaseException:  # also an interrupt, while it makes itself ready
+      self._end()
+      raise
     if "missing" in answer:
       self.__exit__()
       raise MissingLibrary(answer["missing"])
@@ -82,6 +88,14 @@ class Peer:
   def __enter__(self) -> Peer:
     return self
 
-  def __exit__(self, *unused: object) -> None:
+  def __exit__(self, kind: type[BaseException] | None = None, *unused: object) -> None:
+    if kind is not None:
+      self._end()
+      return
     self._process.stdin.close()
+    self._process.wait()
+
+  def _end(self) -> None:
+    """Ends the process whatever it is at."""
+    self._process.kill()
     self._process.wait()

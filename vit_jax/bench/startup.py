@@ -6,6 +6,8 @@ step's metrics are in metrics.jsonl. Cold: an empty compilation cache; warm: tha
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import signal
 import subprocess
@@ -15,7 +17,9 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from vit_jax.bench.harness import Row, Timing
+from vit_jax.bench.harness import Part, Row, Timing
+
+log = logging.getLogger(__name__)
 
 _CONFIG = "from vit_jax.config import default as get_config\n"
 _LIMIT = 1800.0  # seconds after which a run that has made no step has failed
@@ -39,18 +43,43 @@ class StartFailed(RuntimeError):
   """The run that was to be timed made no step."""
 
 
-def measure(seconds: float, run: Mapping[str, str] = RUN) -> Iterator[Row]:
-  """Two rows: the first start of a config, and those that follow."""
-  with tempfile.TemporaryDirectory(prefix="vit_jax_startup_") as name:
-    folder = Path(name)
-    what = f"{run['model.name']}, {run['crops.global_size']}/{run['crops.local_size']} px, batch {run['batch_size']}"
-    yield Row(f"{what}: launch to first step, nothing compiled", "start, wall", Timing((start(folder, "cold", run),)))
+def parts() -> list[Part]:
+  """The first start of a config, and those that follow it."""
+  starts = _Starts(RUN)
+  return [
+    Part("cold", "the first start of a config: nothing is compiled", starts.cold),
+    Part("warm", "those that follow: all is compiled", starts.warm),
+  ]
+
+
+class _Starts:
+  """Starts of one config, whose compiled programs are kept from one to the next."""
+
+  def __init__(self, run: Mapping[str, str]):
+    self.run = run
+    sizes = f"{run['crops.global_size']}/{run['crops.local_size']} px, batch {run['batch_size']}"
+    self.what = f"{run['model.name']}, {sizes}: launch to first step"
+    self.folder = tempfile.TemporaryDirectory(prefix="vit_jax_startup_")
+
+  @functools.cached_property
+  def first(self) -> float:
+    """Seconds of the start that compiles."""
+    return start(Path(self.folder.name), "cold", self.run)
+
+  def cold(self, seconds: float) -> Iterator[Row]:
+    """One start."""
+    yield Row(f"{self.what}, nothing compiled", "start, wall", Timing((self.first,)))
+
+  def warm(self, seconds: float) -> Iterator[Row]:
+    """As many starts as `seconds` allow, after the one that compiles, which does not count."""
+    log.info("  after a start of %.0f s that compiles", self.first)
     taken: list[float] = []
     end = time.perf_counter() + seconds
     while not taken or time.perf_counter() < end:
-      taken.append(start(folder, f"warm{len(taken)}", run))
+      taken.append(start(Path(self.folder.name), f"warm{len(taken)}", self.run))
+      log.info("  start %d: %.1f s", len(taken), taken[-1])
     note = f"{min(taken):.1f} s at best"
-    yield Row(f"{what}: launch to first step, compiled before", "start, wall", Timing(tuple(taken)), note=note)
+    yield Row(f"{self.what}, compiled before", "start, wall", Timing(tuple(taken)), note=note)
 
 
 def start(folder: Path, workdir: str, run: Mapping[str, str]) -> float:

@@ -12,6 +12,8 @@ that stochastic depth skips and recomputation do not count.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +22,7 @@ from ml_collections import ConfigDict
 
 from vit_jax import config as configs
 from vit_jax import methods, parallel
-from vit_jax.bench.harness import Row, Timing, alternate, repeat
+from vit_jax.bench.harness import Part, Row, Timing, alternate, repeat
 from vit_jax.bench.peer import PEER_PYTHON, Peer, find_peer, peer_python
 from vit_jax.data.pipeline import make_pipeline
 from vit_jax.data.sources import open_source
@@ -30,12 +32,15 @@ from vit_jax.inspect.chips import peak_flops
 from vit_jax.train import loop
 from vit_jax.train.setup import Run
 
+log = logging.getLogger(__name__)
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
   """One training step.
 
   Attributes:
+    key: of `--case`.
     name: what the row is called.
     model: of the zoo.
     batch_size, global_size, local_size, local_number, prototypes, drop_path, dtype: as in a config.
@@ -43,6 +48,7 @@ class Case:
     unroll: blocks per iteration of the scan.
   """
 
+  key: str
   name: str
   model: str
   batch_size: int
@@ -73,40 +79,44 @@ class Case:
 
 
 NOISE = "synthetic:noise?size=256&format=none"  # the pictures that both sides learn nothing from
-_SMALL = Case("ViT-S/16, 2x112 + 8x48 px, batch 8", "dinov3_vits16", 8, 112, 48, 0.0, "float32", 4096)
-_LARGE = Case("ViT-L/16 recipe, 2x224 + 8x96 px, batch 64", "vit_large", 64, 224, 96, 0.3, "bfloat16", 65536)
+_SMALL = Case("vits16-112", "ViT-S/16, 2x112 + 8x48 px, batch 8", "dinov3_vits16", 8, 112, 48, 0.0, "float32", 4096)
+_LARGE = Case(
+  "vitl16", "ViT-L/16 recipe, 2x224 + 8x96 px, batch 64", "vit_large", 64, 224, 96, 0.3, "bfloat16", 65536
+)
 CASES = {
   "cpu": (
     _SMALL,
-    dataclasses.replace(_SMALL, name=_SMALL.name + ", drop path 0.3", drop_path=0.3),
-    dataclasses.replace(
-      _SMALL, name="ViT-S/16, 2x224 + 8x96 px, batch 8, drop path 0.3", global_size=224, local_size=96, drop_path=0.3
-    ),
+    dataclasses.replace(_SMALL, key="vits16-112-drop", name=_SMALL.name + ", drop path 0.3", drop_path=0.3),
+    dataclasses.replace(_SMALL, key="vits16-224-drop", name="ViT-S/16, 2x224 + 8x96 px, batch 8, drop path 0.3",
+                        global_size=224, local_size=96, drop_path=0.3),
   ),
   "gpu": (
-    dataclasses.replace(_SMALL, name="ViT-S/16, 2x224 + 8x96 px, batch 64", batch_size=64, global_size=224,
-                        local_size=96, drop_path=0.1, dtype="bfloat16", prototypes=65536),
+    dataclasses.replace(_SMALL, key="vits16-224", name="ViT-S/16, 2x224 + 8x96 px, batch 64", batch_size=64,
+                        global_size=224, local_size=96, drop_path=0.1, dtype="bfloat16", prototypes=65536),
     _LARGE,
-    dataclasses.replace(_LARGE, name=_LARGE.name + ", no loop over the blocks", unroll=24),
-    dataclasses.replace(_LARGE, name="ViT-L/16 recipe, batch 128, blocks recomputed", batch_size=128, remat="blocks"),
+    dataclasses.replace(_LARGE, key="vitl16-unrolled", name=_LARGE.name + ", no loop over the blocks", unroll=24),
+    dataclasses.replace(_LARGE, key="vitl16-recomputed", name="ViT-L/16 recipe, batch 128, blocks recomputed",
+                        batch_size=128, remat="blocks"),
   ),
 }  # fmt: skip
 
 
-def measure(seconds: float) -> Iterator[Row]:
-  """The rows of each case for this kind of device."""
-  for case in CASES.get(jax.default_backend(), CASES["gpu"]):
-    yield from compare(case, seconds)
+def parts() -> list[Part]:
+  """The steps for this kind of device."""
+  cases = CASES.get(jax.default_backend(), CASES["gpu"])
+  return [Part(case.key, case.name, functools.partial(compare, case)) for case in cases]
 
 
 def compare(case: Case, seconds: float) -> Iterator[Row]:
   """A row beside PyTorch compiled, on a CPU one beside PyTorch eager, too; the only row where there is no PyTorch."""
+  log.info("compiling the step")
   ours = Ours(case)
   if peer_python() is None:
     timing = repeat(ours.step, seconds=seconds)
     yield Row(case.name, "step, wall", timing, note=f"{ours.note(timing)}; no PyTorch: set {PEER_PYTHON}")
     return
   for compiled in (False, True) if jax.default_backend() == "cpu" else (True,):
+    log.info("starting PyTorch, %s", "compiled" if compiled else "eager")
     with peer(ours.net, case, compiled=compiled) as theirs:
       timing, other = alternate(ours.step, theirs.step, seconds=seconds, least=5)
       yield Row(case.name, "step, wall", timing, theirs.name, other, note=f"{ours.note(timing)}{theirs.memory()}")

@@ -2,7 +2,7 @@
 
 Idiomatic PyTorch: scaled_dot_product_attention, fused AdamW, one foreach EMA, one linear map for q, k and v, stochastic
 depth that skips the compute of the rows it drops, torch.compile if asked for. The work is that of one step of
-`vit_jax.methods.dinov3`: teacher on two global crops, student on masked global and on local crops, two heads,
+`vit_jax.methods.dino.dinov3`: teacher on two global crops, student on masked global and on local crops, two heads,
 Sinkhorn-Knopp, DINO, iBOT and KoLeo losses, clipping per sub-module, AdamW, EMA. Images, masks and weights are random.
 `torch_peer.py` runs it.
 """

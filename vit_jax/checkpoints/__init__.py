@@ -5,6 +5,7 @@ from vit_jax.checkpoints.listing import Found, survey
 from vit_jax.checkpoints.manager import Checkpoints, NotWritten, Restored
 from vit_jax.checkpoints.reading import (
   FOLDER,
+  Best,
   Damaged,
   NotSaved,
   latest,
@@ -16,6 +17,7 @@ from vit_jax.checkpoints.tree import Mismatch
 
 __all__ = [
   "Address",
+  "Best",
   "Checkpoints",
   "FOLDER",
   "Found",

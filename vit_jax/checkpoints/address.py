@@ -13,7 +13,7 @@ from __future__ import annotations
 import pathlib
 from typing import NamedTuple
 
-from vit_jax.checkpoints.reading import FOLDER, latest
+from vit_jax.checkpoints.reading import FOLDER, is_step, latest
 
 STUDENTS = "students"
 
@@ -52,6 +52,11 @@ def find(path: str | pathlib.Path) -> Address | None:
     path, student = path.parent.parent, path.name
   if (path / FOLDER).is_dir():
     return Address(path, None, student)
-  if path.name.isdecimal() and path.parent.name == FOLDER and path.parent.is_dir():
+  if is_step(path.name) and path.parent.name == FOLDER and path.parent.is_dir() and not _is_of_torch(path):
     return Address(path.parent.parent, int(path.name), student)
   return None
+
+
+def _is_of_torch(path: pathlib.Path) -> bool:
+  """Whether a step was saved by torch.distributed.checkpoint, in a folder that others name as we do."""
+  return (path / ".metadata").exists()

@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from vit_jax.checkpoints import reading, tree
-from vit_jax.checkpoints.quiet import quiet_failures, quiet_orbax
+from vit_jax.checkpoints.quiet import quiet_orbax
 
 SET_ASIDE = "checkpoints_damaged"  # folder of steps that could not be read when the run went on
 UNFINISHED = (
@@ -70,12 +70,11 @@ def survey(workdir: str | epath.PathLike, *, verify: bool = False) -> list[Found
 def _look(folder: epath.Path, verify: bool) -> Found:
   meta, problem = None, ""
   try:
-    with quiet_failures():
-      meta = reading.read_json(folder, "meta")
-      reading.read_json(folder, "data")
-      _check_presence(folder, meta)
-      if verify:
-        _check_content(folder, meta)
+    meta = reading.read_json(folder, "meta")
+    reading.read_json(folder, "data")
+    _check_presence(folder, meta)
+    if verify:
+      _check_content(folder, meta)
   except Exception as error:  # orbax and tensorstore report damage as ValueError, KeyError, OSError, …
     problem = reading.brief(error)
   state = "damaged" if problem else "whole"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import logging
+import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +41,19 @@ class Restored(NamedTuple):
   data_state: dict[str, Any]
   config: dict[str, Any]
   metrics: dict[str, float]
+  evaluated: bool
+  best: dict[str, reading.Best]
+
+
+class _Kept:
+  """Orbax's policy for steps that are kept whatever their age: those named, and links to elsewhere."""
+
+  def __init__(self, folder: epath.Path):
+    self._folder = folder
+    self.steps: set[int] = set()
+
+  def should_preserve(self, infos: Sequence[Any], *, context: Any) -> list[bool]:
+    return [info.step in self.steps or os.path.islink(self._folder / str(info.step)) for info in infos]
 
 
 class Checkpoints:
@@ -55,6 +69,8 @@ class Checkpoints:
     workdir: the run's folder, local or on any file system that etils.epath knows.
     keep: how many of the newest steps are kept. Two or more survive damage to the newest.
     keep_every: steps divisible by this are kept for ever; None: no such steps.
+
+  A step that is a symbolic link is read like any other; neither the link nor what it leads to is ever removed.
   """
 
   def __init__(self, workdir: str | epath.PathLike, *, keep: int = 3, keep_every: int | None = None):
@@ -64,7 +80,8 @@ class Checkpoints:
       raise ValueError(f"checkpoint.keep_every must be at least one step (or None), got {keep_every}.")
     quiet_orbax()
     self._workdir = epath.Path(workdir).expanduser().absolute()
-    self._preserve = [LatestN(keep)] + ([EveryNSteps(keep_every)] if keep_every else [])
+    self._kept = _Kept(self._workdir / reading.FOLDER)
+    self._preserve = [LatestN(keep), self._kept] + ([EveryNSteps(keep_every)] if keep_every else [])
     self._damaged: tuple[int, ...] = ()
     self._manager: ocp.CheckpointManager | None = None
     self._writing: int | None = None  # the step whose save was begun last and is not known to have ended
@@ -80,15 +97,31 @@ class Checkpoints:
     if error is None:
       self.close()
       return
-    with contextlib.suppress(NotWritten):  # it is logged; the error on its way matters more
+    try:  # the error on its way matters more
       self.close()
+    except NotWritten:  # it is logged
+      pass
+    except Exception as failure:
+      _log.warning("The checkpoints could not be closed: %s", reading.brief(failure))
+
+  def keep_best(self, best: Mapping[str, reading.Best]) -> None:
+    """From the next save on, these steps are kept beside the newest ones, and no longer those named before."""
+    self._kept.steps = {found["step"] for found in best.values()}
 
   def latest_step(self) -> int | None:
     """The newest step on disk, readable or not; None only where nothing was saved."""
     return reading.latest(self._workdir)
 
   def save(
-    self, step: int, state: Any, data_state: dict[str, Any], config: dict[str, Any], metrics: Mapping[str, Any]
+    self,
+    step: int,
+    state: Any,
+    data_state: dict[str, Any],
+    config: dict[str, Any],
+    metrics: Mapping[str, Any],
+    *,
+    evaluated: bool = True,
+    best: Mapping[str, reading.Best] | None = None,
   ) -> bool:
     """Starts saving a step; the state may be donated as soon as this returns.
 
@@ -98,6 +131,8 @@ class Checkpoints:
       data_state: JSON-able state of the data pipeline.
       config: the resolved configuration, as JSON-able dict.
       metrics: scalars so far.
+      evaluated: False if the evaluation of this step is still to be made.
+      best: the best steps so far, by score.
 
     Returns:
       False if the step is already saved; that save stays as it is.
@@ -113,6 +148,8 @@ class Checkpoints:
       step=step,
       config=config,
       metrics={name: float(value) for name, value in metrics.items()},
+      evaluated=evaluated,
+      best=dict(best or {}),
       versions=_versions(),
       devices=jax.device_count(),
       processes=jax.process_count(),
@@ -134,6 +171,14 @@ class Checkpoints:
       self._writing = step
       self._failed(error)
     return True
+
+  def evaluated(self, step: int, metrics: Mapping[str, Any], best: Mapping[str, reading.Best]) -> None:
+    """Says in a saved step that its evaluation, which was still to be made, has been made since; with its results."""
+    self.wait()
+    if jax.process_index() == 0 and step in reading.steps(self._workdir):
+      folder = self._workdir / reading.FOLDER / str(step)
+      made = {"metrics": {name: float(value) for name, value in metrics.items()}, "evaluated": True, "best": dict(best)}
+      reading.rewrite_json(folder, "meta", reading.read_json(folder, "meta") | made)
 
   def restore(self, abstract_state: Any, step: int | None = None) -> Restored:
     """Restores a step into the structure, shapes, dtypes and shardings of `abstract_state`.
@@ -166,7 +211,15 @@ class Checkpoints:
     self._damaged = damaged
     restored = [tree.like(arrays[path], leaf) for path, leaf in leaves.items()]
     state = jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(abstract_state), restored)
-    return Restored(found, state, data_state, meta["config"], meta["metrics"])
+    return Restored(
+      found,
+      state,
+      data_state,
+      meta["config"],
+      meta["metrics"],
+      meta.get("evaluated", True),
+      meta.get("best", {}),
+    )
 
   def poll(self) -> None:
     """Notices, without waiting, whether the save in the background has ended and how; cheap enough for every step.
@@ -243,7 +296,10 @@ class Checkpoints:
     if jax.process_index() == 0:
       folder.mkdir(parents=True, exist_ok=True)
       for leftover in folder.glob(f"*{UNFINISHED}*"):
-        leftover.rmtree()
+        if leftover.is_dir() and not os.path.islink(leftover):
+          leftover.rmtree()
+        else:
+          leftover.unlink()
       for step in self._damaged:
         self._set_aside(folder / str(step))
     if jax.process_count() > 1:

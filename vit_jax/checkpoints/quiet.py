@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 
 def quiet_orbax() -> None:
-  """Drops Orbax's progress lines (logged through absl) and asyncio's repeats of a failed read that was raised."""
+  """Drops Orbax's progress lines (logged through absl) and asyncio's repeats of a failure that was raised."""
   for name, passes in (("absl", _not_chatter), ("asyncio", _not_a_repeat)):
     logger = logging.getLogger(name)
     if passes not in logger.filters:
       logger.addFilter(passes)
+  if not isinstance(sys.unraisablehook, _Unraisable):
+    sys.unraisablehook = _Unraisable(sys.unraisablehook)
 
 
-@contextlib.contextmanager
-def quiet_failures() -> Iterator[None]:
-  """Drops what tensorstore's threads print, by the hundred, after the first failed read has been raised."""
-  previous = sys.unraisablehook
+class _Unraisable:
+  """Drops what tensorstore's threads print, by the hundred and for a while, after a failure that has been raised."""
 
-  def hook(unraisable: Any) -> None:
+  def __init__(self, previous: Callable[[Any], None]):
+    self._previous = previous
+
+  def __call__(self, unraisable: Any) -> None:
     if str(unraisable.exc_value) != "Event loop is closed":
-      previous(unraisable)
-
-  sys.unraisablehook = hook
-  yield
-  sys.unraisablehook = previous  # not after a failure: the threads print on for a while
+      self._previous(unraisable)
 
 
 def _not_chatter(record: logging.LogRecord) -> bool:
@@ -41,5 +39,5 @@ def _not_chatter(record: logging.LogRecord) -> bool:
 
 
 def _not_a_repeat(record: logging.LogRecord) -> bool:
-  message = record.getMessage()
-  return "orbax/checkpoint" not in message and "tensorstore_spec" not in message
+  message = f"{record.getMessage()} {record.exc_info[1] if record.exc_info else ''}"
+  return not any(word in message for word in ("orbax/checkpoint", "tensorstore", "OCDBT"))

@@ -10,21 +10,34 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from vit_jax import files
 from vit_jax.checkpoints import tree
 from vit_jax.checkpoints.fingerprints import fingerprints
-from vit_jax.checkpoints.quiet import quiet_failures, quiet_orbax
+from vit_jax.checkpoints.quiet import quiet_orbax
 
 FOLDER = "checkpoints"
 FORMAT = 1  # of the step folder; raised when a change makes older programs misread newer steps
+_JSON = "metadata"  # the file in which Orbax keeps a JSON item
 T = TypeVar("T")
+
+
+class Best(TypedDict):
+  """Where a score was best so far."""
+
+  step: int
+  value: float
+
+
 Leaves = Mapping[tuple[str, ...], Any]
 
 _log = logging.getLogger(__name__)
@@ -41,9 +54,19 @@ class Damaged(RuntimeError):
 def steps(workdir: str | epath.PathLike) -> tuple[int, ...]:
   """The saved steps of a run, oldest first (saves still being written do not count, damaged ones do)."""
   folder = epath.Path(workdir) / FOLDER
-  if not folder.exists():
+  if not folder.is_dir():
     return ()
-  return tuple(sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()))
+  return tuple(sorted(int(path.name) for path in folder.iterdir() if is_step(path.name) and _is_folder(path)))
+
+
+def is_step(name: str) -> bool:
+  """Whether this is the name of a step's folder: its number as Python writes it."""
+  return re.fullmatch(r"0|[1-9][0-9]{0,17}", name) is not None
+
+
+def _is_folder(path: epath.Path) -> bool:
+  """Whether a step may be there: also behind a link that leads nowhere (now), which is damage and to be said."""
+  return path.is_dir() or os.path.islink(path)
 
 
 def latest(workdir: str | epath.PathLike) -> int | None:
@@ -148,8 +171,7 @@ def _together(read: Callable[[epath.Path], T], folder: epath.Path, everyone: Cal
   """What `read` makes of a folder, if it succeeds on all processes."""
   failure: BaseException | None = None
   try:
-    with quiet_failures():
-      result = read(folder)
+    result = read(folder)
   except Exception as error:
     failure = error
   wrong_request = isinstance(failure, (tree.Mismatch, MemoryError))
@@ -187,11 +209,13 @@ def sealed(value: Any) -> dict[str, Any]:
 def read_json(folder: epath.Path, item: str) -> Any:
   """The JSON item of a step folder, checked against its checksum."""
   path = folder / item
+  if os.path.islink(folder) and not folder.exists():
+    raise OSError(f"it is a link to {os.readlink(folder)}, where nothing is")
   if not path.exists():
     raise OSError(f"its folder {item!r} is missing")
   try:
     content = _alone(ocp.JsonCheckpointHandler()).restore(path, args=ocp.args.JsonRestore())
-  except ValueError as error:  # of the text or of JSON
+  except (ValueError, RecursionError) as error:  # of the text or of JSON
     raise OSError(f"{item!r} is damaged: it cannot be read as JSON") from error
   intact = isinstance(content, dict) and set(content) == {"sha256", "value"}
   if not intact or content["sha256"] != _digest(content["value"]):
@@ -199,7 +223,14 @@ def read_json(folder: epath.Path, item: str) -> Any:
   value = content["value"]
   if item == "meta" and value["format"] != FORMAT:
     raise tree.Mismatch(f"{folder} has checkpoint format {value['format']}, this vit_jax reads format {FORMAT}.")
+  if item == "meta" and is_step(folder.name) and value["step"] != int(folder.name):
+    raise OSError(f"it holds step {value['step']}: was it copied or linked under another name?")
   return value
+
+
+def rewrite_json(folder: epath.Path, item: str, value: Any) -> None:
+  """Puts another value in the place of a JSON item of a step folder, at once."""
+  files.write_json(folder / item / _JSON, sealed(value))
 
 
 def read_arrays(
@@ -233,8 +264,11 @@ def _digest(value: Any) -> str:
 
 
 def brief(error: Exception) -> str:
-  """An error in one line; of a long one the beginning, and the end, where tensorstore says what the system said."""
+  """An error in one line; of tensorstore's what the system said, of another long one its beginning and its end."""
   text = " ".join(str(error).split())
+  system = re.search(r"([^:\"]+) \[os_error_code", text)
+  if system is not None:
+    return system[1].strip()
   return f"{type(error).__name__}: {text if len(text) <= 300 else f'{text[:100]} … {text[-200:]}'}"
 
 

@@ -9,8 +9,18 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 
-from vit_jax.commands.common import limits, load
-from vit_jax.commands.flags import Commands, add, count, number, picture, with_config, with_limits, with_workers
+from vit_jax.commands.common import destination, limits, line_width, load, writing
+from vit_jax.commands.flags import (
+  PICTURES,
+  Commands,
+  add,
+  count,
+  number,
+  picture,
+  with_config,
+  with_limits,
+  with_workers,
+)
 from vit_jax.config.errors import UserError
 
 
@@ -49,13 +59,13 @@ def add_to(commands: Commands) -> None:
 def _list_sources(args: argparse.Namespace) -> None:
   """Prints the kinds of sources and the embedded sets."""
   from vit_jax.config.values import EMBEDDED, SOURCES
+  from vit_jax.inspect.columns import align
 
+  width = line_width()
   print("data.source is one of:")
-  for form, meaning in SOURCES.values():
-    print(f"  {form:<30}{meaning}")
+  print(align([(f"  {form}", meaning) for form, meaning in SOURCES.values()], keep=(0,), width=width))
   print("embedded sets, as embedded:NAME[/train|/test][?size=64&count=6000]:")
-  for name, meaning in EMBEDDED.items():
-    print(f"  {name:<30}{meaning}")
+  print(align([(f"  {name}", meaning) for name, meaning in EMBEDDED.items()], keep=(0,), width=width))
 
 
 def _scan(args: argparse.Namespace) -> None:
@@ -64,7 +74,10 @@ def _scan(args: argparse.Namespace) -> None:
   from vit_jax.data.left_out import left_out_of
   from vit_jax.data.sources import rescan
 
+  output = destination(args.json, "--json", endings=(".json",))
   spec = _source_spec(args.source)
+  if args.beside:
+    destination(f"{spec.removeprefix('folder:').rstrip('/')}.vit_jax_index", "--beside")
   source = rescan(spec, cache_dir=args.cache_dir, beside=args.beside, limits=limits(args))
   if args.index_only:
     print(f"{len(source):,} images, {source.num_classes} classes")
@@ -82,9 +95,10 @@ def _scan(args: argparse.Namespace) -> None:
       progress=advance,
     )
   print(found.report())
-  if args.json:
-    found.write(args.json)
-    print(f"wrote {args.json}")
+  if output is not None:
+    with writing(output, "--json"):
+      found.write(output)
+    print(f"wrote {output}")
 
 
 def _convert(args: argparse.Namespace) -> None:
@@ -97,6 +111,7 @@ def _convert(args: argparse.Namespace) -> None:
   scheme, _, folder = args.target.partition(":")
   if scheme != "array_record" or not folder or "*" in folder:
     raise UserError(f"{args.target}: must be array_record:FOLDER, the folder to write the shards into")
+  folder = destination(folder, "array_record:FOLDER", folder=True)
   source = open_source(spec, cache_dir=args.cache_dir, limits=limits(args))
   with _progress(len(source), "converting") as advance:
     try:
@@ -135,6 +150,7 @@ def _written(done: dict[str, int]) -> str:
 
 def _preview(args: argparse.Namespace) -> None:
   """Writes a sheet of the crops and masks of one step, with what was drawn for each."""
+  output = destination(args.output, "--output", endings=PICTURES)
   config = load(args)
   import jax
 
@@ -170,7 +186,8 @@ def _preview(args: argparse.Namespace) -> None:
           lines.append(f"{mask.sum()} of {mask.size} patches masked")
         cells.append((crop, lines))
     rows.append((title, cells))
-  print(f"wrote {pictures.save(captioned_sheet(rows), args.output)}")
+  with writing(output, "--output"):
+    print(f"wrote {pictures.save(captioned_sheet(rows), output)}")
 
 
 def _source_spec(text: str) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
+import textwrap
 
 from vit_jax.config.errors import UserError
 
 FORMATS = ("safetensors", "pth", "timm", "orbax")
+FILES = ("pth", "timm")  # of them, those that are one file
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".pdf")
 OVERRIDES_HELP = "further flags:\n  --config.KEY=VALUE    override a key of the config, e.g. --config.batch_size=32"
 
@@ -18,7 +20,20 @@ class Parser(argparse.ArgumentParser):
   """Flags are never abbreviated: a shortened flag would change its meaning when a new one is added."""
 
   def __init__(self, **kwargs) -> None:
-    super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+    super().__init__(allow_abbrev=False, formatter_class=_Help, **kwargs)
+
+
+class _Help(argparse.HelpFormatter):
+  """Descriptions and epilogs keep their lines; longer ones go on below, where their text begins."""
+
+  def _fill_text(self, text: str, width: int, indent: str) -> str:
+    lines = []
+    for line in text.splitlines():
+      below = indent + " " * re.match(r" *(--\S+ +)?", line).end()
+      lines.append(
+        textwrap.fill(line, width, initial_indent=indent, subsequent_indent=below, break_on_hyphens=False)
+      )
+    return "\n".join(lines)
 
 
 def add(commands: argparse._SubParsersAction, name: str, command, summary: str) -> argparse.ArgumentParser:
@@ -29,7 +44,12 @@ def add(commands: argparse._SubParsersAction, name: str, command, summary: str) 
 
 
 def with_config(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-  parser.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="run file, e.g. configs/quickstart.py")
+  parser.add_argument(
+    "--config",
+    required=True,
+    metavar="FILE.py[:ARG]",
+    help="run file, or the name of one that comes with vit_jax (vit-jax config list)",
+  )
   parser.epilog = OVERRIDES_HELP
   return parser
 
@@ -94,8 +114,48 @@ def with_format(parser: argparse.ArgumentParser) -> None:
     help="a larger model becomes several files of at most this size (safetensors; default: 5GB)",
   )
   parser.add_argument(
+    "--strict", action="store_true", help="refuse what others compute in another way at some image sizes"
+  )
+  parser.add_argument(
     "--overwrite", action="store_true", help="replace what is there, even if it is no export of the same format"
   )
+
+
+def with_table_size(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--image_size",
+    type=_size,
+    metavar="HxW",
+    help="pixels of the images that learned positions are for, where the file does not say it, e.g. 224x256",
+  )
+
+
+def with_sizes(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--image_size",
+    type=_side_or_size,
+    metavar="S or HxW",
+    help="side of the images (default: the model's training size); as HxW: what learned positions are for, where the "
+    "file does not say it",
+  )
+
+
+def sizes(args: argparse.Namespace) -> tuple[int | None, tuple[int, int] | None]:
+  """The side of the images, and the size that learned positions are for, of `with_sizes`."""
+  return (args.image_size, None) if isinstance(args.image_size, int) else (None, args.image_size)
+
+
+def _size(text: str) -> tuple[int, int]:
+  """Height and width that "224x256" or "224" means."""
+  found = re.fullmatch(r"(\d+)(?:[xX](\d+))?", text.strip())
+  if not found or not int(found[1]) or (found[2] and not int(found[2])):
+    raise argparse.ArgumentTypeError(f"{text!r} is no height and width in pixels such as 224x256")
+  return int(found[1]), int(found[2] or found[1])
+
+
+def _side_or_size(text: str) -> int | tuple[int, int]:
+  """The side of images that "224" means, or the height and width that learned positions are for, as in "224x256"."""
+  return count(text) if text.isdecimal() else _size(text)
 
 
 def _bytes(text: str) -> int:

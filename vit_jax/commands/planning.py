@@ -6,7 +6,7 @@ import argparse
 import functools
 import json
 
-from vit_jax.commands.common import load
+from vit_jax.commands.common import destination, line_width, load, writing
 from vit_jax.commands.flags import Commands, add, with_config
 
 
@@ -26,6 +26,7 @@ def add_to(commands: Commands) -> None:
 
 
 def _plan(args: argparse.Namespace) -> None:
+  output = destination(args.json, "--json", endings=(".json",))
   config = load(args)
   from vit_jax.inspect.chips import topology
   from vit_jax.inspect.plan import frontier, report
@@ -34,12 +35,12 @@ def _plan(args: argparse.Namespace) -> None:
   where = topology(args.topology)
   if args.sweep is None:
     plans = [planning.plan(config, where, simulate=args.simulate)]
-    text = report(plans[0], where.chip)
+    text = report(plans[0], where.chip, width=line_width())
   else:
     one = functools.partial(planning.plan, where=where, simulate=args.simulate)
     plans = sweep.sweep(config, where, tuple(args.sweep.split(",")), one)
-    text = frontier(plans)
-  if args.json is not None:
-    with open(args.json, "w") as file:
-      json.dump([plan.to_dict() for plan in plans], file, indent=2)
+    text = frontier(plans, width=line_width())
   print(text)
+  if output is not None:
+    with writing(output, "--json"):
+      output.write_text(json.dumps([plan.to_dict() for plan in plans], indent=2))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vit_jax.commands.common import load
+from vit_jax.commands.common import destination, line_width, load
 from vit_jax.commands.flags import Commands, add, count, with_config, with_processes
 from vit_jax.commands.job import in_job
 
@@ -23,7 +23,8 @@ def _profile(args: argparse.Namespace) -> None:
   from vit_jax.train import profiling
 
   with in_job(args) as first:
+    destination(args.workdir, "--workdir", folder=True)  # each process writes its own trace
     found, folder = profiling.profile(config, args.workdir, steps=args.steps)
     if first:
-      print(report(found))
+      print(report(found, width=line_width()))
       print(f"trace: {folder} (*.trace.json.gz for ui.perfetto.dev, *.xplane.pb for XProf)")

@@ -7,18 +7,21 @@
 `schema.py` holds every key that exists. Nothing here imports jax, so that a mistake in a config is answered at once.
 """
 
+from vit_jax.config.checked import default
 from vit_jax.config.durations import parse_duration, resolve_duration
-from vit_jax.config.errors import ConfigError, UserError
+from vit_jax.config.errors import ConfigError, DamagedConfig, UserError
 from vit_jax.config.fields import defaults_of, flatten
-from vit_jax.config.loading import check_argument, load
+from vit_jax.config.loading import load
 from vit_jax.config.resolving import resolve
+from vit_jax.config.run_file import check_argument
 from vit_jax.config.saving import config_hash, difference, from_dict, read, save, to_dict
-from vit_jax.config.schema import default, loss_group_size
+from vit_jax.config.schema import loss_group_size
 from vit_jax.config.validation import validate
 from vit_jax.config.values import choices
 
 __all__ = [
   "ConfigError",
+  "DamagedConfig",
   "UserError",
   "check_argument",
   "choices",

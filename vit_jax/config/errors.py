@@ -9,3 +9,7 @@ class UserError(Exception):
 
 class ConfigError(UserError, ValueError):
   """A wrong configuration: unknown key, wrong type, impossible value or combination. One line a problem."""
+
+
+class DamagedConfig(ConfigError):
+  """The file of a saved config is damaged: what was in it is lost, whatever it was."""

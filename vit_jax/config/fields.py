@@ -96,7 +96,7 @@ def check_key(key: str, *, where: str = "") -> None:
   inside = [k for k in known if k.startswith(key + ".")]
   if inside:
     raise ConfigError(f"{where}{key}: is a section, not a key; its keys are {', '.join(inside)}")
-  near = _nearest_keys(key, known)
+  near = _nearest_keys(key, [*known, *_sections(known)])
   hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(_siblings(key, known))}"
   raise ConfigError(f"{where}{key}: no such key; {hint}")
 
@@ -193,6 +193,12 @@ def _nearest_keys(key: str, known: Iterable[str]) -> list[str]:
   near = difflib.get_close_matches(key, list(known), n=2, cutoff=0.75)
   near += [k for k in known if last[k] in similar_last and k not in near]
   return near[:3]
+
+
+def _sections(known: Iterable[str]) -> list[str]:
+  """The sections of the keys and the sections within these."""
+  parts = [key.split(".") for key in known]
+  return list(dict.fromkeys(".".join(path[:depth]) for path in parts for depth in range(1, len(path))))
 
 
 def _siblings(key: str, known: Iterable[str]) -> list[str]:

@@ -11,7 +11,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vit_jax.config.errors import ConfigError
+from vit_jax import files
+from vit_jax.config.errors import ConfigError, DamagedConfig
 from vit_jax.config.fields import assign, check_key, check_value, flatten
 from vit_jax.config.schema import default
 
@@ -49,27 +50,25 @@ def from_dict(values: Mapping[str, Any], *, where: str = "") -> ConfigDict:
 
 def save(config: ConfigDict, path: str | os.PathLike) -> None:
   """Writes the config as JSON, atomically: a reader sees the old file or the new one, never a part."""
-  path = Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-  unfinished.write_text(json.dumps(to_dict(config), indent=2) + "\n")
-  os.replace(unfinished, path)
+  Path(path).parent.mkdir(parents=True, exist_ok=True)
+  files.write_json(path, to_dict(config), indent=2)
 
 
 def read(path: str | os.PathLike) -> ConfigDict:
   """Reads what `save` wrote.
 
   Raises:
-    ConfigError: if the file is missing, is no JSON, or has a key or a type that this version does not know.
+    DamagedConfig: if the file is no JSON, or none of a config.
+    ConfigError: if it is missing, or has a key or a type that this version does not know.
   """
   try:
-    values = json.loads(Path(path).read_text())
+    values = files.read_json(path, kind=dict)
+    if not values:
+      raise files.DamagedFile(path, "has no key")
   except FileNotFoundError:
     raise ConfigError(f"{path}: no such file") from None
-  except ValueError as error:
-    raise ConfigError(f"{path}: is not a saved config: {error}") from None
-  if not isinstance(values, dict):
-    raise ConfigError(f"{path}: is not a saved config: must be a JSON object")
+  except files.DamagedFile as error:
+    raise DamagedConfig(f"{error}; it was a saved config: restore it from a copy") from error
   return from_dict(values, where=f"{path} (saved by another version of vit_jax?): ")
 
 

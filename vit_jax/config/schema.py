@@ -264,6 +264,9 @@ def default() -> ConfigDict:
   c.evaluation.train_source = placeholder(str)  # None: the evaluation split of data.source where it has one
   c.evaluation.test_source = placeholder(str)
   c.evaluation.image_size = placeholder(int)  # None: crops.global_size
+  # Side of the centre crop over the short side of the resized image. None: 1 where the images are of image_size, so
+  # that they stay as they are, else 224 / 256; a run chooses when it begins.
+  c.evaluation.crop_ratio = placeholder(float)
   c.evaluation.batch_size = 64
   c.evaluation.max_examples = 50_000  # images of each split that are used
 
@@ -275,6 +278,11 @@ def default() -> ConfigDict:
   c.checkpoint.grace = placeholder(float)
   c.checkpoint.keep = 3  # newest steps kept
   c.checkpoint.keep_every = placeholder(str)  # steps kept for ever
+  # The step that is best by this score of its evaluation is kept, too, and saved if it would not be: "knn/top1",
+  # "linear/top1", …; of several students each its own, or one's, "NAME/knn/top1". None: top1 of the first of
+  # evaluation.tasks; "off": none is kept.
+  c.checkpoint.keep_best = placeholder(str)
+  c.checkpoint.keep_best_mode = "max"  # which is best: "max" | "min"
 
   c.log = ConfigDict()
   c.log.every = 10  # steps between lines of metrics

@@ -47,8 +47,23 @@ def _problems(config: ConfigDict) -> list[str]:
       *_losses(config),
       *_gram(config),
       *_schedules(config),
+      *_keep_best(config),
     ]
   return problems
+
+
+def _keep_best(config: ConfigDict) -> Iterator[str]:
+  wanted, tasks = config.checkpoint.keep_best, config.evaluation.tasks
+  if wanted in (None, "off"):
+    return
+  parts = wanted.split("/")
+  if parts[0] in student_names(config):
+    parts = parts[1:]
+  if len(parts) < 2 or parts[0] not in tasks:
+    scores = ", ".join(f"{task}/top1" for task in tasks)
+    yield f'checkpoint.keep_best={wanted!r}: must be a score of evaluation.tasks, such as {scores}, or "off"'
+  elif parse_duration(config.evaluation.every, key="evaluation.every")[0] == 0:
+    yield f"checkpoint.keep_best={wanted!r}: needs evaluations; evaluation.every={config.evaluation.every!r} makes none"
 
 
 def _groups(config: ConfigDict) -> Iterator[str]:

@@ -12,7 +12,7 @@ from vit_jax.config.errors import ConfigError
 from vit_jax.config.fields import did_you_mean
 
 SOURCES = {  # by prefix: how it is written, what it reads
-  "folder": ("folder:/path", "a folder of images (JPEG, PNG, WebP, TIFF, BMP, .npy); names of sub-folders are labels"),
+  "folder": ("folder:/path", "a folder of images (JPEG, PNG, WebP, AVIF, TIFF, …); names of sub-folders are labels"),
   "tfds": ("tfds:name/split", "a TensorFlow Datasets set prepared as ArrayRecord (TensorFlow is not needed)"),
   "array_record": ("array_record:/path/*.ar", "ArrayRecord files of encoded images"),
   "parquet": ("parquet:/path/*.parquet", "tables with a column of images, as those of Hugging Face (extra: parquet)"),
@@ -48,6 +48,7 @@ _CHOICES = {
   "mesh.zero": (1, 3),
   "optim.lr_scaling": ("sqrt_1024", "linear_256", "none"),
   "evaluation.tasks": ("knn", "linear"),
+  "checkpoint.keep_best_mode": ("max", "min"),
 }
 
 _Rule = tuple[str, Callable[[Any], bool], str]
@@ -93,7 +94,7 @@ _RANGES: tuple[_Rule, ...] = (  # what is right, its test, the keys (of tuples: 
     lambda v: 0 <= v < 1,
     "model.drop_path optim.b1 optim.b2 dino.center_momentum ibot.center_momentum",
   ),
-  ("must be more than 0 and at most 1", lambda v: 0 < v <= 1, "optim.layerwise_decay"),
+  ("must be more than 0 and at most 1", lambda v: 0 < v <= 1, "optim.layerwise_decay evaluation.crop_ratio"),
   ("must be from 0 to 0.5 (a turn of the colour wheel is 1)", lambda v: 0 <= v <= 0.5, "augment.hue"),
   ("must be from 0 to 4294967295", lambda v: 0 <= v < 2**32, "seed"),
   ("must be a number of processes, or -1 to choose by the cores", lambda v: v >= -1, "data.workers"),

@@ -6,6 +6,7 @@ import re
 import struct
 from typing import NamedTuple
 
+JPEG_SCAN = 10  # bytes that a scan of a JPEG has at least
 _PNM = re.compile(rb"P([56])" + rb"(?:\s+(?:#[^\r\n]*[\r\n]+\s*)*(\d{1,9}))" * 3 + rb"\s")
 _PNM_START = 1024  # bytes in which the header of a PNM file ends
 _DEFLATED = 1032  # bytes that one of deflate can stand for

@@ -2,8 +2,9 @@
 
 An index of ten million entries opens at once, and all processes of a machine share one copy of it.
 
-    8 bytes   b"VJINDEX1"
+    8 bytes   b"VJINDEX2"
     8 bytes   length of the header, unsigned, little-endian
+    32 bytes  its SHA-256
     …         header, JSON: {"about": …, "arrays": {name: [type, shape, offset of its first byte]}}
     …         the arrays, each from a multiple of 64 bytes on
 """
@@ -21,7 +22,10 @@ from typing import Any
 
 import numpy as np
 
-_MAGIC = b"VJINDEX1"
+from vit_jax import files
+
+_MAGIC = b"VJINDEX2"
+_START = len(_MAGIC) + 8 + hashlib.sha256().digest_size
 _ALIGNMENT = 64
 
 
@@ -78,15 +82,17 @@ def write_index(path: Path, about: Mapping[str, Any], arrays: Mapping[str, np.nd
     header["arrays"][name] = [array.dtype.str, array.shape, position]
     position += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
   text = json.dumps(header).encode()
-  text += b" " * (-(len(_MAGIC) + 8 + len(text)) % _ALIGNMENT)
+  text += b" " * (-(_START + len(text)) % _ALIGNMENT)
   path.parent.mkdir(parents=True, exist_ok=True)
   descriptor, name = tempfile.mkstemp(prefix=path.stem + ".", suffix=".part", dir=path.parent)
   try:
     with os.fdopen(descriptor, "wb") as file:
-      file.write(_MAGIC + struct.pack("<Q", len(text)) + text)
+      file.write(_MAGIC + struct.pack("<Q", len(text)) + hashlib.sha256(text).digest() + text)
       for array in arrays.values():
         file.write(array.data if array.size else b"")
         file.write(b"\0" * (-array.nbytes % _ALIGNMENT))
+      file.flush()
+      os.fsync(file.fileno())
     os.chmod(name, 0o644)  # mkstemp lets only its user read
     os.replace(name, path)
   except BaseException:
@@ -99,22 +105,29 @@ def read_index(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
   Raises:
     OSError: if there is no such file.
-    ValueError: if it is no index, or not all of one.
+    ValueError: if it is no index, one of another version, damaged, or not all of one.
   """
+  if not path.is_file():
+    raise files.DamagedFile(path, "is no file")
   size = path.stat().st_size
   with open(path, "rb") as file:
-    start = file.read(len(_MAGIC) + 8)
-    if len(start) < len(_MAGIC) + 8 or start[: len(_MAGIC)] != _MAGIC:
-      raise ValueError(f"{path} is no index of vit_jax")
+    start = file.read(_START)
+    if len(start) < _START or start[: len(_MAGIC)] != _MAGIC:
+      raise files.DamagedFile(path, "is no index of this version of vit_jax")
     (length,) = struct.unpack_from("<Q", start, len(_MAGIC))
-    header = json.loads(file.read(length))
+    if _START + length > size:
+      raise files.DamagedFile(path, "ends inside its header")
+    text = file.read(length)
+  if hashlib.sha256(text).digest() != start[len(_MAGIC) + 8 :]:
+    raise files.DamagedFile(path, "its header is damaged")
+  header = files.parse_json(text, path, kind=dict)
   behind = len(start) + length
   arrays = {}
   for name, (kind, shape, offset) in header["arrays"].items():
     dtype = np.dtype(kind)
     count = int(np.prod(shape))
     if behind + offset + count * dtype.itemsize > size:
-      raise ValueError(f"{path} ends inside its arrays")
+      raise files.DamagedFile(path, "ends inside its arrays")
     if count == 0:
       arrays[name] = np.empty(shape, dtype)
     else:

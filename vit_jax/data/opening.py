@@ -59,8 +59,10 @@ def open_image(data: bytes, name: str, format: Format, limits: Limits) -> Image.
     reason = f"has more pixels than data.max_pixels={limits.max_pixels:,} ({in_words(error)})"
     raise BadImage(name, reason) from error
   limits.check_size(image.width, image.height, name, nbytes=len(data))
-  if format is formats.JPEG and (scans := headers.jpeg_scans(data)) * image.width * image.height > _SCANNED:
-    raise BadImage(name, f"is a JPEG of {scans:,} scans, which take too long to decode")
+  if format is formats.JPEG:
+    most = _SCANNED // (image.width * image.height)
+    if len(data) > most * headers.JPEG_SCAN and (scans := headers.jpeg_scans(data)) > most:
+      raise BadImage(name, f"is a JPEG of {scans:,} scans, which take too long to decode")
   return image
 
 

@@ -27,6 +27,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from vit_jax import files
 from vit_jax.data.groups import BAD, LossGroups, Unreadable
 from vit_jax.data.sources import Source
 from vit_jax.data.views.base import Views
@@ -37,6 +38,7 @@ _MIN_SAMPLE = 1000  # records below which a share of unreadable ones is not yet 
 _EXAMPLES = 3  # unreadable images that an error names
 _SHARED_MEMORY = "/dev/shm"
 _STREAM = 1 << 60  # groups in the "endless" stream
+_PATIENCE = 30.0  # seconds in which a thread comes to the end of its loss group, unless its read hangs
 
 
 def make_pipeline(
@@ -180,7 +182,7 @@ class Pipeline:
     self._iterator: grain.DatasetIterator | None = None
     self._begun: Future | None = None  # the first group of an iterator that was begun before it was asked for
     self._threads: set[threading.Thread] = set()  # of this process, that have worked for this pipeline
-    self._closed = False
+    self._closed = self._torn = False
 
   def __iter__(self) -> Pipeline:
     return self
@@ -190,8 +192,10 @@ class Pipeline:
     try:
       with _reporting_stalls(self._timeout, self._next_batch):
         groups = [self._next_group() for _ in self._local_groups]
-    except BaseException:
-      self._stop()  # a later next() begins this batch again
+    except BaseException as error:
+      self._torn = True  # a later next() begins this batch again
+      if isinstance(error, Exception):
+        self._stop()  # else it is a request to stop, which does not wait for a source that may hang
       raise
     met = [entry for group in groups for entry in json.loads(str(group.pop(BAD)))]
     self._next_batch += 1
@@ -215,6 +219,8 @@ class Pipeline:
     """Whether the iterator had to be made."""
     if self._closed:
       raise ValueError("the pipeline is closed.")
+    if self._torn:
+      self._stop()
     if self._iterator is not None:
       return False
     self._iterator = self._make_iterator()
@@ -263,10 +269,14 @@ class Pipeline:
     images = int(state["next_batch"]) * int(state["batch_size"])
     self._next_batch = math.ceil(images / self._stream["batch_size"])
 
-  def close(self):
-    """Ends the worker processes and threads; returns when they are gone. The pipeline cannot be used afterwards."""
+  def close(self, patience: float = _PATIENCE):
+    """Ends the worker processes and threads; returns when they are gone. The pipeline cannot be used afterwards.
+
+    Args:
+      patience: seconds after which a thread whose read hangs is left to end with the process.
+    """
     self._closed = True
-    self._stop()
+    self._stop(patience)
 
   def __enter__(self) -> Pipeline:
     return self
@@ -293,16 +303,22 @@ class Pipeline:
     self._threads.add(threading.current_thread())
     return make(k)
 
-  def _stop(self):
+  def _stop(self, patience: float = _PATIENCE):
     if self._iterator is None:
       return
+    end = time.monotonic() + patience
+    self._torn = False
     if self._begun is not None:
-      wait([self._begun], self._timeout)  # Grain does not expect to be closed while somebody waits
+      wait([self._begun], patience)  # Grain does not expect to be closed while somebody waits
       self._begun = None
     self._iterator.close()
     self._iterator = None
-    while self._threads:  # Grain tells its threads to end but does not wait
-      self._threads.pop().join()
+    threads = list(self._threads)
+    self._threads.clear()
+    for thread in threads:  # Grain tells its threads to end but does not wait
+      thread.join(max(0.0, end - time.monotonic()))
+    if hanging := sum(thread.is_alive() for thread in threads):
+      log.warning("data: %d read(s) of data.source hang; their threads are left.", hanging)
     if self.workers:
       _end_deleter()
 
@@ -359,6 +375,29 @@ def _end_deleter():
     pool.join()
 
 
+def _entries(path: Path) -> list[dict[str, Any]]:
+  """What a file of unreadable images lists; lines that are damaged are taken out of it: the images are met again.
+
+  Raises:
+    DamagedFile: if it cannot be read at all.
+  """
+  try:
+    found = files.read_json_lines(path, _problem_of_entry)
+  except files.DamagedFile as error:
+    raise files.DamagedFile(path, error.reason, advice="move it away, and the run begins another") from error
+  for error in found.bad:
+    log.warning("%s; left out, as the image will be met again.", error)
+  if found.bad or found.torn is not None:
+    files.write_bytes(path, b"".join(raw for raw, _ in found.good))
+  return [entry for _, entry in found.good]
+
+
+def _problem_of_entry(entry: Any) -> str | None:
+  if isinstance(entry, dict) and type(entry.get("record")) is int and {"name", "reason"} <= entry.keys():
+    return None
+  return "is no entry of an unreadable image"
+
+
 class BadRecords:
   """Counts, names and limits the unreadable images of a run.
 
@@ -373,12 +412,7 @@ class BadRecords:
     self._records = records
     self._known: dict[int, str] = {}
     if self._path is not None and self._path.exists():  # a resumed run
-      written = self._path.read_text()
-      whole, newline, cut_off = written.rpartition("\n")
-      if cut_off:  # by a kill as it was written: the image will be met again
-        self._path.write_text(whole + newline)
-      for line in whole.splitlines():
-        entry = json.loads(line)
+      for entry in _entries(self._path):
         if entry["record"] < records:  # else of a source that held more
           self._known[entry["record"]] = f"{entry['name']}: {entry['reason']}"
     # Images that others took the place of: each of them was looked at besides those of the stream.
@@ -388,6 +422,14 @@ class BadRecords:
   def count(self) -> int:
     """Different unreadable images met so far, earlier runs in the same file included."""
     return len(self._known)
+
+  def _note(self, entry: dict[str, Any]) -> None:
+    try:
+      self._path.parent.mkdir(parents=True, exist_ok=True)
+      with open(self._path, "ab", buffering=0) as file:
+        files.append(file.fileno(), json.dumps(entry).encode() + b"\n")
+    except OSError as error:  # the warning in the log has to do; a full disk ends the run elsewhere
+      log.warning("%s: cannot be written (%s).", self._path, error.strerror or error)
 
   def _looked_at(self, seen: int) -> int:
     """Of how many images those known are a part: of those of the stream, or of these and all tried in their place."""
@@ -406,9 +448,7 @@ class BadRecords:
       self._known[entry["record"]] = f"{entry['name']}: {entry['reason']}"
       log.warning("unreadable image, another takes its place: %s: %s", entry["name"], entry["reason"])
       if self._path is not None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._path, "a") as file:
-          file.write(json.dumps(entry) + "\n")
+        self._note(entry)
     self._replaced += len(met)
     if not met:
       return

@@ -1,7 +1,7 @@
 """Frozen features and the protocols that score them."""
 
 from vit_jax.evaluation.baselines import BASELINES
-from vit_jax.evaluation.errors import EvaluationError, UnlabelledError
+from vit_jax.evaluation.errors import EvaluationError, Incomplete, UnlabelledError
 from vit_jax.evaluation.features import Extracted, extract, extract_all, make_feature_fn
 from vit_jax.evaluation.knn import knn
 from vit_jax.evaluation.linear import linear_probe
@@ -14,6 +14,7 @@ __all__ = [
   "TASKS",
   "EvaluationError",
   "Extracted",
+  "Incomplete",
   "Splits",
   "UnlabelledError",
   "check_image_size",

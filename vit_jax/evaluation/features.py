@@ -12,6 +12,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +42,17 @@ class Extracted:
   def cls_and_patch_mean(self) -> Float[np.ndarray, "N D+P"]:
     """Both side by side: what the linear probe reads."""
     return np.concatenate([self.cls, self.patch_mean], axis=1)  # [N, D + P]
+
+  def check_finite(self, *, patch_mean: bool = True) -> None:
+    """Raises EvaluationError if an image's class token, or patch mean, is not finite: no score of it would be right."""
+    for key in ("cls", "patch_mean") if patch_mean else ("cls",):
+      array = getattr(self, key)
+      bad = int((~np.isfinite(array).all(axis=1)).sum())
+      if bad:
+        raise EvaluationError(
+          f"{bad} of {len(array)} images have NaN or infinite features/{key}: the parameters have diverged or are "
+          "not those of this model, so no score is given. Evaluate an earlier checkpoint."
+        )
 
 
 def make_feature_fn(
@@ -104,8 +116,10 @@ def _apply(model, mean, std, replicated, params, images) -> dict[str, Array]:
 def extract(
   feature_fn: FeatureFn, batches: Iterable[Mapping[str, Any]], *, progress: Progress | None = None
 ) -> Extracted:
-  """The features of every valid image of `batches`; see `extract_all`."""
-  return extract_all({"features": feature_fn}, batches, progress=progress)["features"]
+  """The features of every valid image of `batches`, which must be finite; see `extract_all`."""
+  features = extract_all({"features": feature_fn}, batches, progress=progress)["features"]
+  features.check_finite()
+  return features
 
 
 def extract_all(
@@ -124,7 +138,8 @@ def extract_all(
     name -> features [N, D] of the N valid images, in their order.
 
   Raises:
-    EvaluationError: if there is no image, or a feature is not finite.
+    EvaluationError: if there is no image. Whether the features are finite is for whoever reads them
+      (`Extracted.check_finite`).
   """
   collected = {name: collections.defaultdict(list) for name in feature_fns}
   labels: list[np.ndarray] = []
@@ -151,24 +166,36 @@ def extract_all(
     fetch()
   if not done:
     raise EvaluationError("No image to extract features from: the source is empty, or max_examples is 0.")
-  return {name: _join(name, parts, np.concatenate(labels)) for name, parts in collected.items()}
+  return {name: _join(parts, np.concatenate(labels)) for name, parts in collected.items()}
 
 
-def _join(name: str, parts: Mapping[str, list[np.ndarray]], labels: np.ndarray) -> Extracted:
+def check_labelled(
+  task: str, train_features: np.ndarray, train_labels: np.ndarray, test_features: np.ndarray, test_labels: np.ndarray
+) -> None:
+  """Raises a ValueError unless there are features [N, D] and [M, D] with a label each, as tasks take them."""
+
+  def shown(name: str, features: np.ndarray, labels: np.ndarray) -> str:
+    return f"{name}_features {list(np.shape(features))} with {name}_labels {list(np.shape(labels))}"
+
+  got = f"{shown('train', train_features, train_labels)} and {shown('test', test_features, test_labels)}"
+  words = f"{task} takes float features [N, D] with integer labels [N], N >= 1, got {got}"
+  features = [train_features, test_features]
+  chex.assert_rank(features, 2, custom_message=words, exception_type=ValueError)
+  chex.assert_type(features, float, custom_message=words, exception_type=ValueError)
+  for rows, labels in zip(features, (train_labels, test_labels), strict=True):
+    chex.assert_axis_dimension_gt(rows, 0, 0, custom_message=words, exception_type=ValueError)
+    chex.assert_shape(labels, rows.shape[:1], custom_message=words, exception_type=ValueError)
+    chex.assert_type(labels, int, custom_message=words, exception_type=ValueError)
+  words = f"train features have width {train_features.shape[1]}, test features {test_features.shape[1]}"
+  chex.assert_equal_shape_suffix(features, 1, custom_message=words, exception_type=ValueError)
+
+
+def _join(parts: Mapping[str, list[np.ndarray]], labels: np.ndarray) -> Extracted:
   arrays = {key: np.concatenate(chunks) for key, chunks in parts.items()}  # each [N, D]
-  for key, array in arrays.items():
-    bad = int((~np.isfinite(array).all(axis=1)).sum())
-    if bad:
-      raise EvaluationError(
-        f"{bad} of {len(array)} images have NaN or infinite {name}/{key}: the parameters have diverged or are not "
-        "those of this model, so no score is given. Evaluate an earlier checkpoint."
-      )
   return Extracted(arrays["cls"], arrays.get("patch_mean", np.zeros((len(labels), 0), np.float32)), labels)
 
 
 def _check_images(images: np.ndarray) -> None:
-  if images.dtype != np.uint8 or images.ndim != 4:
-    raise ValueError(
-      f"A feature function takes uint8 images [B, H, W, C] and normalises them itself, got {images.dtype} "
-      f"{list(images.shape)}."
-    )
+  words = f"a feature function takes uint8 images [B, H, W, C] and normalises them itself, got {images.dtype}"
+  chex.assert_rank(images, 4, custom_message=words, exception_type=ValueError)
+  chex.assert_type(images, np.uint8, custom_message=words, exception_type=ValueError)

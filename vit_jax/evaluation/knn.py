@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from vit_jax.evaluation.features import check_labelled
+
 KS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
 TRAIN_CHUNK, TEST_CHUNK = 65536, 128  # their similarities take 32 MiB
@@ -51,9 +53,11 @@ def knn(
     several would be a choice made on the test labels.
 
   Raises:
-    ValueError: if shapes do not agree, a set is empty, or a k is below 1.
+    ValueError: if shapes or types do not agree, a set is empty, or a k is below 1.
   """
-  _check(train_features, train_labels, test_features, test_labels, ks)
+  check_labelled("k-NN", train_features, train_labels, test_features, test_labels)
+  if not ks or min(ks) < 1:
+    raise ValueError(f"ks must be numbers of neighbours >= 1, got {tuple(ks)}.")
   ks = tuple(sorted({min(k, len(train_features)) for k in ks}))
   neighbours = nearest(
     train_features, train_labels, test_features, ks[-1], train_chunk=train_chunk, test_chunk=test_chunk
@@ -158,16 +162,3 @@ def _normalize(features: Array) -> Array:
 
 def _padded(rows: np.ndarray, num: int) -> np.ndarray:
   return np.pad(rows, [(0, num - len(rows))] + [(0, 0)] * (rows.ndim - 1), mode="edge")
-
-
-def _check(train_features, train_labels, test_features, test_labels, ks) -> None:
-  for name, features, labels in (("train", train_features, train_labels), ("test", test_features, test_labels)):
-    if np.ndim(features) != 2 or np.shape(labels) != (len(features),) or not len(features):
-      raise ValueError(
-        f"k-NN takes features [N, D] with labels [N], N >= 1, got {name}_features {list(np.shape(features))} with "
-        f"{name}_labels {list(np.shape(labels))}."
-      )
-  if train_features.shape[1] != test_features.shape[1]:
-    raise ValueError(f"train features have width {train_features.shape[1]}, test features {test_features.shape[1]}.")
-  if not ks or min(ks) < 1:
-    raise ValueError(f"ks must be numbers of neighbours >= 1, got {tuple(ks)}.")

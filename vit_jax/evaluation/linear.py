@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from vit_jax.evaluation.errors import EvaluationError
+from vit_jax.evaluation.features import check_labelled
 
 # For a batch of 256; they are scaled by batch / 256.
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
@@ -63,8 +64,10 @@ def linear_probe(
     "top1" on the test images, and of the chosen head "validation_top1" and "lr" (for a batch of 256).
 
   Raises:
-    EvaluationError: if no class has two images, one to train and one to validate on.
+    ValueError: if shapes or types do not agree, or a set is empty.
+    EvaluationError: if no class has two images, one to train and one to validate on; if every head diverges.
   """
+  check_labelled("the linear probe", train_features, train_labels, test_features, test_labels)
   rng = np.random.default_rng(seed)
   fit, held_out = _split(train_labels, validation_fraction, rng)
   batch_size = min(batch_size, len(fit))
@@ -78,6 +81,11 @@ def linear_probe(
   accuracy, loss = _score(heads, train_features[held_out], train_labels[held_out], batch_size)  # [H] each
   # Small validation parts tie often; cross-entropy then says which head is really better. A diverged head has none.
   best = max(range(len(rates)), key=lambda head: (np.isfinite(loss[head]), accuracy[head], -loss[head]))
+  if not np.isfinite(loss[best]):
+    raise EvaluationError(
+      f"The linear probe diverged at each of its {len(rates)} learning rates, from {min(learning_rates):g} to "
+      f"{max(learning_rates):g}: the features are very large (up to {np.abs(train_features).max():.3g})."
+    )
   chosen = jax.tree.map(lambda leaf: leaf[..., best : best + 1, :], heads)
   test_accuracy, _ = _score(chosen, test_features, test_labels, batch_size)
   return {

@@ -12,7 +12,8 @@ import jax
 
 from vit_jax.inspect.chips import Chip, Topology
 from vit_jax.inspect.collectives import Collective
-from vit_jax.inspect.tables import align, flops
+from vit_jax.inspect.columns import align
+from vit_jax.inspect.tables import flops
 
 _GIB = 2**30
 _STATE = {  # fields of a State by what they are to a user
@@ -23,19 +24,24 @@ _STATE = {  # fields of a State by what they are to a user
   "frozen": "teachers",
 }
 
-FORMULAS = """\
-  compute     FLOPs, the larger of model and executed / peak FLOP/s
-  memory      bytes read and written / memory bandwidth
-  network     bytes each device sends in rings: gather, scatter, all-to-all (n - 1) / n of the payload, all-reduce twice
-              that / bandwidth of the group: GPUs of one host the links; of several the smaller of the links and the
-              network cards of all its GPUs on a host; a whole TPU slice all links, a part of it those of one dimension
-  step        between max(compute, memory, network), everything overlapping, and max(compute, memory) + network
-  MFU         model FLOPs per image x images/s / (devices x peak FLOP/s)
-No program reaches the peaks of a data sheet: take these times as bounds from below."""
-PLAIN_ATTENTION = """\
-Attention is planned as two products with the weights between them in memory: cuDNN's kernel, which bfloat16 runs take
-on such a GPU, cannot be compiled without one. It keeps and moves less.
-"""
+FORMULAS = (
+  ("compute", "FLOPs, the larger of model and executed / peak FLOP/s"),
+  ("memory", "bytes read and written / memory bandwidth"),
+  (
+    "network",
+    "bytes each device sends in rings: gather, scatter, all-to-all (n - 1) / n of the payload, all-reduce twice that / "
+    "bandwidth of the group: GPUs of one host the links; of several the smaller of the links and the network cards of "
+    "all its GPUs on a host; a whole TPU slice all links, a part of it those of one dimension",
+  ),
+  ("step", "between max(compute, memory, network), everything overlapping, and max(compute, memory) + network"),
+  ("MFU", "model FLOPs per image x images/s / (devices x peak FLOP/s)"),
+)
+BOUNDS = "No program reaches the peaks of a data sheet: take these times as bounds from below."
+PLAIN_ATTENTION = (
+  "Attention is planned as two products with the weights between them in memory: cuDNN's kernel, which bfloat16 runs "
+  "take on such a GPU, cannot be compiled without one. It keeps and moves less."
+)
+_PAGE = 120  # characters of a line of prose that goes nowhere in particular
 
 
 @dataclass(frozen=True)
@@ -163,8 +169,8 @@ def _bandwidth(topology: Topology, one: Collective) -> float:
   return chip.link if one.per_host == one.group else min(chip.link, chip.network * one.per_host)
 
 
-def report(plan: Plan, chip: Chip) -> str:
-  """A plan as a page of text."""
+def report(plan: Plan, chip: Chip, *, width: int | None = None) -> str:
+  """A plan as a page of text; `width` as in `columns.align`."""
   mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
   setting = ", ".join(f"{name} {value}" for name, value in plan.settings.items())
   memory, total = plan.memory, plan.capacity
@@ -185,18 +191,16 @@ def report(plan: Plan, chip: Chip) -> str:
     ),
   ]
   parts = [
-    f"{plan.topology}: {plan.devices} devices, {plan.compiler}\nmesh {mesh}; {setting}",
-    f"{align(rows, right=(1, 2))}\n  -> {verdict}",
-    _work(plan),
+    align([(f"{plan.topology}: {plan.devices} devices, {plan.compiler}",), (f"mesh {mesh}; {setting}",)], width=width),
+    f"{align(rows, right=(1, 2), width=width)}\n  -> {verdict}",
+    _work(plan, width),
   ]
   if plan.collectives is not None:
-    parts += [_collectives(plan.collectives), _times(plan, chip)]
+    parts += [_collectives(plan.collectives, width), _times(plan, chip, width)]
   else:
     parts.append("The compiler gave up for want of memory: no collectives, no times.")
-  parts.append(
-    f"traced and lowered in {plan.lower_seconds:.0f} s, compiled in {plan.compile_seconds:.0f} s, "
-    f"{plan.host_bytes / _GIB:.1f} GiB of this machine's memory"
-  )
+  took = f"traced and lowered in {plan.lower_seconds:.0f} s, compiled in {plan.compile_seconds:.0f} s, "
+  parts.append(align([(f"{took}{plan.host_bytes / _GIB:.1f} GiB of this machine's memory",)], width=width))
   return "\n\n".join(parts)
 
 
@@ -208,7 +212,7 @@ def _giga(value: float) -> str:
   return f"{value / 1e9:,.0f}" if value >= 1e11 else f"{value / 1e9:.3g}"
 
 
-def _work(plan: Plan) -> str:
+def _work(plan: Plan, width: int | None) -> str:
   per_device = plan.settings["batch_size"] / plan.devices * plan.model_flops
   rows = [
     ("work per step", "", ""),
@@ -218,19 +222,19 @@ def _work(plan: Plan) -> str:
   ]
   if plan.traffic is not None:
     rows.append(("  memory read and written", f"{_giga(plan.traffic)} GB", "operands and results of every operation"))
-  return align(rows, right=(1,))
+  return align(rows, right=(1,), width=width)
 
 
-def _collectives(found: Sequence[Collective]) -> str:
+def _collectives(found: Sequence[Collective], width: int | None) -> str:
   rows = [("collectives per step", "devices", "times", "payload GB", "sent GB")]
   for one in found:
     rows.append((f"  {one.kind}", f"{one.group}", f"{one.count}", _giga(one.payload), _giga(one.wire)))
   if not found:
     rows.append(("  none", "", "", "", ""))
-  return align(rows, right=(1, 2, 3, 4))
+  return align(rows, right=(1, 2, 3, 4), width=width)
 
 
-def _times(plan: Plan, chip: Chip) -> str:
+def _times(plan: Plan, chip: Chip, width: int | None) -> str:
   low, high = plan.step_seconds
   rows = [
     ("estimate (roofline)", "", ""),
@@ -241,15 +245,17 @@ def _times(plan: Plan, chip: Chip) -> str:
     ("  images/s", *(f"{'to ' if i else ''}{rate:.0f}" for i, rate in enumerate(plan.images_per_second))),
     ("  MFU", *(f"{'to ' if i else ''}{share:.1%}" for i, share in enumerate(plan.mfu))),
   ]
-  note = PLAIN_ATTENTION if chip.gpu else ""
-  return f"{align(rows, right=(1,))}\n\n{FORMULAS}\n{note}Figures of {chip.name}: {chip.source}."
+  prose = [BOUNDS, *([PLAIN_ATTENTION] if chip.gpu else []), f"Figures of {chip.name}: {chip.source}."]
+  formulas = align([(f"  {name:<10}", text) for name, text in FORMULAS], keep=(0,), width=width or _PAGE)
+  words = align([(text,) for text in prose], width=width or _PAGE)
+  return f"{align(rows, right=(1,), width=width)}\n\n{formulas}\n{words}"
 
 
 def _cards(chip: Chip) -> str:
   return f", network {chip.network / 1e9:.0f} GB/s a GPU" if chip.network else ""
 
 
-def frontier(plans: Sequence[Plan]) -> str:
+def frontier(plans: Sequence[Plan], *, width: int | None = None) -> str:
   """Plans as a table, the fastest first; * where none that fits is both faster and smaller."""
   fitting = [plan for plan in plans if plan.fits and plan.images_per_second]
 
@@ -279,4 +285,5 @@ def frontier(plans: Sequence[Plan]) -> str:
   if largest is not None:
     words = f"largest batch that fits: {largest.settings['batch_size']} with remat {largest.settings['remat']}"
   legend = "*: on the frontier of speed and memory; x: does not fit; times as if all transfers overlapped"
-  return f"{align(rows, right=(1, 4, 5, 6, 7, 8))}\n{legend}\n{words}"
+  table = align(rows, right=(1, 4, 5, 6, 7, 8), width=width)
+  return f"{table}\n{align([(legend,), (words,)], width=width or _PAGE)}"

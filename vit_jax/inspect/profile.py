@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 
+from vit_jax.inspect.columns import align
 from vit_jax.inspect.errors import ProfileError
 from vit_jax.inspect.hlo import COLLECTIVES, Instruction, Program
-from vit_jax.inspect.tables import align
 
 COLUMNS = ("teacher", "forward", "backward", "rest")
 _COLLECTIVES = "collectives"
@@ -147,8 +147,8 @@ def _operation(event: Any, known: Mapping[str, Any]) -> str | None:
   return next((value for key, value in event.stats if key == "hlo_op" and value in known), None)
 
 
-def report(profile: Profile) -> str:
-  """A table: parts by columns in milliseconds, and shares."""
+def report(profile: Profile, *, width: int | None = None) -> str:
+  """A table: parts by columns in milliseconds, and shares; `width` as in `columns.align`."""
   total = sum(profile.parts.values())
   by_part: dict[str, dict[str, float]] = collections.defaultdict(dict)
   for (part, column), seconds in profile.parts.items():
@@ -160,8 +160,9 @@ def report(profile: Profile) -> str:
     rows.append((part, *cells, f"{1e3 * sum(row.values()):.3g}", f"{sum(row.values()) / total:.1%}"))
   sums = (sum(row.get(column, 0.0) for row in by_part.values()) for column in used)
   rows.append(("all", *(f"{1e3 * one:.3g}" for one in sums), f"{1e3 * total:.3g}", "100.0%"))
-  return (
-    f"{align(rows, right=tuple(range(1, len(used) + 3)))}\n\n"
+  whole = (
     f"from step to step {1e3 * profile.step:.4g} ms, {1e3 * profile.waiting:.3g} of it waiting for data "
     f"({1e3 * profile.traced:.4g} ms with the profiler)"
   )
+  table = align(rows, right=tuple(range(1, len(used) + 3)), width=width)
+  return f"{table}\n\n{align([(whole,)], width=width)}"

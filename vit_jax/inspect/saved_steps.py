@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import datetime
 import os
+from collections.abc import Mapping
 
-from vit_jax.checkpoints import Found, survey
-from vit_jax.inspect.tables import align
+from vit_jax.checkpoints import FOLDER, Best, Found, survey
+from vit_jax.inspect.columns import align
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
-def saved_steps_table(workdir: str | os.PathLike, *, verify: bool = False) -> str:
+def saved_steps_table(workdir: str | os.PathLike, *, verify: bool = False, width: int | None = None) -> str:
   """Every checkpoint of a run on a line: its state, size, time, what trained it, its loss; and what a run would use.
 
   Args:
     workdir: the run.
     verify: read every array and compare it with what was saved.
+    width: as in `columns.align`.
 
   Raises:
     NotSaved: if the folder holds no checkpoint of any kind.
   """
   found = survey(workdir, verify=verify)
-  rows = [("checkpoint", "state", "size", "saved (UTC)", "by", "loss", "")]
-  rows += [(entry.path, entry.state, _size(entry.size), *_about(entry), entry.problem) for entry in found]
   whole = [entry for entry in found if entry.state == "whole"]
+  best = whole[-1].meta.get("best", {}) if whole else {}
+  rows = [("checkpoint", "state", "size", "saved (UTC)", "by", "loss", "")]
+  rows += [(entry.path, entry.state, _size(entry.size), *_about(entry), _remark(entry, best)) for entry in found]
   if whole:
     end = f"A run goes on from {whole[-1].path}."
   elif any(entry.state == "damaged" for entry in found):
@@ -32,7 +35,25 @@ def saved_steps_table(workdir: str | os.PathLike, *, verify: bool = False) -> st
   else:
     end = "No step is whole: a run starts from zero."
   checked = "Every array was read and compared." if verify else "Presence was checked; --verify reads every array."
-  return f"{align(rows)}\n\n{end} {checked}"
+  gone = [
+    f"The best by {name} until then, step {record['step']} ({record['value']:.4f}), is not there."
+    for name, record in best.items()
+    if f"{FOLDER}/{record['step']}" not in {entry.path for entry in whole}
+  ]
+  notes = align([(note,) for note in (f"{end} {checked}", *gone)], width=width)
+  return f"{align(rows, width=width)}\n\n{notes}"
+
+
+def _remark(entry: Found, best: Mapping[str, Best]) -> str:
+  """What is wrong with a checkpoint, or why it is kept."""
+  reasons = [
+    f"best {name} {record['value']:.4f}"
+    for name, record in best.items()
+    if entry.path == f"{FOLDER}/{record['step']}" and entry.state == "whole"
+  ]
+  if entry.meta is not None and not entry.meta.get("evaluated", True):
+    reasons.append("to be evaluated when the run goes on")
+  return entry.problem or ", ".join(reasons)
 
 
 def _about(entry: Found) -> tuple[str, str, str]:

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from vit_jax import parallel
-from vit_jax.inspect.tables import align
+from vit_jax.inspect.columns import align
 
 PARTS = {
   "student": "student",
@@ -64,13 +64,14 @@ def leaves(state: Any, mesh: Mesh | AbstractMesh, *, zero: int = 3) -> list[Leaf
   return found
 
 
-def sharding_table(state: Any, mesh: Mesh | AbstractMesh, *, zero: int = 3) -> str:
+def sharding_table(state: Any, mesh: Mesh | AbstractMesh, *, zero: int = 3, width: int | None = None) -> str:
   """Every parameter with its shape, mesh axes and bytes per device, then the sums of the parts of the state.
 
   Args:
     state: a training state, of arrays or of shapes.
     mesh: with the axes of `parallel.make_mesh`; its devices need not exist.
     zero: as in `mesh.zero`.
+    width: as in `columns.align`.
   """
   found = leaves(state, mesh, zero=zero)
   devices = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "1"
@@ -78,15 +79,16 @@ def sharding_table(state: Any, mesh: Mesh | AbstractMesh, *, zero: int = 3) -> s
   rows = [("parameter", "shape", "mesh axes", "per device")]
   shown = [leaf for leaf in found if leaf.part in ("student", "frozen")]
   rows += [(leaf.path, " x ".join(map(str, leaf.shape)), axes(leaf), size(leaf.held)) for leaf in shown]
-  lines += [align(rows, right=(3,)), ""]
+  lines += [align(rows, right=(3,), width=width), ""]
   totals = [("part", "numbers", "in all", "per device", "whole on every device")]
   for part, name in PARTS.items():
     if own := [leaf for leaf in found if leaf.part == part]:
       totals.append(_total(name, own))
   totals.append(_total("all", found))
-  lines.append(align(totals, right=(1, 2, 3, 4)))
+  lines.append(align(totals, right=(1, 2, 3, 4), width=width))
   if zero == 1:
-    lines.append("With mesh.zero=1 fsdp spreads the teachers and the optimizer; the student is divided by tensor only.")
+    note = "With mesh.zero=1 fsdp spreads the teachers and the optimizer; the student is divided by tensor only."
+    lines.append(align([(note,)], width=width))
   return "\n".join(lines)
 
 

@@ -5,24 +5,42 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from vit_jax.inspect.columns import align
 from vit_jax.inspect.cost import Size, StepCost, abstract_params, count, dino_step, head_flops, parameter_count
 from vit_jax.models import ProjectionHead, VisionTransformer
 
 
-def config_table(config: Mapping[str, Any], default: Mapping[str, Any]) -> str:
+def config_table(config: Mapping[str, Any], default: Mapping[str, Any], *, width: int | None = None) -> str:
   """Every key of a configuration on a line; keys that differ from the default are marked * and show it.
 
   Args:
     config: nested, such as a ConfigDict.
     default: the schema to compare with; keys that it lacks count as changed.
+    width: as in `columns.align`.
   """
+  changed, rows = _changed(config, default), []
+  for key, value in flatten(config).items():
+    rows.append(("*" if key in changed else " ", key, _show(value), changed.get(key, "")))
+  return align(rows, keep=(0, 1), width=width)
+
+
+def changes_table(
+  config: Mapping[str, Any], default: Mapping[str, Any], *, was: str = "default ", width: int | None = None
+) -> str:
+  """The keys that differ, with their values and, behind `was`, those of the default; empty if none does."""
+  changed, values = _changed(config, default, was), flatten(config)
+  rows = [(f"  {key}", _show(values[key]), before) for key, before in changed.items()]
+  return align(rows, keep=(0,), width=width) if rows else ""
+
+
+def _changed(config: Mapping[str, Any], default: Mapping[str, Any], was: str = "default ") -> dict[str, str]:
+  """What the keys that differ were."""
   values, defaults = flatten(config), flatten(default)
-  rows = []
-  for key, value in values.items():
-    changed = key not in defaults or not _same(value, defaults[key])
-    was = "" if not changed else "new key" if key not in defaults else f"default {_show(defaults[key])}"
-    rows.append(("*" if changed else " ", key, _show(value), was))
-  return align(rows)
+  return {
+    key: "new key" if key not in defaults else f"{was}{_show(defaults[key])}"
+    for key, value in values.items()
+    if key not in defaults or not _same(value, defaults[key])
+  }
 
 
 def model_table(
@@ -31,6 +49,7 @@ def model_table(
   image_sizes: Iterable[tuple[str, Size]],
   heads: Mapping[str, ProjectionHead] | None = None,
   steps: Iterable[tuple[str, StepCost]] = (),
+  width: int | None = None,
 ) -> str:
   """A model in numbers: parameters by part, then tokens and operations by image size, then the training step.
 
@@ -39,6 +58,7 @@ def model_table(
     image_sizes: (name, pixels), as in [("global crop", 224), ("local crop", 96)].
     heads: projection heads by name.
     steps: (name, cost) of training steps, see `cost.dino_step`.
+    width: as in `columns.align`.
   """
   params = abstract_params(model)
   rows = [("parameters", "", "")]
@@ -55,9 +75,9 @@ def model_table(
     )
   for name, size in image_sizes:
     cost = count(model, size)
-    height, width = (size, size) if isinstance(size, int) else size
+    pixels = (size, size) if isinstance(size, int) else size
     extra = f"{cost.grid[0]} x {cost.grid[1]} patches + class token + {model.num_registers} registers"
-    rows += [("", "", ""), (f"{name}, {height} x {width} pixels", "", "")]
+    rows += [("", "", ""), (f"{name}, {pixels[0]} x {pixels[1]} pixels", "", "")]
     rows.append(("  tokens", f"{cost.tokens:,}", extra))
     rows += [(f"  {part}", flops(value), f"{value / cost.flops:.0%}") for part, value in cost.parts.items()]
     rows.append(("  forward pass of one image", flops(cost.flops), ""))
@@ -67,11 +87,17 @@ def model_table(
     rows += [("", "", ""), (name, "", "")]
     rows += [(f"  {part}", flops(value), f"{value / step.flops:.0%}") for part, value in step.parts.items()]
     rows.append(("  all", flops(step.flops), "matrix products, without recomputation"))
-  return align(rows, right=(1,))
+  return align(rows, right=(1,), width=width)
 
 
 def training_table(
-  modules: Any, views: Any, *, masked: Sequence[float], own_teacher: bool = True, gram_teacher: bool | None = None
+  modules: Any,
+  views: Any,
+  *,
+  masked: Sequence[float],
+  own_teacher: bool = True,
+  gram_teacher: bool | None = None,
+  width: int | None = None,
 ) -> str:
   """`model_table` of what a method with DINO and iBOT heads trains, at every resolution of its crops.
 
@@ -81,6 +107,7 @@ def training_table(
     masked: masked patches per image, both global crops together, for each of `views.variants()`.
     own_teacher: whether the teacher is the model's own average.
     gram_teacher: whether a gram teacher has a pass of its own; None: if there are gram crops.
+    width: as in `columns.align`.
   """
   variants = views.variants()
   sizes = [("global crop", v.global_size) for v in variants]
@@ -104,7 +131,7 @@ def training_table(
   unique = list(dict.fromkeys(sizes))
   if len(variants) == 1:
     return model_table(
-      modules.backbone, image_sizes=unique, heads=heads, steps=[("training step, per image", costs[0])]
+      modules.backbone, image_sizes=unique, heads=heads, steps=[("training step, per image", costs[0])], width=width
     )
   total = sum(size.probability for size in views.resolutions)
   shares = [size.probability / total for size in views.resolutions]
@@ -112,7 +139,7 @@ def training_table(
     (f"training step at {v.name} ({share:.1%} of the steps), per image", cost)
     for v, share, cost in zip(variants, shares, costs, strict=True)
   ]
-  table = model_table(modules.backbone, image_sizes=unique, heads=heads, steps=steps)
+  table = model_table(modules.backbone, image_sizes=unique, heads=heads, steps=steps, width=width)
   mean = sum(share * cost.flops for share, cost in zip(shares, costs, strict=True))
   return f"{table}\n\ntraining step, mean of the {len(variants)} resolutions, per image: {flops(mean)}"
 
@@ -126,18 +153,6 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     else:
       flat[prefix + key] = value
   return flat
-
-
-def align(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
-  """Rows of cells as lines of aligned columns; the columns in `right` are aligned on the right."""
-  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-  lines = []
-  for row in rows:
-    cells = [
-      cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-    ]
-    lines.append("  ".join(cells).rstrip())
-  return "\n".join(lines)
 
 
 def flops(value: float) -> str:

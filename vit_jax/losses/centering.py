@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 from jaxtyping import Array, Float
 
 from vit_jax.losses.assignment import centered
@@ -19,5 +20,12 @@ def softmax_center(
     logits: teacher scores of every sample.
     center: running mean of the scores of earlier batches.
     temperature: > 0.
+
+  Raises:
+    ValueError: for other shapes or types.
   """
+  words = "softmax_center takes logits [N, K] and a center [K], floats"
+  chex.assert_rank(logits, 2, custom_message=words, exception_type=ValueError)
+  chex.assert_shape(center, logits.shape[1:], custom_message=words, exception_type=ValueError)
+  chex.assert_type([logits, center], float, custom_message=words, exception_type=ValueError)
   return centered(logits, center, temperature).probs()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -27,8 +28,13 @@ def dino(
     ignore_diagonal: leave out the pairs of crop i with crop i, in the sum and in the count.
 
   Raises:
-    ValueError: if `ignore_diagonal` leaves no pair.
+    ValueError: for other shapes or types, or if `ignore_diagonal` leaves no pair.
   """
+  words = "dino takes student_logits [S, B, K] and teacher_probs [T, B, K], floats, of the same images and prototypes"
+  both = [student_logits, teacher_probs]
+  chex.assert_rank(both, 3, custom_message=words, exception_type=ValueError)
+  chex.assert_equal_shape_suffix(both, 2, custom_message=words, exception_type=ValueError)
+  chex.assert_type(both, float, custom_message=words, exception_type=ValueError)
   crops, batch = student_logits.shape[:2]
   pairs = crops * teacher_probs.shape[0] - (min(crops, teacher_probs.shape[0]) if ignore_diagonal else 0)
   if pairs == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -33,8 +34,13 @@ def gram(
       reference's option of removing only the teacher's negatives computes.
 
   Raises:
-    ValueError: for another `remove_negative`, or rows without images and `per_image=True`.
+    ValueError: for other shapes or types, another `remove_negative`, or rows without images and `per_image=True`.
   """
+  words = "gram takes patch features [B, N, D] of the same images, floats, or with per_image=False rows [M, D]"
+  chex.assert_rank([student, teacher], {2, 3}, custom_message=words, exception_type=ValueError)
+  chex.assert_equal_rank([student, teacher], custom_message=words, exception_type=ValueError)
+  chex.assert_equal_shape_prefix([student, teacher], student.ndim - 1, custom_message=words, exception_type=ValueError)
+  chex.assert_type([student, teacher], float, custom_message=words, exception_type=ValueError)
   if remove_negative not in REMOVE_NEGATIVE:
     raise ValueError(f"remove_negative must be one of {REMOVE_NEGATIVE}, got {remove_negative!r}.")
   if student.ndim == 2 and per_image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -28,7 +29,15 @@ def ibot(
     weights: per patch; 0 for padding.
     num_crops: the divisor.
     temperature: of the student's softmax.
+
+  Raises:
+    ValueError: for other shapes or types.
   """
+  words = "ibot takes student_logits and teacher_probs [M, K] with weights [M], floats"
+  chex.assert_rank([student_logits, teacher_probs, weights], [2, 2, 1], custom_message=words, exception_type=ValueError)
+  chex.assert_equal_shape([student_logits, teacher_probs], custom_message=words, exception_type=ValueError)
+  chex.assert_shape(weights, student_logits.shape[:1], custom_message=words, exception_type=ValueError)
+  chex.assert_type([student_logits, teacher_probs, weights], float, custom_message=words, exception_type=ValueError)
   scaled, probs = upcast(student_logits) / temperature, upcast(teacher_probs)
   normalizer = jax.nn.logsumexp(scaled, axis=-1)  # [M]
   entropy = normalizer * jnp.sum(probs, axis=-1) - jnp.sum(scaled * probs, axis=-1)  # [M]

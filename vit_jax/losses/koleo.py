@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -22,8 +23,11 @@ def koleo(features: Float[Array, "B D"], *, topk: int = 1, eps: float = 1e-8) ->
     eps: added to every component of a difference and inside the logarithm.
 
   Raises:
-    ValueError: if the group is too small to have `topk` neighbours.
+    ValueError: for another shape or type, or if the group is too small to have `topk` neighbours.
   """
+  words = "koleo takes the features [B, D], floats, of one group"
+  chex.assert_rank(features, 2, custom_message=words, exception_type=ValueError)
+  chex.assert_type(features, float, custom_message=words, exception_type=ValueError)
   num = features.shape[0]
   if num <= topk:
     raise ValueError(

@@ -13,6 +13,7 @@ import functools
 import math
 from typing import NamedTuple
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,15 @@ def cross_entropies(
     temperature: of the student's softmax.
     chunk: units of a device that are taken at once; None: as many as have `chunks.CHUNK_SCORES` scores. Where the mesh
       spreads units over devices, each has chunks of its own, and the gradients of the kernel are added up at the end.
+
+  Raises:
+    ValueError: for other shapes.
   """
+  words = "cross_entropies takes a bottleneck [U, S, d], a kernel [d, K], targets [U, T, K] and weights [U, S, T]"
+  chex.assert_rank([bottleneck, kernel, weights], [3, 2, 3], custom_message=words, exception_type=ValueError)
+  chex.assert_shape(kernel, (bottleneck.shape[2], None), custom_message=words, exception_type=ValueError)
+  chex.assert_shape(weights, (*bottleneck.shape[:2], None), custom_message=words, exception_type=ValueError)
+  chex.assert_shape(targets.sample, (len(weights), weights.shape[2]), custom_message=words, exception_type=ValueError)
   unit = math.prod(bottleneck.shape[1:-1])
   inputs = jax.tree.map(chunks.shares, (bottleneck, targets.rows(), jax.lax.stop_gradient(weights)))
   rows = inputs[1].reshape(*inputs[1].sample.shape)

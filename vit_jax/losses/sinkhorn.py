@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 from jaxtyping import Array, Float
 
 from vit_jax.losses.assignment import balanced
@@ -20,5 +21,12 @@ def sinkhorn_knopp(
     logits: teacher scores of every sample.
     temperature: > 0.
     iterations: >= 1.
+
+  Raises:
+    ValueError: for another shape or type, or fewer than one iteration.
   """
+  words = f"sinkhorn_knopp takes logits [N, K], floats, and at least one iteration, got iterations={iterations}"
+  chex.assert_rank(logits, 2, custom_message=words, exception_type=ValueError)
+  chex.assert_type(logits, float, custom_message=words, exception_type=ValueError)
+  chex.assert_scalar_positive(iterations, custom_message=words, exception_type=ValueError)
   return balanced(logits, temperature, iterations=iterations).probs()

@@ -21,9 +21,12 @@ from vit_jax import checkpoints
 from vit_jax.config.saving import from_dict
 from vit_jax.config.students import config_at
 from vit_jax.methods.dino.networks import Modules, modules
+from vit_jax.methods.init_from import not_finite
 from vit_jax.weights import WeightsError, from_state_dict, parameter_shapes
+from vit_jax.weights.finite import nonfinite
+from vit_jax.weights.hub_cache import locate
 from vit_jax.weights.infer import infer_head
-from vit_jax.weights.opening import HEADS, open_weights
+from vit_jax.weights.opening import HEADS, holds_weights, open_weights, split_address
 
 _KEY = "distillation.teacher"
 
@@ -48,9 +51,16 @@ class FrozenTeacher:
     self._read, self._params = read, None
 
   def params(self) -> dict[str, Any]:
-    """The parameters by sub-module, in host memory until `release`."""
+    """The parameters by sub-module, in host memory until `release`.
+
+    Raises:
+      ValueError: if some are NaN or infinite; names them.
+    """
     if self._params is None:
-      self._params = self._read()
+      params = self._read()
+      if bad := nonfinite(flatten_dict(params, sep="/")):
+        raise ValueError(f"{_KEY}={self.address!r}: {not_finite(bad)}.")
+      self._params = params
     return self._params
 
   def release(self) -> None:
@@ -76,12 +86,15 @@ def frozen_teacher(config: Any) -> FrozenTeacher | None:
   """
   if config.distillation.teacher is None:
     return None
-  path = Path(config.distillation.teacher).expanduser()
+  try:
+    path = locate(config.distillation.teacher)
+  except WeightsError as error:
+    raise ValueError(f"{_KEY}={config.distillation.teacher!r}: {error}") from error
   address = checkpoints.find(path)
   if address is not None:
     return _of_run(str(address.pinned()), config.model.dtype)
-  if path.exists():
-    return _of_file(str(path), path.stat().st_mtime_ns, config.model.dtype)
+  if holds_weights(path):
+    return _of_file(str(path), split_address(path)[0].stat().st_mtime_ns, config.model.dtype)
   raise ValueError(
     f"{_KEY}={config.distillation.teacher!r}: is neither a run (a folder with {checkpoints.FOLDER}/), nor one of its "
     "steps or students, nor a file."

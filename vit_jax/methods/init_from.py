@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+from flax.traverse_util import flatten_dict
 
 from vit_jax import weights
+from vit_jax.checkpoints import trees
 from vit_jax.config.students import SECTION
 from vit_jax.methods.architecture import config_keys, differences
 from vit_jax.methods.settings import build_backbone, num_steps
-from vit_jax.models import Rope
-from vit_jax.weights.opening import Opened, open_weights
+from vit_jax.models import PositionTable, Rope
+from vit_jax.weights import finite, record
+from vit_jax.weights.hub_cache import locate
+from vit_jax.weights.opening import Opened, holds_weights, open_weights, read_preprocessor
+from vit_jax.weights.record import MODEL, PARAMS
+
+__all__ = ["Place", "Source", "Start", "Taken", "holds_weights", "locate", "match", "not_finite", "open_file"]
 
 Shape = tuple[int, ...]
 Place = tuple[str, ...]  # names that lead to a part of the state: ("student", "backbone")
@@ -61,6 +68,8 @@ class Source(NamedTuple):
     read: (sub-module, (path, shape) -> sharding) -> its parameters as a tree.
     unfit: why a sub-module that it holds is not among the parts.
     normalization: mean and standard deviation of the images it was trained with; None: unknown.
+    nonfinite: (sub-module, (index, count)) -> the names of its tensors, in this one of so many shares of them, that
+      hold NaN or infinity, as far as that can be known before they are on the devices.
   """
 
   name: str
@@ -69,6 +78,7 @@ class Source(NamedTuple):
   read: Callable[[str, Callable[[str, Shape], jax.sharding.Sharding]], dict[str, Any]]
   unfit: dict[str, str]
   normalization: tuple[tuple[float, ...], tuple[float, ...]] | None
+  nonfinite: Callable[[str, tuple[int, int]], list[str]] = lambda part, share: []
 
 
 class Taken(NamedTuple):
@@ -88,7 +98,7 @@ class Taken(NamedTuple):
 
 
 def open_file(path: pathlib.Path, wanted: Mapping[str, nn.Module]) -> Source:
-  """A weight file or a Hugging Face folder as a source.
+  """Weights of whatever kind as a source.
 
   What leaves no trace in a file (the epsilon of the norms, often the number of heads) is taken to be as in `wanted`.
 
@@ -99,7 +109,9 @@ def open_file(path: pathlib.Path, wanted: Mapping[str, nn.Module]) -> Source:
   Raises:
     WeightsError, WeightMismatch: if it cannot be read or is not complete in itself.
   """
-  opened = open_weights(path)
+  if (path / MODEL).exists():
+    return _open_export(path)
+  opened = _open_as(path, getattr(wanted["backbone"], "position_table", None))
   modules = {name: module for name, module in wanted.items() if name in opened.tensors}
   modules["backbone"] = _assume(opened, wanted["backbone"])
   layouts = {"backbone": opened.backbone.layout}
@@ -116,7 +128,36 @@ def open_file(path: pathlib.Path, wanted: Mapping[str, nn.Module]) -> Source:
     tensors, layout = opened.tensors[name], layouts.get(name, "dinov3")
     return weights.from_state_dict(tensors, modules[name], layout, sharding=sharding)
 
-  return Source(str(path), modules["backbone"], parts, read, unfit, opened.normalization)
+  def nonfinite(name: str, share: tuple[int, int]) -> list[str]:
+    return finite.nonfinite(opened.tensors[name], share)
+
+  return Source(str(path), modules["backbone"], parts, read, unfit, opened.normalization, nonfinite)
+
+
+def _open_export(path: pathlib.Path) -> Source:
+  """A folder of format "orbax"."""
+  module, attributes = record.read_own(path / MODEL)
+  model, shapes, text = module(**attributes), trees.shapes(path / PARAMS), (path / MODEL).read_text()
+  record.check_shapes(path / MODEL, model, shapes)
+
+  def read(name: str, sharding: Callable[[str, Shape], jax.sharding.Sharding]) -> dict[str, Any]:
+    return trees.read_tree(path / PARAMS, sharding, text)
+
+  def nonfinite(name: str, share: tuple[int, int]) -> list[str]:
+    return finite.nonfinite(flatten_dict(trees.read_tree(path / PARAMS, text=text), sep="/"), share)
+
+  said = read_preprocessor(path)
+  return Source(str(path), model, {"backbone": shapes}, read, {}, None if said is None else said[:2], nonfinite)
+
+
+def _open_as(path: pathlib.Path, table: PositionTable | None) -> Opened:
+  """A file whose learned positions, where it does not say of which grid they are, are those that are wanted."""
+  try:
+    return open_weights(path)
+  except weights.WeightsError:
+    if table is None or table.kind != "learned":
+      raise
+    return open_weights(path, given=table.grid)
 
 
 def _assume(opened: Opened, wanted: nn.Module) -> nn.Module:
@@ -142,8 +183,13 @@ def _possible(attribute: str, value: Any, model: nn.Module) -> bool:
   if attribute == "rope":
     return value is not None
   if attribute == "position_table":
-    return value is not None and model.position_table is not None and value.grid == model.position_table.grid
+    return value is not None and model.position_table is not None and _same_rows(value, model.position_table)
   return True
+
+
+def _same_rows(one: PositionTable, other: PositionTable) -> bool:
+  """Whether two tables have the same parameters; how they are resized has none."""
+  return (one.kind, one.grid, one.prefix) == (other.kind, other.grid, other.prefix)
 
 
 def match(
@@ -185,6 +231,11 @@ def match(
   if any(not part.paths for part in taken) and not num_steps(config.init.freeze_backbone_steps):
     notes.append("Heads start at random under a trained backbone: init.freeze_backbone_steps lets them learn first.")
   return taken, notes
+
+
+def not_finite(names: Sequence[str]) -> str:
+  """What to say of a source whose tensors of these names hold NaN or infinity."""
+  return f"there is {finite.named(names)}: nothing can be trained from that; take weights that are whole"
 
 
 def _normalization(source: Source, config: Any) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -83,6 +84,8 @@ class Learner:
       grads: float32, like `state.student`.
       rates: of this step.
     """
+    words = "losses are computed in float32, in float64 where the inputs are"
+    chex.assert_type(loss, jnp.promote_types(loss.dtype, jnp.float32), custom_message=words)
     with jax.named_scope("optimizer"):
       grads, norms = optimizer.clip(grads, self.clip)
       student, opt_state = optimizer.adamw_update(
@@ -108,6 +111,11 @@ class Learner:
         teacher = ema.update(teacher, student, rates.momentum)
         teacher = self._hold_backbone(state.step, teacher, state.teacher)
 
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+      (student, teacher, opt_state),
+      (state.student, state.teacher, state.opt_state),
+      custom_message="a step keeps the shapes and types of its state",
+    )
     finite = jnp.isfinite(loss) & jnp.all(jnp.isfinite(jnp.stack(list(norms.values()))))
     nonfinite = jnp.where(finite, 0, state.counters["nonfinite"] + 1)
     with jax.named_scope("optimizer"):

@@ -6,7 +6,7 @@ from vit_jax.models.heads import ProjectionHead
 from vit_jax.models.position_table import PositionTable
 from vit_jax.models.positions import Rope
 from vit_jax.models.vit import VisionTransformer
-from vit_jax.models.zoo import MODELS, create_model
+from vit_jax.models.zoo import MODELS, create_model, list_models
 
 __all__ = [
   "MODELS",
@@ -18,4 +18,5 @@ __all__ = [
   "Rope",
   "VisionTransformer",
   "create_model",
+  "list_models",
 ]

@@ -14,6 +14,11 @@ from vit_jax.models.inputs import check_images
 class Backbone(nn.Module):
   """A backbone; its kinds say how they compute the features of a list of batches (`_forward`) and what they draw."""
 
+  @property
+  def whole(self) -> int:
+    """Pixels of which height and width of an image must be multiples."""
+    return 1
+
   def __call__(
     self,
     images: Array | Sequence[Array],
@@ -34,13 +39,13 @@ class Backbone(nn.Module):
       draws: the random choices per list entry; None: drawn from the rng streams.
 
     Raises:
-      ValueError: if an image is smaller than a patch or has other channels than the model, a batch does not divide into
-        `groups`, or there are masks and no mask token.
+      ValueError: if images are no batch [B, H, W, C] of whole patches with the channels of the model, a batch does not
+        divide into `groups`, or there are masks and no mask token.
     """
     if not isinstance(images, Sequence):
       return self([images], masks=[masks], train=train, groups=groups, draws=draws)[0]
     for batch in images:
-      check_images(batch, self.in_channels)
+      check_images(batch, self.in_channels, self.whole, whole=not self.is_initializing())
     masks = masks if masks is not None else [None] * len(images)
     if draws is None:
       draws = self.draw([batch.shape[0] for batch in images], groups=groups) if train else [Draws()] * len(images)

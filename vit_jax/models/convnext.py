@@ -209,7 +209,7 @@ class ConvNeXt(Backbone):
     Raises:
       ValueError: if there is no such stage.
     """
-    check_images(images, self.in_channels)
+    check_images(images, self.in_channels, self.whole)
     wanted = self._wanted(layers)
     maps = self._maps([images], [Draws()])
     size = None

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.struct
 from jaxtyping import Array
 
 from vit_jax.models.positions import RopeDraws
+
+
+def _short(name: str, value: Any) -> str:
+  """An array as its type and shape; anything else that a tree of this structure may hold as itself."""
+  if hasattr(value, "shape") and hasattr(value, "dtype"):
+    return f"{name}={value.dtype}[{', '.join(map(str, value.shape))}]"
+  return f"{name}={value!r}"
 
 
 @flax.struct.dataclass
@@ -23,6 +32,9 @@ class Features:
   registers: Array
   patches: Array
   prenorm: Array
+
+  def __repr__(self) -> str:
+    return f"Features({', '.join(_short(name, getattr(self, name)) for name in self.__dataclass_fields__)})"
 
 
 @flax.struct.dataclass

@@ -11,7 +11,7 @@ from vit_jax.models.layers import fan_in_uniform, spread
 
 
 class PatchEmbed(nn.Module):
-  """Linear embedding of non-overlapping patches; pixels beyond a multiple of the patch size are dropped.
+  """Linear embedding of non-overlapping patches.
 
   Attributes:
     patch_size: side of a patch in pixels.

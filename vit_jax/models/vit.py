@@ -105,6 +105,10 @@ class VisionTransformer(Backbone):
     """Pixels between neighbouring patch tokens."""
     return self.patch_size
 
+  @property
+  def whole(self) -> int:
+    return self.patch_size
+
   def setup(self) -> None:
     self.check()
     types = {"dtype": jnp.dtype(self.dtype), "param_dtype": jnp.dtype(self.param_dtype)}
@@ -214,7 +218,7 @@ class VisionTransformer(Backbone):
     Raises:
       ValueError: if there is no such block.
     """
-    check_images(images, self.in_channels)
+    check_images(images, self.in_channels, self.whole)
     wanted = self._wanted(layers)
     x = self._tokens(images, None)
     inputs, shared = self._block_inputs([self._grid(images)], [Draws()])
@@ -225,11 +229,7 @@ class VisionTransformer(Backbone):
     return tuple(self._features(buffer[i], normalized=norm) for i in range(len(wanted)))
 
   def _grid(self, images: Array) -> tuple[int, int]:
-    height, width = images.shape[1] // self.patch_size, images.shape[2] // self.patch_size
-    if not height or not width:
-      size = f"{images.shape[1]}x{images.shape[2]}"
-      raise ValueError(f"images of {size} pixels are smaller than one patch of {self.patch_size}.")
-    return height, width
+    return images.shape[1] // self.patch_size, images.shape[2] // self.patch_size
 
   @property
   def _prefix(self) -> int:

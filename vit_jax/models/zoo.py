@@ -9,6 +9,7 @@ attributes replaced: `create_model("vit_b16", class_token=False, pool="avg", pos
 from __future__ import annotations
 
 import difflib
+import fnmatch
 from typing import Any
 
 from vit_jax.models.convnext import ConvNeXt
@@ -92,6 +93,11 @@ MODELS: dict[str, tuple[type[VisionTransformer] | type[ConvNeXt], dict[str, Any]
   **{name: (VisionTransformer, attributes) for name, attributes in _VITS.items()},
   **{name: (ConvNeXt, attributes) for name, attributes in _CONVNEXTS.items()},
 }
+
+
+def list_models(pattern: str = "*") -> list[str]:
+  """The names that `create_model` knows and that match a pattern, as of files: `list_models("dinov3*")`; sorted."""
+  return sorted(fnmatch.filter(MODELS, pattern))
 
 
 def create_model(name: str, **overrides: Any) -> VisionTransformer | ConvNeXt:

@@ -8,6 +8,7 @@ import logging
 import re
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +34,12 @@ def self_attention(
     tables: rotary (sin, cos) of these tokens, as for `rope.rotate`; None: no rotation.
     spec: how the mesh around this, if there is one, divides the axes of `qkv`.
     recompute: as for `attention`.
+
+  Raises:
+    ValueError: for another shape.
   """
+  words = "self_attention takes queries, keys and values as one array [B, T, 3, H, d]"
+  chex.assert_shape(qkv, (None, None, 3, None, None), custom_message=words, exception_type=ValueError)
   if why_not_fused(qkv.shape, qkv.dtype, spec) is None and (jax.default_backend() != "tpu" or why_no_fused() is None):
     return fused_attention(qkv, tables, spec)
   return _in_parts(qkv, tables, spec=spec, recompute=recompute)
@@ -65,7 +71,15 @@ def attention(
     spec: how the mesh around this, if there is one, divides the axes of the arguments.
     recompute: the backward pass computes the weights [B, H, T, T] once more instead of keeping them; flash attention
       always does.
+
+  Raises:
+    ValueError: for other shapes or types.
   """
+  words = "attention takes queries, keys and values [B, T, H, d] of one float type"
+  chex.assert_rank([query, key, value], 4, custom_message=words, exception_type=ValueError)
+  chex.assert_equal_shape([query, key, value], dims=(0, 2, 3), custom_message=words, exception_type=ValueError)
+  chex.assert_equal_shape([key, value], custom_message=words, exception_type=ValueError)
+  chex.assert_type([query, key, value], query.dtype, custom_message=words, exception_type=ValueError)
   if jax.default_backend() == "gpu" and why_not_cudnn(query.shape, query.dtype) is None and why_no_cudnn() is None:
     return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
   if why_not_splash(query.shape, query.dtype, spec) is None:

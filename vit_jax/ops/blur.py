@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -16,6 +17,8 @@ def gaussian_blur(image: Float[Array, "... C H W"], sigma: Float[Array, " ..."])
     image: levels.
     sigma: standard deviation in pixels, of each image; 0: the image as it is.
   """
+  words = f"gaussian_blur takes images [..., C, H, W], got {image.shape}, with a sigma for each"
+  chex.assert_shape(sigma, image.shape[:-3], custom_message=words, exception_type=ValueError)
   offsets = jnp.arange(-RADIUS, RADIUS + 1, dtype=jnp.float32)
   spread = jnp.maximum(sigma, 1e-3)[..., None]  # [..., 1]
   taps = jnp.exp(-0.5 * jnp.square(offsets / spread))  # [..., 9]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
@@ -54,6 +55,10 @@ def resample(
 
   Between the two products values are rounded to levels, as Pillow does, whose overshoots end there, too.
   """
+  words = f"resample takes images [B, C, H, W], got {images.shape}, with weights [B, K, h, H] and [B, K, w, W]"
+  batch, _, height, width = images.shape
+  chex.assert_shape(rows, (batch, None, None, height), custom_message=words, exception_type=ValueError)
+  chex.assert_shape(columns, (batch, rows.shape[1], None, width), custom_message=words, exception_type=ValueError)
   half = to_levels(jnp.einsum("bcyx,bkwx->bkcyw", images, columns, precision=_PRECISION))
   return to_levels(jnp.einsum("bkcyw,bkhy->bkchw", half, rows, precision=_PRECISION))
 

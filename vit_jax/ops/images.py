@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import chex
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, UInt8
 
@@ -32,6 +33,9 @@ def normalize_images(images: Array, mean: Sequence[float], std: Sequence[float])
 
 def grey(images: UInt8[Array, "... 3"]) -> UInt8[Array, "... 1"]:
   """RGB as grey (ITU-R 601 luma), in the integers that PIL computes with."""
+  words = "grey takes images [..., 3] of uint8 levels"
+  chex.assert_axis_dimension(images, -1, 3, custom_message=words, exception_type=ValueError)
+  chex.assert_type(images, jnp.uint8, custom_message=words, exception_type=ValueError)
   return luma(images).astype(jnp.uint8)[..., None]
 
 

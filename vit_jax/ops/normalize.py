@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -31,11 +32,17 @@ def layer_norm(
   Without `bias` the mean stays where it is: x / sqrt(mean(x^2) + eps) * scale, RMSNorm (Zhang and Sennrich 2019).
   The gradient is computed in float32, too, from x as it came; automatic differentiation would keep three more arrays of
   its size, in float32.
+
+  Raises:
+    ValueError: if scale and bias are not of the last axis.
   """
   return _layer_norm(x, scale, bias, eps, dtype)[0]
 
 
 def _layer_norm(x: Array, scale: Array, bias: Array | None, eps: float, dtype: Any) -> tuple[Array, tuple]:
+  words = f"layer_norm takes tokens [..., D], got {x.shape}, with scale and bias [D]"
+  parameters = [scale] if bias is None else [scale, bias]
+  chex.assert_shape(parameters, x.shape[-1:], custom_message=words, exception_type=ValueError)
   y, mean = upcast(x), None
   if bias is not None:
     mean = jnp.mean(y, axis=-1, keepdims=True)  # [..., 1]

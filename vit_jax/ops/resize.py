@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -56,6 +57,9 @@ def resize_map(
   offset: float = 0.0,
 ) -> Float[Array, "B H W D"]:
   """Resizes a feature map to `size` = (H, W) in float32; the gram teacher's maps use the defaults (DINOv3 3.6)."""
+  words = "resize_map takes feature maps [B, h, w, D], floats"
+  chex.assert_rank(features, 4, custom_message=words, exception_type=ValueError)
+  chex.assert_type(features, float, custom_message=words, exception_type=ValueError)
   dtype = jnp.promote_types(features.dtype, jnp.float32)
   how = {"method": method, "antialias": antialias, "offset": offset}
   rows = jnp.asarray(resize_matrix(features.shape[1], size[0], **how), dtype)

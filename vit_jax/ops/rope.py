@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -93,6 +94,7 @@ def tables(
   coords: Float[Array, "N 2"], period: Float[Array, " n"], *, dtype: str
 ) -> tuple[Float[Array, "N d"], Float[Array, "N d"]]:
   """(sin, cos) tables of width d = 4n, in `dtype`: the angles of y, then of x, tiled twice."""
+  chex.assert_shape(coords, (None, 2), custom_message="tables takes coordinates [N, 2]", exception_type=ValueError)
   rnd = _rounder(dtype)
   angles = rnd(rnd((2 * math.pi) * coords)[:, :, None] / period)  # [N, 2, n]
   angles = jnp.tile(angles.reshape(coords.shape[0], -1), (1, 2))  # [N, d]
@@ -108,7 +110,15 @@ def rotate(
 
   Args:
     sin, cos: [N, d], or [G, N, d] of as many groups of consecutive rows.
+
+  Raises:
+    ValueError: if the tables are not of such tokens.
   """
+  words = f"rotate takes tokens [B, T, H, d], got {x.shape}, and tables [N, d] or [G, N, d], N <= T, got {sin.shape}"
+  chex.assert_rank([x, sin], [4, {2, 3}], custom_message=words, exception_type=ValueError)
+  chex.assert_equal_shape([sin, cos], custom_message=words, exception_type=ValueError)
+  chex.assert_axis_dimension_lteq(sin, -2, x.shape[1], custom_message=words, exception_type=ValueError)
+  chex.assert_axis_dimension(sin, -1, x.shape[-1], custom_message=words, exception_type=ValueError)
   dtype = sin.dtype
   rnd, wide = _rounder(dtype.name), _wide(dtype.name)
   x, result = rnd(x.astype(wide)), x.dtype

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,7 +108,14 @@ def adamw_update(
   """One step of AdamW (Loshchilov & Hutter 2019), the decay decoupled and scaled by the group's learning rate.
 
   A learning rate of 0 leaves a parameter untouched while its moments go on: that is how the prototypes are frozen.
+
+  Raises:
+    ValueError: if parameters, gradients and moments are not of the same leaves and shapes.
   """
+  words = "adamw_update takes parameters, their gradients and their moments"
+  chex.assert_trees_all_equal_shapes(
+    params, grads, moments.mu, moments.nu, custom_message=words, exception_type=ValueError
+  )
   directions, moments = adam(b1, b2, eps).update(grads, moments)
 
   def step(p: jax.Array, direction: jax.Array, lr_factor: Any, decay_factor: float, last: bool) -> jax.Array:

@@ -7,10 +7,10 @@ Nothing here touches a device before the processes have met.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import glob
 import importlib.util
+import logging
 import os
 import re
 import socket
@@ -23,9 +23,14 @@ from typing import Any, NoReturn
 
 import jax
 
-from vit_jax.parallel import lifeline
-from vit_jax.parallel.lifeline import JoinError, Lifeline
+from vit_jax.parallel import addresses, ending, jax_service, lifeline
+from vit_jax.parallel.ending import JoinError
+from vit_jax.parallel.lifeline import Lifeline
 
+log = logging.getLogger(__name__)
+
+SECRET = "VIT_JAX_JOB_SECRET"  # the variable of the job's secret
+_SECRET_LENGTH = 16
 JOIN_TIMEOUT = 300.0  # seconds: the machines of a job do not start at the same moment
 _PORTS = range(61440, 65536)  # from which a job's number chooses, where the launcher names no port
 _TPU_PORT = 8476
@@ -225,33 +230,60 @@ def join(job: Job, *, timeout: float = JOIN_TIMEOUT) -> Lifeline | None:
     if job.local_device_ids is not None:
       _use_devices(job.local_device_ids)
     return None
-  about = {
-    "host": socket.gethostname(),
-    "pid": os.getpid(),
-    "gpus": _visible_gpus(os.environ) if job.local_device_ids is None else None,
-  }
-  host = job.coordinator.rpartition(":")[0]
+  secret = _secret(os.environ)
+  if not secret and job.process_id == 0:
+    _warn_of_strangers(job)
   _current = lifeline.join(
     job.coordinator,
     job.process_id,
     job.num_processes,
     timeout=timeout,
-    about=about,
-    prepare=lambda everyone: _answers(host, everyone),
+    host=socket.gethostname(),
+    about={
+      "machine": jax_service.machine(),
+      "gpus": _visible_gpus(os.environ) if job.local_device_ids is None else None,
+    },
+    prepare=lambda everyone: _answers(job.coordinator, everyone),
+    secret=secret,
   )
   _job = job
-  ids = job.local_device_ids if job.local_device_ids is not None else _current.welcome["devices"]
+  ids = job.local_device_ids if job.local_device_ids is not None else _current.about["devices"]
   os.environ.setdefault("NPROC", _THREADS)
   # SIGTERM is ours: the training loop saves and ends. JAX's own service would swallow it.
   jax.config.update("jax_enable_preemption_service", False)
   jax.distributed.initialize(
-    _current.welcome["jax"],
+    _current.about["jax"],
     job.num_processes,
     job.process_id,
     local_device_ids=None if ids is None else list(ids),
     cluster_detection_method="deactivate",
+    coordinator_bind_address=_current.about["bind"],
   )
+  if jax_service.is_private(_current.about["jax"]):
+    _current.meet("the start of JAX")  # all are connected
+    if job.process_id == 0:
+      jax_service.close_door(_current.about["jax"])
   return _current
+
+
+def _secret(environ: Mapping[str, str]) -> bytes:
+  """What the processes of the job know and nobody else; empty if they were given nothing."""
+  secret = environ.get(SECRET, "").strip()
+  if secret and len(secret) < _SECRET_LENGTH:
+    raise JoinError(
+      f"{SECRET} has {len(secret)} characters: so few can be guessed. It must have {_SECRET_LENGTH} or more, for "
+      "example those of `openssl rand -hex 32`."
+    )
+  return secret.encode(errors="surrogateescape")
+
+
+def _warn_of_strangers(job: Job) -> None:
+  host, port = addresses.split(job.coordinator)
+  who = "any user of this machine" if addresses.is_loopback(host) else f"whoever reaches port {port} of {host}"
+  log.warning(
+    "%s is not set: %s can take part in this job, or stop it. Set it for all processes to the same random text, for "
+    "example of `openssl rand -hex 32`; the scripts in launch/ do.", SECRET, who,
+  )  # fmt: skip
 
 
 def _use_devices(ids: Sequence[int]) -> None:
@@ -259,13 +291,15 @@ def _use_devices(ids: Sequence[int]) -> None:
     jax.config.update(f"jax_{platform}_visible_devices", ",".join(map(str, ids)))
 
 
-def _answers(host: str, everyone: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-  """What the roll call tells each process: the address of JAX's service, everybody's machine, its devices."""
-  with contextlib.closing(socket.socket()) as probe:
-    probe.bind(("", 0))
-    port = probe.getsockname()[1]
-  common = {"jax": f"{host}:{port}", "hosts": [process["host"] for process in everyone]}
-  return [{**common, "devices": ids} for ids in divide_gpus(everyone)]
+def _answers(coordinator: str, everyone: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """What the roll call tells each process: where JAX's service is, and which devices are its own."""
+  for process in everyone:
+    gpus = process.get("gpus")
+    if not (gpus is None or (isinstance(gpus, list) and all(isinstance(name, str) for name in gpus))):
+      raise JoinError(f"a process on {process['host']} speaks of its GPUs in another way: another version?")
+  shares = divide_gpus(everyone)
+  places = jax_service.places(coordinator, everyone)
+  return [{**place, "devices": ids} for place, ids in zip(places, shares, strict=True)]
 
 
 def divide_gpus(everyone: Sequence[Mapping[str, Any]]) -> list[list[int] | None]:
@@ -386,9 +420,9 @@ def describe() -> str:
   if _current is None:
     return "1"
   hosts: dict[str, list[int]] = defaultdict(list)
-  for number, host in enumerate(_current.welcome["hosts"]):
+  for number, host in enumerate(_current.hosts):
     hosts[host].append(number)
-  placed = "; ".join(f"{lifeline.ranges(numbers)} on {host}" for host, numbers in hosts.items())
+  placed = "; ".join(f"{ending.ranges(numbers)} on {host}" for host, numbers in hosts.items())
   return f"{_job.num_processes} from {_job.source}, coordinator {_job.coordinator}: {placed}"
 
 

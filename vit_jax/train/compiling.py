@@ -111,10 +111,12 @@ class CompiledSteps:
     while self._news:
       yield self._news.pop(0)
 
-  def close(self) -> None:
-    """Drops what is not yet begun and waits for what is: a compilation cannot be stopped."""
+  def close(self, *, wait: bool = True) -> None:
+    """Drops what is not yet begun and waits for what is: a compilation cannot be stopped, but left behind."""
     if self._thread is not None:
       self._thread.shutdown(wait=False, cancel_futures=True)
+      if not wait:
+        return
       if any(future.running() for future in self._pending.values()):
         log.info("Waiting for a compilation to end.")
       self._thread.shutdown()
@@ -122,8 +124,8 @@ class CompiledSteps:
   def __enter__(self) -> CompiledSteps:
     return self
 
-  def __exit__(self, *unused: object) -> None:
-    self.close()
+  def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
+    self.close(wait=kind is None or issubclass(kind, Exception))  # not if somebody wants to stop
 
   def _keep(self, views: Views, compiled: _Compiled) -> None:
     self._compiled[views] = compiled

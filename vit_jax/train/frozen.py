@@ -12,9 +12,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vit_jax import checkpoints, methods
-from vit_jax import config as configs
 from vit_jax.config import ConfigError
-from vit_jax.train.setup import CONFIG_FILE, Run
+from vit_jax.train.setup import Run, begun_with
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +24,7 @@ def pin(run: Run, workdir: Path) -> Run:
   A run as teacher means its newest step when the distillation starts, and the same step ever after.
 
   Raises:
-    ConfigError: if the teacher is not the one that distillation.fingerprint demands.
+    ConfigError: if the teacher is not the one that distillation.fingerprint demands, or is not finite.
   """
   if run.config.distillation.teacher is None:
     return run
@@ -33,6 +32,10 @@ def pin(run: Run, workdir: Path) -> Run:
   wanted = config.distillation
   wanted.teacher = _begun_with(workdir, wanted.teacher) or wanted.teacher
   teacher = methods.frozen_teacher(config)
+  try:
+    teacher.params()
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
   if wanted.fingerprint not in (None, teacher.fingerprint):
     raise ConfigError(
       f"distillation.fingerprint={wanted.fingerprint!r}: that of {teacher.address} is {teacher.fingerprint!r}: name "
@@ -44,8 +47,8 @@ def pin(run: Run, workdir: Path) -> Run:
 
 def _begun_with(workdir: Path, given: str) -> str | None:
   """The step with which the run in `workdir` began, if `given` is the run of that step without saying which."""
-  path = workdir / CONFIG_FILE
-  begun = configs.read(path).distillation.teacher if path.exists() else None
+  config, _ = begun_with(workdir)
+  begun = None if config is None else config.distillation.teacher
   if begun is None:
     return None
   old, new = (checkpoints.find(Path(address).expanduser().absolute()) for address in (begun, given))

@@ -9,15 +9,15 @@ record, at most `_PERIOD` seconds and one step before). The time between two sta
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from vit_jax import files
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ class Goodput:
     self._open: list[str] = ["init"]
     self._since = self._written = clock()
     self._began = time.time()
+    self._refused = False  # it could not be written, which was said
     self._first: int | None = None
     self._last: int | None = None
 
@@ -99,13 +100,19 @@ class Goodput:
     return {f"goodput/{part}_seconds": seconds for part, seconds in total.items()} | {"goodput": share(self.starts())}
 
   def write(self) -> None:
-    """Records this start in the workdir, in the place of its record before; of several processes the first does."""
+    """Records this start in the workdir, in the place of its record before; of several processes the first does.
+
+    A disk that refuses is said once: the run can do without, and mostly ends for a reason that matters more.
+    """
     self._written = self._clock()
     if jax.process_index() != 0:
       return
-    partial = self._path.with_name(FILE + ".partial")
-    partial.write_text(json.dumps(self.starts(), indent=1) + "\n")
-    os.replace(partial, self._path)
+    try:
+      files.write_json(self._path, self.starts(), indent=1)
+    except OSError as error:
+      if not self._refused:
+        self._refused = True
+        log.warning("%s: cannot be written (%s).", self._path, error.strerror or error)
 
   def _switch(self) -> None:
     now = self._clock()
@@ -117,10 +124,25 @@ def read(workdir: Path) -> list[dict[str, Any]]:
   """The starts that a workdir has on record; none if there is no record, or one that cannot be read."""
   path = workdir / FILE
   try:
-    return json.loads(path.read_text()) if path.exists() else []
-  except ValueError:
-    log.warning("%s cannot be read: the time of earlier starts is not counted.", path)
+    starts = files.read_json(path, kind=list)
+    if not all(map(_is_start, starts)):
+      raise files.DamagedFile(path, "is no record of the starts of a run")
+  except FileNotFoundError:
     return []
+  except files.DamagedFile as error:
+    log.warning("%s: the time of earlier starts cannot be read, and is not counted.", error)
+    return []
+  return starts
+
+
+def _is_start(entry: Any) -> bool:
+  """Whether this is one of `Goodput.starts`."""
+  if not isinstance(entry, dict) or not isinstance(entry.get("seconds"), dict):
+    return False
+  numbers = [entry.get("began"), *entry["seconds"].values(), entry["seconds"].get("step")]
+  return all(type(value) in (int, float) for value in numbers) and all(
+    entry.get(name, "") is None or type(entry.get(name)) is int for name in ("first", "last")
+  )
 
 
 def totals(starts: list[dict[str, Any]]) -> dict[str, float]:

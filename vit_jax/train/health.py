@@ -41,7 +41,7 @@ WORSE_THAN_UNIFORM = 1.15  # of log K
 BETTER = 1.2  # of the first k-NN accuracy: features are learned, whatever the losses say
 DENSE, DENSE_RISE = 0.7, 0.3  # similarity of patches with the class token, and how far it has risen from its lowest
 GROWN = 1.3  # of the loss at the start of the run
-_FEATURES = {"feature_std": (FEATURE_STD, SPREAD_STD), "feature_rank": (FEATURE_RANK, SPREAD_RANK)}
+SPREADS = {"feature_std": (FEATURE_STD, SPREAD_STD), "feature_rank": (FEATURE_RANK, SPREAD_RANK)}
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Health:
       self._losses.append(metrics["loss"])
       if len(self._first_losses) < PATIENCE:
         self._first_losses.append(metrics["loss"])
-    self._spread |= {name for name, (_, large) in _FEATURES.items() if metrics.get(name, 0.0) > large}
+    self._spread |= {name for name, (_, large) in SPREADS.items() if metrics.get(name, 0.0) > large}
     if "knn/top1" in metrics:
       self._last_knn = metrics["knn/top1"]
       self._first_knn = self._last_knn if math.isnan(self._first_knn) else self._first_knn
@@ -137,7 +137,7 @@ class Health:
   def _collapse(self, step: int, metrics: Mapping[str, float]) -> str | None:
     fallen = [
       f"{name} {metrics[name]:.3g}"
-      for name, (small, _) in _FEATURES.items()
+      for name, (small, _) in SPREADS.items()
       if name in self._spread and metrics.get(name, math.inf) < small
     ]
     if not fallen:

@@ -8,41 +8,46 @@ Metrics are fetched one step late, so that the host never waits for the step it 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
 import logging
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from vit_jax import config as configs
 from vit_jax import parallel
-from vit_jax.checkpoints import Checkpoints, NotWritten, latest
+from vit_jax.checkpoints import Checkpoints, NotWritten, latest, steps
 from vit_jax.config import UserError
 from vit_jax.data.views import Views, on_one_device
-from vit_jax.inspect import pictures, tables
+from vit_jax.evaluation.names import headline
+from vit_jax.inspect import pictures
 from vit_jax.methods import State
 from vit_jax.parallel import processes
 from vit_jax.train import frozen, setup, starting
 from vit_jax.train import goodput as goodputs
-from vit_jax.train.alone import alone, check_folder
+from vit_jax.train.alone import alone
+from vit_jax.train.best import Records
 from vit_jax.train.caching import caching
 from vit_jax.train.compiling import CompiledSteps, compiler_options
 from vit_jax.train.evaluations import Evaluations
 from vit_jax.train.goodput import Goodput
-from vit_jax.train.interrupts import Interrupts, Stopped
+from vit_jax.train.interrupts import GivenUp, Interrupts, Stopped
 from vit_jax.train.nonfinite import Guard, dump, how_to_go_on
 from vit_jax.train.prefetch import prefetch
 from vit_jax.train.progress import Progress
 from vit_jax.train.saving import SaveTimes
-from vit_jax.train.summary import write_summary
+from vit_jax.train.setup import abstract_state
+from vit_jax.train.summary import SUMMARY, write_summary
 from vit_jax.train.watch import Watch
 from vit_jax.train.writers import METRICS, Writers, read_lines
 
@@ -50,28 +55,8 @@ log = logging.getLogger(__name__)
 
 Batch = Mapping[str, jax.Array]
 PICTURED = 8  # images of the batch that is shown
+_HASTE = 1.0  # seconds for the readers of data when the run was stopped or failed
 LOOK_AHEAD = 1000  # steps among which the resolutions are sought that are to be compiled ahead
-
-
-def describe(config: ConfigDict, workdir: str, *, accept_config_change: bool = False) -> str:
-  """What `train` would do, without compiling or writing anything.
-
-  Raises:
-    UserError: where `train` would refuse.
-  """
-  folder = Path(workdir).expanduser().absolute()
-  check_folder(folder)
-  run = setup.prepare(setup.grouped_as_begun(config, folder))
-  setup.check_unchanged(frozen.pin(run, folder).config, folder, accept_change=accept_config_change)
-  facts = "\n".join(f"{name:<14}{value}" for name, value in (setup.describe(run) | {"workdir": workdir}).items())
-  step = latest(folder)
-  if step is not None:
-    start = f"goes on from step {step} of the workdir, whatever init_from and gram.source say"
-  else:
-    start = starting.report(starting.open_sources(run, abstract_state(run)))
-  environment = "\n".join(f"{name}={value}" for name, value in processes.environment().items())
-  table = tables.config_table(run.config, configs.defaults_of(run.config))
-  return "\n\n".join([table, facts, start, *([f"environment\n{environment}"] if environment else [])])
 
 
 def _check_processes(config: ConfigDict, folder: Path) -> None:
@@ -89,14 +74,36 @@ def train(config: ConfigDict, workdir: str, *, accept_config_change: bool = Fals
   Raises:
     ConfigError: before the first compile, if the config cannot work or differs from the run's.
     Stopped: after saving, if the process was asked to stop.
-    UserError: if another run is in `workdir`, if there can be no such folder, or if the loss is no longer finite.
+    UserError: if another run is in `workdir`, if there can be no such folder, if the loss is no longer finite, or if
+      the disk is full.
   """
   folder = Path(workdir).expanduser().absolute()
-  with alone(folder), caching(config.compilation_cache, folder):
-    return _train(config, folder, Goodput(folder), accept_config_change=accept_config_change)
+  interrupts = Interrupts(grace=config.checkpoint.grace)
+  try:
+    with interrupts, alone(folder), caching(config.compilation_cache, folder):
+      goodput = Goodput(folder)
+      return _train(config, folder, goodput, interrupts, accept_config_change=accept_config_change)
+  except OSError as error:
+    if error.errno in _FULL:
+      raise UserError(_refused(folder, error)) from error
+    raise
 
 
-def _train(config: ConfigDict, folder: Path, goodput: Goodput, *, accept_config_change: bool) -> State:
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # what a disk says that takes no more
+
+
+def _refused(folder: Path, error: OSError) -> str:
+  newest = latest(folder)
+  saved = "nothing has been saved" if newest is None else f"step {newest} is saved"
+  return (
+    f"--workdir={folder}: cannot be written to ({error.strerror}); {saved}. Put right what is wrong (is the disk "
+    "full?), then the same command goes on."
+  )
+
+
+def _train(
+  config: ConfigDict, folder: Path, goodput: Goodput, interrupts: Interrupts, *, accept_config_change: bool
+) -> State:
   _check_processes(config, folder)
   run = frozen.pin(setup.prepare(setup.grouped_as_begun(config, folder)), folder)
   sources = [] if latest(folder) is not None else starting.open_sources(run, abstract_state(run))
@@ -108,7 +115,8 @@ def _train(config: ConfigDict, folder: Path, goodput: Goodput, *, accept_config_
     folder, keep=run.config.checkpoint.keep, keep_every=keep_every and run.steps("checkpoint.keep_every")
   )
   with checkpoints:
-    return _Loop(run, folder, checkpoints, sources, goodput, accept_config_change=accept_config_change).run_to_end()
+    loop = _Loop(run, folder, checkpoints, sources, goodput, interrupts, accept_config_change=accept_config_change)
+    return loop.run_to_end()
 
 
 @contextlib.contextmanager
@@ -119,18 +127,6 @@ def mesh_context(mesh: jax.sharding.Mesh) -> Iterator[None]:
   """
   with jax.set_mesh(mesh), nn.logical_axis_rules(parallel.ACTIVATION_AXES):
     yield
-
-
-def abstract_state(run: setup.Run) -> State:
-  """The state's shapes, dtypes and shardings; nothing is allocated.
-
-  Raises:
-    MeshError: if the mesh leaves parameters whole that it should spread.
-  """
-  shapes = jax.eval_shape(run.init, jax.random.key(run.config.seed))
-  parallel.check_spread(shapes, run.mesh)
-  shardings = parallel.state_shardings(shapes, run.mesh, zero=run.config.mesh.zero)
-  return jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings)
 
 
 def abstract_batch(run: setup.Run, views: Views) -> dict[str, jax.ShapeDtypeStruct]:
@@ -146,17 +142,22 @@ def make_step(run: setup.Run, views: Views) -> Callable[[State, Batch], tuple[St
   """One step of the method on batches of a variant of its views, whose part on the device comes first."""
   step = run.method.make_step(run.config)
 
-  def whole(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+  def training_step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
     return step(state, views.on_device(batch, run.mesh, parallel.BATCH_AXES))
 
-  return whole
+  return training_step
 
 
 def jitted_step(run: setup.Run, state: State, views: Views) -> Any:
-  """The training step for `jax.jit`'s stages; the state is donated and keeps the shardings of the abstract `state`."""
+  """The training step for `jax.jit`'s stages; the state is donated and keeps the shardings of the abstract `state`.
+
+  It may be traced once: more would compile for minutes in the middle of it, unnoticed.
+  """
+  chex.clear_trace_counter()  # it knows a function by its place: this is another than any before
+  step = chex.assert_max_traces(make_step(run, views), n=1)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
   options = compiler_options(run.mesh.devices.flat[0].platform)
-  return jax.jit(make_step(run, views), donate_argnums=0, out_shardings=(shardings, None), compiler_options=options)
+  return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=options)
 
 
 def fresh_state(run: setup.Run) -> State:
@@ -176,6 +177,11 @@ def _running(pending: tuple[int, dict[str, jax.Array]] | None) -> bool:
   return pending is not None and not all(x.is_ready() for x in pending[1].values() if isinstance(x, jax.Array))
 
 
+def _of_first(answer: bool) -> bool:
+  """What the first process says: scores of other machines may differ in the last digit, and all must do the same."""
+  return answer if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.int32(answer)))
+
+
 class _Loop:
   """One process's part of a run: the state and everything that is written."""
 
@@ -186,17 +192,27 @@ class _Loop:
     checkpoints: Checkpoints,
     sources: list[starting.Opened],
     goodput: Goodput,
+    interrupts: Interrupts,
     *,
     accept_config_change: bool,
   ):
-    self.run, self.workdir, self.checkpoints, self.goodput = run, workdir, checkpoints, goodput
+    self.run, self.workdir, self.checkpoints = run, workdir, checkpoints
+    self.goodput, self.interrupts = goodput, interrupts
     self.total = run.steps("duration")
     self.local = parallel.LocalBatch(parallel.batch_sharding(run.mesh))
     self.pipeline = setup.open_pipeline(run, self.local, bad_records=workdir / bad_records_file())
     self.last_metrics: dict[str, float] = {}  # the last value of each
     self.programs: set[Views] = set()  # variants for which a step has run
-    self.step_number, self.state = self._start(sources, accept_config_change)
-    self.first_step = self.step_number
+    self.records = Records.of(run)
+    self.evaluated = True  # unless the evaluation of this step is due and not made
+    self.data_state: dict[str, Any] = {}  # behind the batch of this step
+    self.saved_step: int | None = None
+    try:
+      self.step_number, self.state = self._start(sources, accept_config_change)
+    except BaseException:
+      self.pipeline.close(_HASTE)
+      raise
+    self.first_step = self.interrupts.step = self.step_number
     teacher = abstract_state(run).frozen
     if teacher is not None:
       self.state = self.state.replace(frozen=frozen.params_on_devices(run, teacher))
@@ -206,14 +222,14 @@ class _Loop:
   def _watch(self) -> Watch:
     """The watch over the metrics, told again how the run began."""
     health = Watch(self.run.config, self.total)
-    for line in read_lines(self.workdir / METRICS):
+    for line in read_lines(self.workdir / METRICS, say=False):  # the writers say what is damaged
       if line["step"] <= self.step_number:
         health.check(int(line["step"]), {name: value for name, value in line.items() if name != "step"})
     return health
 
   def _start(self, sources: list[starting.Opened], accept_config_change: bool) -> tuple[int, State]:
     if self.checkpoints.latest_step() is None:
-      reached = max((line["step"] for line in read_lines(self.workdir / METRICS)), default=0)
+      reached = max((line["step"] for line in read_lines(self.workdir / METRICS, say=False)), default=0)
       if reached:
         log.warning("No step was saved although %s reaches step %d: starting from zero.", METRICS, reached)
       log.info("%s", starting.report(sources))
@@ -229,16 +245,20 @@ class _Loop:
       raise UserError(f"data.source={self.run.config.data.source}: {error} with --accept_config_change") from error
     if restored.step < self.total:
       self.pipeline.start()
-    self.last_metrics = restored.metrics
+    self.last_metrics, self.data_state = restored.metrics, restored.data_state
+    self.saved_step, self.evaluated = restored.step, restored.evaluated
+    lines = read_lines(self.workdir / METRICS, say=False)
+    self.records.go_on(restored.best, lines, steps(self.workdir), restored.step)
+    self.checkpoints.keep_best(self.records.best)
+    setup.compare_checkpoint(self.run.config, restored.config, restored.step)
     log.info("Going on from step %d of %d.", restored.step, self.total)
     return restored.step, restored.state
 
   def run_to_end(self) -> State:
     try:
-      if self.step_number >= self.total:
+      if self.step_number >= self.total and self.evaluated:
         log.info("The run is complete: nothing left to do.")
-        return self._finish()
-      with Interrupts(self.step_number, grace=self.run.config.checkpoint.grace) as self.interrupts:
+      else:
         with Writers(
           self.workdir,
           tensorboard=self.run.config.log.tensorboard,
@@ -248,20 +268,44 @@ class _Loop:
           self._train()
         with self.goodput.measuring("checkpoint"):
           self.checkpoints.wait()
-      return self._finish()
-    finally:
-      if self.step_number < self.total:  # stopped, or failed
-        self.goodput.write()
-      self.pipeline.close()
+    except BaseException as error:
+      self._end(error)
+      raise
+    self._finish()
+    return self.state
 
-  def _finish(self) -> State:
+  def _end(self, error: BaseException) -> None:
+    """What a run leaves that was stopped, or failed; the reason matters more than what goes wrong here."""
+    self.goodput.write()
+    self._summarise(ended=error)
+    try:
+      self.pipeline.close(_HASTE)
+    except Exception as failure:
+      log.warning("The data could not be closed: %s", failure)
+
+  def _finish(self) -> None:
+    self.pipeline.close()
     if self.step_number > self.first_step:
       self.goodput.write()
       log.info("%s", goodputs.describe(self.goodput.starts()))
-    if jax.process_index() == 0:
-      path = write_summary(self.workdir, alarms=self.health.alarms)
+    path = self._summarise()
+    if path is not None:
       log.info("%d of %d steps are done. Summary: %s", self.step_number, self.total, path)
-    return self.state
+
+  def _summarise(self, *, ended: BaseException | None = None, coming: Iterable[int] = ()) -> Path | None:
+    """Writes the summary, which the run can do without; None where it is another's task, or cannot be written.
+
+    Args:
+      ended: what ended the run before its end.
+      coming: steps that will be saved in a moment.
+    """
+    if jax.process_index() != 0:
+      return None
+    try:
+      return write_summary(self.workdir, alarms=self.health.alarms, ended=ended, coming=coming)
+    except Exception as failure:
+      log.warning("%s cannot be written: %s", self.workdir / SUMMARY, failure)
+      return None
 
   def _train(self) -> None:
     config = self.run.config
@@ -276,46 +320,71 @@ class _Loop:
     self.goodput.begun(self.step_number)
     if self.step_number == 0:
       self._evaluate(0)
+    elif not self.evaluated:
+      self._evaluate(self.step_number)
+      self.checkpoints.evaluated(self.step_number, self.last_metrics, self.records.best)
     batches = prefetch(self.pipeline, self.local, size=config.data.prefetch)
     pending: tuple[int, dict[str, jax.Array]] | None = None
     guard = Guard(config.optim.max_nonfinite, self.state)
     times = SaveTimes(self.run.steps("checkpoint.every"), config.checkpoint.minutes, self.total)
     # "step" is what is not measured inside: the device works while the host keeps its books.
     with contextlib.closing(batches), self.progress, self._steps() as step_fn, self.goodput.measuring("step"):
-      self._make_ready(step_fn, self.pipeline.views)
-      for step in range(self.step_number + 1, self.total + 1):
-        with self.progress.waiting(functools.partial(_running, pending)):
-          batch, views, data_state = next(batches)
-        if step == 1 and config.log.pictures:
-          with self.progress.pausing("pictures"):
-            self._picture_batch(batch, views)
-        self._make_ready(step_fn, views)
-        self.interrupts.protect()
-        self.state, metrics = step_fn(views, self.state, batch)
-        metrics |= self._sizes(views)
-        self.step_number = step
-        self.goodput.at(step)
+      if self.step_number < self.total:
+        self._make_ready(step_fn, self.pipeline.views)
+      try:
+        for step in range(self.step_number + 1, self.total + 1):
+          with self.interrupts.waiting(), self.progress.waiting(functools.partial(_running, pending)):
+            batch, views, data_state = next(batches)
+          if step == 1 and config.log.pictures:
+            with self.progress.pausing("pictures"):
+              self._picture_batch(batch, views)
+          self._make_ready(step_fn, views)
+          self.interrupts.protect()
+          self.state, metrics = step_fn(views, self.state, batch)
+          metrics |= self._sizes(views)
+          self.step_number, self.data_state = step, data_state
+          evaluate = self._due(step, "evaluation.every") and bool(self.run.steps("evaluation.every"))
+          self.evaluated = not evaluate
+          self.goodput.at(step)
+          if pending is not None:
+            self._log(*pending)
+          pending = (step, metrics)
+          if guard.reached(metrics):
+            self._log(*pending)
+            self._give_up(step, batch, views, data_state)
+          self.interrupts.check()
+          best = False
+          if evaluate:
+            pending = self._log(*pending)
+            best = self._evaluate(step)
+          if times.due(step) or best:
+            pending = pending and self._log(*pending)
+            self._save()
+            times.saved()
+            self.interrupts.check()
+          self.checkpoints.poll()
+      except GivenUp:
+        self._stop(pending)
+      else:
         if pending is not None:
           self._log(*pending)
-        pending = (step, metrics)
-        if guard.reached(metrics):
-          self._log(*pending)
-          self._give_up(step, batch, views, data_state)
-        if self._due(step, "evaluation.every"):
-          pending = self._log(*pending)
-          self._evaluate(step)
-        save, stop = times.due(step), self.interrupts.due(step)
-        if save or stop:
-          pending = pending and self._log(*pending)
-          self._save(step, data_state)
-          times.saved()
-        self.checkpoints.poll()
-        if stop and step < self.total:
-          self.checkpoints.wait()
-          log.warning("Stopped at step %d of %d; the same command goes on from here.", step, self.total)
-          raise Stopped(self.interrupts.received, step)
-      if pending is not None:
-        self._log(*pending)
+
+  def _stop(self, pending: tuple[int, dict[str, jax.Array]] | None) -> None:
+    """Saves, and ends the run if there is anything left to do."""
+    if pending is not None:
+      self._log(*pending)
+    if self.saved_step != self.step_number:
+      self._save()
+    with self.goodput.measuring("checkpoint"):
+      self.checkpoints.wait()
+    if self.step_number == self.total and self.evaluated:
+      return
+    self.interrupts.saved()
+    again = "" if self.evaluated else "; its evaluation was given up, and will be made again"
+    log.warning(
+      "Stopped at step %d of %d%s; the same command goes on from here.", self.step_number, self.total, again
+    )
+    raise Stopped(self.interrupts.received, self.step_number)
 
   def _steps(self) -> CompiledSteps:
     """The training step, for the batches of every resolution that will come."""
@@ -331,7 +400,7 @@ class _Loop:
   def _make_ready(self, steps: CompiledSteps, views: Views) -> None:
     """Compiles ahead, so that the time is reported and does not count as training."""
     if not steps.ready(views):
-      with self.progress.pausing("compiling"):
+      with self.interrupts.waiting(), self.progress.pausing("compiling"):
         steps.wait(views)
     if views not in self.programs:
       # A first collective waits only half a minute for processes that still compile: they meet here before it.
@@ -389,19 +458,29 @@ class _Loop:
       + how_to_go_on(self.workdir, self.run.config.schedules.lr.peak)
     )
 
-  def _evaluate(self, step: int) -> None:
+  def _evaluate(self, step: int) -> bool:
+    """Writes scores and pictures of the step's state; whether a score to be kept is the best so far.
+
+    Raises:
+      GivenUp: if the run is to stop first.
+    """
     if not self.run.steps("evaluation.every"):
-      return
+      return False
+    best, apart, check = False, self.interrupts.apart, self.interrupts.check
     with self.progress.pausing("evaluation"):
-      scores = self.evaluations.scores(self.state, baselines=step == 0)
+      scores = apart(lambda: self.evaluations.scores(self.state, baselines=step == 0, check=check))
       if scores:
         self.writers.scalars(step, scores)
         self.last_metrics |= scores
         self._judge(step, scores)
-        shown = {n: value for n, value in scores.items() if n.endswith("/top1") and not re.search(r"/k\d+/", n)}
-        log.info("step %d: %s", step, ", ".join(f"{name} {value:.3f}" for name, value in shown.items()))
+        log.info("step %d: %s", step, ", ".join(f"{name} {value:.3f}" for name, value in headline(scores).items()))
+        best = _of_first(self.records.take(step, scores))
+        self.checkpoints.keep_best(self.records.best)
       if self.run.config.log.pictures:
-        self.writers.images(step, self.evaluations.pictures(self.state))
+        self.writers.images(step, apart(lambda: self.evaluations.pictures(self.state, check=check)))
+      self.evaluated = True
+      self._summarise(coming=[step] if best else [])
+    return best
 
   def _picture_batch(self, batch: dict[str, jax.Array], views: Views) -> None:
     local = {
@@ -410,7 +489,16 @@ class _Loop:
     augment, made = self.run.config.augment, jax.device_get(on_one_device(views)(local))
     self.writers.images(0, {"batch": pictures.contact_sheet(views.panels(made), mean=augment.mean, std=augment.std)})
 
-  def _save(self, step: int, data_state: dict[str, Any]) -> None:
+  def _save(self) -> None:
     with self.progress.pausing("saving"):
       self.writers.flush()
-      self.checkpoints.save(step, self.state.saved(), data_state, configs.to_dict(self.run.config), self.last_metrics)
+      self.checkpoints.save(
+        self.step_number,
+        self.state.saved(),
+        self.data_state,
+        configs.to_dict(self.run.config),
+        self.last_metrics,
+        evaluated=self.evaluated,
+        best=self.records.best,
+      )
+      self.saved_step = self.step_number

@@ -27,7 +27,7 @@ import jax
 from ml_collections import ConfigDict
 
 from vit_jax import config as configs
-from vit_jax import methods, parallel
+from vit_jax import methods
 from vit_jax.config import ConfigError
 from vit_jax.data.views import Views
 from vit_jax.data.views.multi_crop.masks import masked_patches
@@ -41,7 +41,7 @@ from vit_jax.methods.dino import gram
 from vit_jax.train import setup
 from vit_jax.train.loop import abstract_batch, abstract_state, jitted_step, mesh_context
 
-NUM_EXAMPLES = 1_281_167  # of ImageNet-1k: only turns epochs into steps, which no compiled step knows
+NUM_EXAMPLES = setup.IMAGENET  # only turns epochs into steps, which no compiled step knows
 # There is no GPU to time kernels on; and without timing, XLA may choose tiles for its own products that do not fit.
 _GPU_FLAGS = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
 _COMPILERS = {"tpu": "libtpu's TPU compiler", "gpu": "XLA's GPU compiler", "cpu": "XLA for simulated CPU devices"}
@@ -187,18 +187,7 @@ def prepare(config: ConfigDict, devices: Sequence[Any]) -> setup.Run:
   Raises:
     ConfigError: if the config does not fit them.
   """
-  configs.validate(config)
-  try:
-    method = methods.get(config.method)
-    mesh = parallel.make_mesh(config.mesh, devices)
-    resolved = configs.resolve(config, NUM_EXAMPLES, parallel.batch_shards(mesh))
-    for alone in methods.each_student(resolved).values():
-      sizes = {key: resolved[key] for key in ("batch_size", "loss_group_size")}
-      parallel.check_batch(mesh, **sizes, micro_batches=alone.micro_batches)
-    views = setup.placed(resolved, method.views(resolved), "accelerator")
-    return setup.Run(resolved, method, views, source=None, evaluation_sources=None, mesh=mesh)
-  except ValueError as error:
-    raise error if isinstance(error, ConfigError) else ConfigError(str(error)) from error
+  return setup.fit(config, NUM_EXAMPLES, devices, platform="accelerator")
 
 
 def model_flops(config: ConfigDict, views: Views) -> float:

@@ -45,7 +45,7 @@ def profile(config: ConfigDict, workdir: str, *, steps: int) -> tuple[Profile, P
   with setup.open_pipeline(run, local) as pipeline:
     batches = prefetch(pipeline, local, size=config.data.prefetch)
     with contextlib.closing(batches):
-      stepper = _Steps(run, batches)
+      stepper = Steps(run, batches)
       stepper.make(_WARM_UP)
       seconds, waiting = stepper.make(steps)
       options = jax.profiler.ProfileOptions()
@@ -56,7 +56,7 @@ def profile(config: ConfigDict, workdir: str, *, steps: int) -> tuple[Profile, P
   return Profile(parts, step=seconds, traced=traced, waiting=waiting), folder
 
 
-class _Steps:
+class Steps:
   """A run's steps one after the other, compiled when a batch of another resolution comes."""
 
   def __init__(self, run: setup.Run, batches: Iterator[Any]):

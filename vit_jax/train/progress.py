@@ -13,13 +13,15 @@ from vit_jax.train.goodput import Goodput
 
 log = logging.getLogger(__name__)
 
+_LEAST_FIRST = ("lr", "size", "wait", "speed", "loss", "left")  # parts of the line that narrow terminals lack
 _PAUSES = {"compiling": "compile", "evaluation": "evaluation", "saving": "checkpoint"}  # by part of the goodput
 
 
 class Progress:
   """Measures the speed of a training loop and shows it.
 
-  On a terminal one line is kept up to date at the bottom (rich); elsewhere a plain line is logged every `every` steps.
+  A plain line is logged every `every` steps; on a terminal one more is kept up to date at the bottom (rich), shortened
+  to its width.
 
       progress = Progress(total_steps, start_step=step, batch_size=64)
       for step in range(start + 1, total_steps + 1):
@@ -83,7 +85,7 @@ class Progress:
   def pausing(self, what: str = "") -> Iterator[None]:
     """Time inside (evaluation, checkpoint, pictures) counts for the ETA but not for images/s."""
     if self._live and what:
-      self._live.show(f"{self.line()}  [{what}]")
+      self._live.show(self.line(self._live.width, doing=what))
     start = self._clock()
     try:
       with self._counted(_PAUSES.get(what, "idle")):
@@ -101,28 +103,40 @@ class Progress:
     complete = step % self.every == 0 or step == self.total_steps
     if complete and step > self._window_step:
       self._measure(step)
-      if not self._live:
-        log.info(self.line())
+      log.info(self.line(self._live.width if self._live else None))
     if self._live:
-      self._live.show(self.line())
+      self._live.show(self.line(self._live.width))
     return complete
 
-  def line(self) -> str:
-    """The progress line: step, crop sizes where they vary, loss, learning rate, images/s, data wait, time left."""
-    parts = [f"step {self._last_step}/{self.total_steps} ({self._last_step / max(1, self.total_steps):.0%})"]
+  def line(self, width: int | None = None, *, doing: str = "") -> str:
+    """The progress line: step, crop sizes where they vary, loss, learning rate, images/s, data wait, time left.
+
+    Args:
+      width: characters there are: what matters least is left out until the rest fits; None: any number.
+      doing: what takes the time now.
+    """
+    share = f"{self._last_step / max(1, self.total_steps):.0%}"
+    parts = [("step", f"step {self._last_step}/{self.total_steps} ({share})")]
     sizes = [self._metrics[key] for key in ("global_size", "local_size", "gram_size") if key in self._metrics]
     if sizes:
-      parts.append(f"{'/'.join(f'{size:.0f}' for size in sizes)} px")
+      parts.append(("size", f"{'/'.join(f'{size:.0f}' for size in sizes)} px"))
     for name, value in self._metrics.items():
       if name == "loss" or name.endswith("/loss"):  # of several students, each its own
-        parts.append(f"{name.replace('/', ' ')} {float(value):.4f}")
+        parts.append(("loss", f"{name.replace('/', ' ')} {float(value):.4f}"))
     if "lr" in self._metrics:
-      parts.append(f"lr {float(self._metrics['lr']):.2e}")
+      parts.append(("lr", f"lr {float(self._metrics['lr']):.2e}"))
     if self.timing:
-      parts.append(f"{_three_digits(self.timing['images_per_second'])} images/s")
-      parts.append(f"data wait {self.timing['data_wait_share']:.0%}")
-      parts.append(f"ETA {duration(self.timing['eta_seconds'])}")
-    return "  ".join(parts)
+      parts.append(("speed", f"{_three_digits(self.timing['images_per_second'])} images/s"))
+      parts.append(("wait", f"data wait {self.timing['data_wait_share']:.0%}"))
+      parts.append(("left", f"ETA {duration(self.timing['eta_seconds'])}"))
+    if doing:
+      parts.append(("doing", f"[{doing}]"))
+    line = "  ".join(text for _, text in parts)
+    for least in _LEAST_FIRST:
+      while width is not None and len(line) > width and least in dict(parts):
+        del parts[max(i for i, (what, _) in enumerate(parts) if what == least)]
+        line = "  ".join(text for _, text in parts)
+    return line
 
   def close(self) -> None:
     """Gives the terminal back; the last line stays."""
@@ -133,8 +147,13 @@ class Progress:
   def __enter__(self) -> Progress:
     return self
 
-  def __exit__(self, *_) -> None:
-    self.close()
+  def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    try:
+      self.close()
+    except Exception as error:  # of a terminal that is gone, perhaps
+      if kind is None:
+        raise
+      log.warning("The progress line could not be closed: %s", error)
 
   def _measure(self, step: int) -> None:
     now = self._clock()
@@ -169,6 +188,11 @@ class _LiveLine:
     self._before = before
     for handler in self._moved:
       handler.setStream(sys.stderr)
+
+  @property
+  def width(self) -> int:
+    """Characters of the terminal, which may change."""
+    return self._live.console.width
 
   def show(self, line: str) -> None:
     from rich.text import Text

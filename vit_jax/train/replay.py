@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,11 @@ def replay(folder: str, overrides: Iterable[str] = ()) -> str:
   configs.validate(config)
   run = _run(config)
   state = _state(run, path)
-  with np.load(path / BATCH) as arrays:
-    batch = dict(arrays)
+  try:
+    with np.load(path / BATCH) as file:
+      batch = dict(file)
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    raise UserError(f"{path / BATCH}: is damaged ({error}); let the run come to this step again") from error
   views = _views_of(run, batch)
   batch = jax.device_put(batch, parallel.batch_sharding(run.mesh))
   log.info("Compiling the step with a look at every operation …")

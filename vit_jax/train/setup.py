@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,11 +23,13 @@ from vit_jax.config.fields import assign
 from vit_jax.data import levels
 from vit_jax.data.bands import image_channels
 from vit_jax.data.decode import BadImage, NeedsPackage, OtherChannels, UnknownRange, read_samples, scaled
+from vit_jax.data.evaluation_batches import fitting_crop_ratio
 from vit_jax.data.left_out import left_out_of
 from vit_jax.data.levels import Spread
 from vit_jax.data.limits import Limits
 from vit_jax.data.pipeline import Pipeline, make_pipeline
 from vit_jax.data.sources import Source, open_source, share_images, split_specs
+from vit_jax.data.subsets import keep
 from vit_jax.data.views import Views
 from vit_jax.data.views.multi_crop.masks import masked_patches
 from vit_jax.evaluation import EvaluationError, check_image_size
@@ -34,14 +37,15 @@ from vit_jax.methods import State
 from vit_jax.methods.dino import gram
 from vit_jax.methods.dino.views import RGB_ONLY
 from vit_jax.methods.settings import slow_quantization
-from vit_jax.parallel import lifeline, processes
+from vit_jax.parallel import ending, processes
 
 log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 # Keys that may change when a run goes on: they decide how it runs and what is kept, not what is learned.
 FREE = ("mesh.", "checkpoint.", "log.", "data.workers", "data.prefetch", "data.timeout", "data.cache_dir",
-        "compilation_cache")  # fmt: skip
+        "compilation_cache", "evaluation.crop_ratio")  # fmt: skip
+IMAGENET = 1_281_167  # images of ImageNet-1k, where the data are not there to be counted
 _TRIED = 8  # images that are looked at before the first compile
 MIN_LABELLED = 20  # images of which a tenth is worth a score
 
@@ -54,7 +58,7 @@ class Run:
     config: resolved: all durations in steps.
     method: the module of vit_jax.methods that trains.
     views: the crops and masks it asks for.
-    source: the training images; None where a step is only made again.
+    source: the training images; None where nothing is read of them.
     evaluation_sources: what is scored on, (train, test) specifications; test None: images held out from train;
       None: nothing, as configured or for want of labels.
     mesh: the devices.
@@ -87,30 +91,75 @@ def prepare(config: ConfigDict) -> Run:
     ConfigError: for whatever cannot work; one line that names the key.
   """
   configs.validate(config)
-  try:
-    method = methods.get(config.method)
-    method.views(config)  # what is wrong with the crops is said before the data are opened
+  with _config_errors():
+    methods.get(config.method).views(config)  # what is wrong with the crops is said before the data are opened
     source = open_source(config.data.source, cache_dir=config.data.cache_dir, limits=limits(config))
-    mesh = parallel.make_mesh(config.mesh)
-    resolved = configs.resolve(config, len(source), parallel.batch_shards(mesh))
-    views = placed(resolved, method.views(resolved), jax.default_backend())
+    run = fit(config, len(source))
+    resolved = run.config
+    for alone in methods.each_student(resolved).values():
+      _check_channels(alone, source)
+      _report_quantization(alone)
+    _report_repeats(resolved, len(source))
+    sources = _evaluation_sources(resolved, source)
+    if resolved.evaluation.crop_ratio is None:
+      resolved.evaluation.crop_ratio = _crop_ratio(resolved, source)
+  return dataclasses.replace(run, source=source, evaluation_sources=sources)
+
+
+def fit(
+  config: ConfigDict, num_examples: int, devices: Sequence[Any] | None = None, *, platform: str | None = None
+) -> Run:
+  """The run without its data: the model, crops, masks and groups that fit each other and the devices.
+
+  Args:
+    config: of the run, not resolved.
+    num_examples: images in its data.
+    devices: to train on (default: all).
+    platform: what they are (default: the backend of this process).
+
+  Raises:
+    ConfigError: for whatever cannot work; one line that names the key.
+  """
+  configs.validate(config)
+  with _config_errors():
+    method = methods.get(config.method)
+    method.views(config)
+    mesh = parallel.make_mesh(config.mesh, devices)
+    resolved = configs.resolve(config, num_examples, parallel.batch_shards(mesh))
+    views = placed(resolved, method.views(resolved), platform or jax.default_backend())
     if "gram" in views.variants()[0].sizes and not any(map(gram.enabled, methods.each_student(resolved).values())):
       log.warning("The gram crops are for Gram anchoring, which is off: set gram.source or gram.load_at.")
     sizes = {key: resolved[key] for key in ("batch_size", "loss_group_size")}
     for alone in methods.each_student(resolved).values():
       parallel.check_batch(mesh, **sizes, micro_batches=alone.micro_batches)
       _check_koleo(alone)
-      _check_channels(alone, source)
-      _report_quantization(alone)
-    _report_repeats(resolved, len(source))
     _check_masks(resolved, views)
     _check_evaluation_size(resolved, views)
-    sources = _evaluation_sources(resolved, source)
+    _given_sources(resolved)
+    return Run(resolved, method, views, source=None, evaluation_sources=None, mesh=mesh)
+
+
+def abstract_state(run: Run) -> State:
+  """The state's shapes, dtypes and shardings; nothing is allocated.
+
+  Raises:
+    MeshError: if the mesh leaves parameters whole that it should spread.
+  """
+  shapes = jax.eval_shape(lambda: run.init(jax.random.key(run.config.seed)))  # not even the key takes a device
+  parallel.check_spread(shapes, run.mesh)
+  shardings = parallel.state_shardings(shapes, run.mesh, zero=run.config.mesh.zero)
+  return jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings)
+
+
+@contextlib.contextmanager
+def _config_errors() -> Iterator[None]:
+  """What the rooms below say of a value, as errors of the config that has it."""
+  try:
+    yield
   except (ValueError, ImportError, FileNotFoundError) as error:
     if isinstance(error, ConfigError):
       raise
     raise ConfigError(str(error)) from error
-  return Run(resolved, method, views, source, sources, mesh)
 
 
 def limits(config: ConfigDict) -> Limits:
@@ -127,6 +176,7 @@ def open_pipeline(run: Run, local: parallel.LocalBatch, *, bad_records: Path | N
     bad_records: where unreadable images are listed; None: nowhere.
   """
   config, data = run.config, run.config.data
+  keep(run.source)  # its images are read in every epoch
   return make_pipeline(
     run.source,
     run.views,
@@ -169,6 +219,14 @@ def _check_evaluation_size(config: ConfigDict, views: Views) -> None:
     check_image_size(size, views.stride, "evaluation.image_size")
   except EvaluationError as error:
     raise ConfigError(f"{error}; None takes crops.global_size={config.crops.global_size}") from None
+
+
+def _crop_ratio(config: ConfigDict, source: Source) -> float:
+  """That which suits the images that are scored, or trained on where none are."""
+  if config.evaluation.train_source:
+    source = open_source(config.evaluation.train_source, cache_dir=config.data.cache_dir, limits=limits(config))
+  size = config.evaluation.image_size or config.crops.global_size
+  return fitting_crop_ratio(source, size, channels=config.model.in_channels, value_range=config.data.value_range)
 
 
 def _check_koleo(config: ConfigDict) -> None:
@@ -265,17 +323,8 @@ def _evaluation_sources(config: ConfigDict, source: Source) -> tuple[str, str | 
   """The labelled sources to score on: as configured, the splits of the training source, or parts of itself."""
   if not int(config.evaluation.every.split()[0]):
     return None
-  train, test = config.evaluation.train_source, config.evaluation.test_source
-  if train and test:
-    if share_images(train, test):
-      raise ConfigError(
-        f"evaluation.test_source={test!r}: holds images of evaluation.train_source={train!r}, each of which would be "
-        "its own nearest neighbour; name other images, or leave both None"
-      )
-    return train, test
-  if train or test:
-    given = "train_source" if train else "test_source"
-    raise ConfigError(f"evaluation.{given}={train or test!r}: give both evaluation.train_source and test_source")
+  if given := _given_sources(config):
+    return given
   spec = config.data.source
   splits = split_specs(spec)
   held_out = next((splits[name] for name in ("test", "validation", "val") if name in splits), None)
@@ -293,6 +342,22 @@ def _evaluation_sources(config: ConfigDict, source: Source) -> tuple[str, str | 
   return None
 
 
+def _given_sources(config: ConfigDict) -> tuple[str, str] | None:
+  """The sources to score on that a config names; None: it names none."""
+  train, test = config.evaluation.train_source, config.evaluation.test_source
+  if not int(config.evaluation.every.split()[0]) or not (train or test):
+    return None
+  if not (train and test):
+    given = "train_source" if train else "test_source"
+    raise ConfigError(f"evaluation.{given}={train or test!r}: give both evaluation.train_source and test_source")
+  if share_images(train, test):
+    raise ConfigError(
+      f"evaluation.test_source={test!r}: holds images of evaluation.train_source={train!r}, each of which would be "
+      "its own nearest neighbour; name other images, or leave both None"
+    )
+  return train, test
+
+
 def check_unchanged(config: ConfigDict, workdir: Path, *, accept_change: bool) -> list[str] | None:
   """Compares the resolved config with that of the run in the workdir.
 
@@ -302,7 +367,9 @@ def check_unchanged(config: ConfigDict, workdir: Path, *, accept_change: bool) -
   Raises:
     ConfigError: listing the differences, if the run was started with another config; keys of FREE are not refused.
   """
-  begun = _begun_with(workdir)
+  begun, problem = begun_with(workdir)
+  if problem and jax.process_index() == 0:
+    log.warning("%s", problem)
   if begun is None:
     return None
   changes = configs.difference(begun, config)
@@ -321,25 +388,45 @@ def check_unchanged(config: ConfigDict, workdir: Path, *, accept_change: bool) -
 
 
 def remember(config: ConfigDict, workdir: Path, *, accept_change: bool) -> None:
-  """Saves the resolved config in the workdir, unless it is there.
+  """Saves the resolved config in the workdir, unless it is there, whole.
 
   Raises:
     ConfigError: as `check_unchanged`.
   """
-  changes = check_unchanged(config, workdir, accept_change=accept_change)
-  if changes == [] and (workdir / CONFIG_FILE).exists():
+  check_unchanged(config, workdir, accept_change=accept_change)
+  if jax.process_index() != 0:
     return
-  if jax.process_index() == 0:
-    workdir.mkdir(parents=True, exist_ok=True)
-    configs.save(config, workdir / CONFIG_FILE)
-    for name, alone in methods.each_student(config).items():
-      if name:  # what distils this student alone; and its folder is its address for `load_model`
-        configs.save(alone, workdir / checkpoints.STUDENTS / name / CONFIG_FILE)
+  saved = {workdir / CONFIG_FILE: config}
+  for name, alone in methods.each_student(config).items():
+    if name:  # what distils this student alone; and its folder is its address for `load_model`
+      saved[workdir / checkpoints.STUDENTS / name / CONFIG_FILE] = alone
+  for path, content in saved.items():
+    if not _holds(path, content):
+      configs.save(content, path)
+
+
+def _holds(path: Path, config: ConfigDict) -> bool:
+  try:
+    return not configs.difference(configs.read(path), config)
+  except ConfigError:  # none is there, or another's; or it is damaged
+    return False
+
+
+def compare_checkpoint(config: ConfigDict, saved: dict[str, Any], step: int) -> None:
+  """Says where a checkpoint is of another config than its run: by a change that was accepted, or as another's link."""
+  try:
+    changes = configs.difference(configs.from_dict(saved), config)
+  except ConfigError:
+    return  # saved by another version, which knew other keys
+  changes = [change for change in changes if not change.startswith((*FREE, "distillation.teacher:"))]
+  if changes and jax.process_index() == 0:
+    more = f" and {len(changes) - 5} more" if len(changes) > 5 else ""
+    log.warning("Checkpoint %d was saved with another config: %s%s.", step, "; ".join(changes[:5]), more)
 
 
 def grouped_as_begun(config: ConfigDict, workdir: Path) -> ConfigDict:
   """The config with the group sizes of the run in the workdir, where it leaves them to the devices of the beginning."""
-  begun = _begun_with(workdir)
+  begun, _ = begun_with(workdir)
   if begun is None or config.loss_group_size is not None or config.batch_size != begun.batch_size:
     return config
   config, given = config.copy_and_resolve_references(), configs.flatten(config)
@@ -349,14 +436,26 @@ def grouped_as_begun(config: ConfigDict, workdir: Path) -> ConfigDict:
   return config
 
 
-def _begun_with(workdir: Path) -> ConfigDict | None:
-  """The config of the run in a workdir: of its file or, where that is missing, of its newest checkpoint."""
-  if (workdir / CONFIG_FILE).exists():
-    return configs.read(workdir / CONFIG_FILE)
+def begun_with(workdir: Path) -> tuple[ConfigDict | None, str]:
+  """The config of the run in a workdir: of its file or, where that is missing or damaged, of its newest checkpoint.
+
+  Returns:
+    The config, None where there is no run; and what is wrong with the file, for people, empty if nothing.
+  """
+  path, problem = workdir / CONFIG_FILE, ""
+  if path.exists():
+    try:
+      return configs.read(path), ""
+    except configs.DamagedConfig as error:
+      problem = str(error.__cause__)
   if checkpoints.latest(workdir) is None:
-    return None
+    return None, f"{problem}; no step was saved, so the run begins with the config given, and writes it" * bool(problem)
   meta = checkpoints.read_meta(workdir)
-  return configs.from_dict(meta["config"], where=f"checkpoint {meta['step']}: ")
+  problem = problem or f"{path}: is missing"
+  return (
+    configs.from_dict(meta["config"], where=f"checkpoint {meta['step']}: "),
+    f"{problem}; going on with the config that checkpoint {meta['step']} holds, and writing the file again",
+  )
 
 
 def _own_part(run: Run) -> str | None:
@@ -366,7 +465,7 @@ def _own_part(run: Run) -> str | None:
   rows = parallel.LocalBatch(parallel.batch_sharding(run.mesh)).parts(run.config.batch_size)
   devices = jax.local_device_count()
   return (
-    f"{len(rows)} images of a batch (rows {lifeline.ranges(rows)}) for {devices} device{'s' if devices > 1 else ''}"
+    f"{len(rows)} images of a batch (rows {ending.ranges(rows)}) for {devices} device{'s' if devices > 1 else ''}"
   )
 
 

@@ -8,20 +8,26 @@
 
 The metrics file is resume-exact: a run that was killed and resumed from step s drops every line beyond s when it
 reopens the file, and what it writes next makes the file equal, byte for byte, to that of a run that was never killed.
+A run ends when it cannot write its metrics; without the rest it goes on, and says once what it could not write.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from vit_jax import files
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +57,7 @@ class Writers:
     self.workdir = Path(workdir)
     self._active = active
     self._events = None
+    self._failed: set[str] = set()  # what could not be written, and was said to be
     if not active:
       return
     self.workdir.mkdir(parents=True, exist_ok=True)
@@ -61,11 +68,14 @@ class Writers:
 
   def scalars(self, step: int, values: Mapping[str, Any]) -> None:
     """Records deterministic values of a step (numbers or arrays of one element)."""
-    self._numbers("_metrics", step, values)
+    if self._active:
+      self._to_tensorboard(step, self._metrics.write(step, values))
 
   def timing(self, step: int, values: Mapping[str, Any]) -> None:
     """Records values that depend on the clock or the machine; kept out of metrics.jsonl."""
-    self._numbers("_timing", step, values)
+    if self._active:
+      with self._optional("timing.jsonl"):
+        self._to_tensorboard(step, self._timing.write(step, values))
 
   def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
     """Writes pictures, uint8 [H, W, 3] or [H, W], as pictures/NAME_STEP.png."""
@@ -77,54 +87,71 @@ class Writers:
         raise ValueError(
           f"picture {name!r} is {picture.dtype} {picture.shape}: expected uint8 [height, width, 3] or [height, width]."
         )
-      path = self.workdir / "pictures" / f"{_file_name(name)}_{step:07d}.png"
-      path.parent.mkdir(exist_ok=True)
-      partial = path.with_suffix(".partial")
-      Image.fromarray(picture).save(partial, format="PNG")
-      os.replace(partial, path)
-      if self._events is not None:
-        self._events.add_image(name, picture, step, dataformats="HWC" if picture.ndim == 3 else "HW")
+      with self._optional("pictures"):
+        encoded = io.BytesIO()
+        Image.fromarray(picture).save(encoded, format="PNG")
+        path = self.workdir / "pictures" / f"{_file_name(name)}_{step:07d}.png"
+        path.parent.mkdir(exist_ok=True)
+        files.write_bytes(path, encoded.getvalue())
+        if self._events is not None:
+          self._events.add_image(name, picture, step, dataformats="HWC" if picture.ndim == 3 else "HW")
 
   def text(self, step: int, texts: Mapping[str, str]) -> None:
     """Writes texts (Markdown) as text/NAME.md; the newest version of each stays."""
     if not self._active:
       return
     for name, text in texts.items():
-      path = self.workdir / "text" / f"{_file_name(name)}.md"
-      path.parent.mkdir(exist_ok=True)
-      _write_atomically(path, text.encode())
-      if self._events is not None:
-        self._events.add_text(name, text, step)
+      with self._optional("text"):
+        path = self.workdir / "text" / f"{_file_name(name)}.md"
+        path.parent.mkdir(exist_ok=True)
+        files.write_text(path, text)
+        if self._events is not None:
+          self._events.add_text(name, text, step)
 
   def flush(self) -> None:
     """Puts everything on the disk. Call it before saving a checkpoint of the same step: then no line that the
     checkpoint has seen can be lost, not even to a power cut."""
     if self._active:
       self._metrics.sync()
-      self._timing.sync()
-      if self._events is not None:
-        self._events.flush()
+      with self._optional("timing.jsonl"):
+        self._timing.sync()
+        if self._events is not None:
+          self._events.flush()
 
   def close(self) -> None:
     """Flushes and closes all files; closing twice is allowed."""
-    if self._active:
+    if not self._active:
+      return
+    with contextlib.ExitStack() as stack:  # whatever fails, the others are closed
+      stack.callback(setattr, self, "_active", False)
+      for file in (self._metrics, self._timing, self._events):
+        if file is not None:
+          stack.callback(file.close)
       self.flush()
-      self._metrics.close()
-      self._timing.close()
-      if self._events is not None:
-        self._events.close()
-      self._active = False
 
   def __enter__(self) -> Writers:
     return self
 
-  def __exit__(self, *_) -> None:
-    self.close()
+  def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    try:
+      self.close()
+    except Exception as error:
+      if kind is None:
+        raise
+      log.warning("The metrics could not be closed: %s", error)  # the error on its way says more
 
-  def _numbers(self, file: str, step: int, values: Mapping[str, Any]) -> None:
-    if not self._active:
-      return
-    numbers = getattr(self, file).write(step, values)
+  @contextlib.contextmanager
+  def _optional(self, what: str) -> Iterator[None]:
+    """Around writing what the run can do without."""
+    try:
+      yield
+    except OSError as error:
+      if what not in self._failed:
+        self._failed.add(what)
+        reason = error.strerror or error
+        log.warning("%s: cannot be written (%s); the run goes on without.", self.workdir / what, reason)
+
+  def _to_tensorboard(self, step: int, numbers: Mapping[str, int | float]) -> None:
     if self._events is not None:
       for name, value in numbers.items():
         self._events.add_scalar(name, value, step)
@@ -151,7 +178,7 @@ class JsonLines:
       numbers = {name: value for name, value in numbers.items() if name not in self._recorded}
     if numbers:
       line = {"step": step} | {name: _encode(value) for name, value in numbers.items()}
-      self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+      files.append(self._file.fileno(), json.dumps(line, allow_nan=False).encode() + b"\n")
     return numbers
 
   def sync(self) -> None:
@@ -162,44 +189,68 @@ class JsonLines:
     self._file.close()
 
 
-def read_lines(path: str | os.PathLike) -> list[dict[str, int | float]]:
-  """The lines of a metrics file, with "nan" and "inf" as floats again; a torn last line is left out."""
-  path = Path(path)
-  if not path.exists():
+def read_lines(path: str | os.PathLike, *, say: bool = True) -> list[dict[str, int | float]]:
+  """The lines of a metrics file, with "nan" and "inf" as floats again; a torn last line is left out.
+
+  Args:
+    path: the file.
+    say: log which other lines cannot be read.
+
+  Raises:
+    DamagedFile: if the file as a whole cannot be read.
+  """
+  try:
+    found = _read(Path(path))
+  except FileNotFoundError:
     return []
-  lines = [record for _, record in _parse(path)]
-  return [{name: _NON_FINITE.get(value, value) for name, value in line.items()} for line in lines]
+  for error in found.bad if say else ():
+    log.warning("%s; left out.", error)
+  return [{name: _NON_FINITE.get(value, value) for name, value in line.items()} for _, line in found.good]
 
 
 def _rewind(path: Path, resume_step: int | None) -> set[str]:
   """Removes torn lines and lines beyond `resume_step`; returns the names recorded at that very step."""
-  if not path.exists():
+  try:
+    found = _read(path)
+  except FileNotFoundError:
     return set()
-  lines = _parse(path)
+  if found.bad:
+    kept_as = path.with_name(f"{path.name}.damaged")
+    shutil.copyfile(path, kept_as)
+    for error in found.bad:
+      log.warning("%s; the line is left out, and the file as it was kept as %s.", error, kept_as)
+  if found.torn is not None:
+    log.warning("%s: torn by a crash, and cut off.", found.torn)
+  lines = found.good
   if resume_step is not None:
     lines = [(raw, record) for raw, record in lines if record["step"] <= resume_step]
   kept = b"".join(raw for raw, _ in lines)
   if len(kept) != path.stat().st_size:
-    _write_atomically(path, kept)
+    files.write_bytes(path, kept)
   return {name for _, record in lines if record["step"] == resume_step for name in record}
 
 
-def _parse(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
-  """The readable lines of a file as (raw bytes, record); says which lines it could not read."""
-  parsed, torn = [], []
-  for number, raw in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
-    try:
-      record = json.loads(raw)
-      complete = raw.endswith(b"\n") and isinstance(record["step"], int)
-    except (ValueError, KeyError, TypeError):
-      complete = False
-    if complete:
-      parsed.append((raw, record))
-    else:
-      torn.append(number)
-  if torn:
-    log.warning("%s: leaving out unreadable line(s) %s, torn by a crash.", path, ", ".join(map(str, torn)))
-  return parsed
+def _read(path: Path) -> files.Lines:
+  try:
+    return files.read_json_lines(path, _problem)
+  except files.DamagedFile as error:
+    raise files.DamagedFile(path, error.reason, advice="move it away, and the run begins another") from error
+
+
+def _problem(record: Any) -> str | None:
+  """What is wrong with a line of metrics."""
+  if not isinstance(record, dict):
+    return "is no object of JSON"
+  if type(record.get("step")) is not int:
+    return "has no step"
+  wrong = [name for name, value in record.items() if not _is_number(value)]
+  return f"has no number for {wrong[0]!r}" if wrong else None
+
+
+def _is_number(value: Any) -> bool:
+  if isinstance(value, str):
+    return value in _NON_FINITE
+  return isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 63)
 
 
 def _number(name: str, value: Any) -> int | float:
@@ -224,15 +275,6 @@ def _file_name(name: str) -> str:
   return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
-  partial = path.with_name(path.name + ".partial")
-  with open(partial, "wb") as file:
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(partial, path)
-
-
 def _open_tensorboard(directory: Path, resume_step: int | None):
   try:
     from tensorboardX import SummaryWriter
@@ -242,5 +284,30 @@ def _open_tensorboard(directory: Path, resume_step: int | None):
       "or set log.tensorboard=False. metrics.jsonl holds every value in any case."
     )
     return None
-  # Events beyond the restored step are hidden by TensorBoard when it meets the purge mark.
-  return SummaryWriter(str(directory), purge_step=None if resume_step is None else resume_step + 1)
+  try:
+    # Events beyond the restored step are hidden by TensorBoard when it meets the purge mark.
+    writer = SummaryWriter(str(directory), purge_step=None if resume_step is None else resume_step + 1)
+  except OSError as error:
+    log.warning("No TensorBoard files: %s cannot be written (%s).", directory, error.strerror or error)
+    return None
+  # Its thread would die of a full disk, and whoever writes the next events wait for it for ever.
+  events = writer.file_writer.event_writer._ev_writer
+  said: list[str] = []
+  for name in ("write_event", "flush", "close"):
+    setattr(events, name, _surviving(getattr(events, name), directory, said))
+  return writer
+
+
+def _surviving(write: Callable[..., Any], directory: Path, said: list[str]) -> Callable[..., Any]:
+  """The function, which says once that the disk refuses, and goes on."""
+
+  def call(*args: Any) -> Any:
+    try:
+      return write(*args)
+    except OSError as error:
+      if not said:
+        said.append(str(error))
+        log.warning("%s: cannot be written (%s); the run goes on without.", directory, error.strerror or error)
+      return None
+
+  return call

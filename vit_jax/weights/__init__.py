@@ -5,13 +5,22 @@ tensor at a time where they are lazy; `files` reads and writes safetensors, `pth
 `infer` say which architecture a file holds.
 """
 
-from vit_jax.weights.convert import LAYOUTS, from_state_dict, lazy_state_dict, parameter_shapes, select, to_state_dict
+from vit_jax.weights.convert import (
+  LAYOUTS,
+  check_parameters,
+  from_state_dict,
+  lazy_state_dict,
+  parameter_shapes,
+  select,
+  to_state_dict,
+)
 from vit_jax.weights.errors import WeightMismatch, WeightsError
 
 __all__ = [
   "LAYOUTS",
   "WeightMismatch",
   "WeightsError",
+  "check_parameters",
   "from_state_dict",
   "lazy_state_dict",
   "parameter_shapes",

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from vit_jax.weights.finite import is_finite
 from vit_jax.weights.layout import Row, Shape
 
 Index = tuple[slice, ...]
@@ -20,6 +21,11 @@ class Slot(NamedTuple):
   row: Row
   layer: int | None
   shape: Shape  # of the parameter's slice that the tensor holds
+
+  @property
+  def name(self) -> str:
+    """The tensor's name."""
+    return self.row.name.format(i=self.layer)
 
   @property
   def file_shape(self) -> Shape:
@@ -56,8 +62,13 @@ class Parameter(NamedTuple):
   dtype: np.dtype
   sources: list[tuple[Any, Slot]]
 
-  def read(self, index: Index | None = None) -> np.ndarray:
-    """The values of a part of it (None: of all); besides them, one tensor is in memory at a time."""
+  def read(self, index: Index | None = None, nonfinite: set[str] | None = None) -> np.ndarray:
+    """The values of a part of it (None: of all); besides them, one tensor is in memory at a time.
+
+    Args:
+      index: the part.
+      nonfinite: gets the names of the tensors that hold NaN or infinity there.
+    """
     index = (slice(None),) * len(self.shape) if index is None else index
     ranges = [range(*part.indices(size)) for part, size in zip(index, self.shape, strict=True)]
     out = np.zeros([len(r) for r in ranges], self.dtype)  # what no tensor holds is zero
@@ -66,16 +77,18 @@ class Parameter(NamedTuple):
       if all(number in ranges[axis] for axis, number in place.items()):
         inside = tuple(place[axis] - r.start if axis in place else slice(None) for axis, r in enumerate(ranges))
         out[inside] = slot.from_file(tensor, tuple(part for axis, part in enumerate(index) if axis not in place))
+        if nonfinite is not None and not is_finite(out[inside]):
+          nonfinite.add(slot.name)
     return out
 
-  def put(self, sharding: jax.sharding.Sharding) -> jax.Array:
+  def put(self, sharding: jax.sharding.Sharding, nonfinite: set[str] | None = None) -> jax.Array:
     """It on devices, one shard after the other: the host has one in memory, and what JAX has not let go of yet."""
     placed = [(str(index), index, d) for d, index in sharding.addressable_devices_indices_map(self.shape).items()]
     placed.sort(key=lambda entry: entry[0])
     shards = []
     for _, same in itertools.groupby(placed, key=lambda entry: entry[0]):  # the devices that hold one shard
       _, indices, devices = zip(*same, strict=True)
-      values = self.read(indices[0])
+      values = self.read(indices[0], nonfinite)
       shards += [jax.device_put(values, device).block_until_ready() for device in devices]
       del values  # before the next is read
     return jax.make_array_from_single_device_arrays(self.shape, sharding, shards)

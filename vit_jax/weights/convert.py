@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,10 +16,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vit_jax.models import ProjectionHead
+from vit_jax.weights import bounds
 from vit_jax.weights.assembly import Parameter, Slot, maker
 from vit_jax.weights.dinov2 import DINOV2
 from vit_jax.weights.dinov3 import DINOV3
 from vit_jax.weights.errors import WeightMismatch, WeightsError
+from vit_jax.weights.finite import named
 from vit_jax.weights.hf import HF_DINOV3
 from vit_jax.weights.hf_convnext import HF_DINOV3_CONVNEXT
 from vit_jax.weights.hf_dinov2 import HF_DINOV2
@@ -54,7 +57,8 @@ def from_state_dict(
 
   Buffers that follow from the model's attributes (rotary periods, bias masks) are checked where the state dict has
   them. Narrow types are widened to the model's `param_dtype`; float64 stays float64 where jax's x64 mode is on. Of a
-  file that holds more than a backbone by design (a classifier), the rest is left out, and the log says so.
+  file that holds more than a backbone by design (a classifier), the rest is left out, and the log says so; it warns of
+  tensors that hold NaN or infinity.
 
   Args:
     state_dict: tensor names → arrays or lazy tensors. Take a part of a larger one with `select` first.
@@ -69,10 +73,14 @@ def from_state_dict(
   Raises:
     WeightMismatch: if a tensor is missing, extra, misshapen, or a buffer contradicts the model; lists all of them.
   """
-  loaded = {
-    path: jnp.asarray(parameter.read()) if sharding is None else parameter.put(sharding(path, parameter.shape))
-    for path, parameter in _parameters(state_dict, model, layout).items()
-  }
+  loaded, bad = {}, set()
+  for path, parameter in _parameters(state_dict, model, layout).items():
+    if sharding is None:
+      loaded[path] = jnp.asarray(parameter.read(nonfinite=bad))
+    else:
+      loaded[path] = parameter.put(sharding(path, parameter.shape), bad)
+  if bad:
+    _log.warning("There is %s: what the model computes will hold it, too.", named(sorted(bad)))
   return unflatten_dict(loaded, sep="/")
 
 
@@ -105,14 +113,7 @@ def lazy_state_dict(params: Mapping[str, Any], model: nn.Module, layout: str = "
     WeightMismatch: if the parameters are not those of the model, or the layout cannot hold them; lists all of them.
   """
   table = _layout(layout, model)
-  given = flatten_dict(dict(params), sep="/")
-  width = np.shape(given["fc1/kernel"])[0] if "fc1/kernel" in given else 1
-  shapes = _parameter_shapes(model, width)
-  problems = _compare(given, shapes)
-  if problems:
-    raise WeightMismatch(
-      f"{len(problems)} parameters are not those of the {type(model).__name__}:\n" + "\n".join(problems)
-    )
+  shapes, given = check_parameters(params, model), flatten_dict(dict(params), sep="/")
   tensors: dict[str, LazyTensor] = {}
   for name, slots in _slots(table, layout, model, shapes).items():
     parts = [(given[slot.row.path], slot) for slot in slots]
@@ -120,6 +121,23 @@ def lazy_state_dict(params: Mapping[str, Any], model: nn.Module, layout: str = "
   for buffer in table.buffers(model):
     tensors[buffer.name] = LazyTensor(buffer.value.shape, buffer.value.dtype, functools.partial(np.array, buffer.value))
   return tensors
+
+
+def check_parameters(params: Mapping[str, Any], model: nn.Module) -> dict[str, Shape]:
+  """The shapes by path of the parameters of a model, which those given are.
+
+  Raises:
+    WeightMismatch: if they are not; lists all of them.
+  """
+  given = flatten_dict(dict(params), sep="/")
+  width = np.shape(given["fc1/kernel"])[0] if "fc1/kernel" in given else 1
+  shapes = model_shapes(model, width)
+  problems = _compare(given, shapes)
+  if problems:
+    raise WeightMismatch(
+      f"{len(problems)} parameters are not those of the {type(model).__name__}:\n" + "\n".join(problems)
+    )
+  return shapes
 
 
 def select(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -143,7 +161,8 @@ def _parameters(state_dict: Mapping[str, Any], model: nn.Module, layout: str) ->
   """The parameters of a model by path, checked, not yet read."""
   table = _layout(layout, model)
   state_dict = _backbone_only(state_dict, table)
-  shapes = _parameter_shapes(model, _input_width(state_dict, table, model))
+  bounds.check_architecture(model, state_dict)
+  shapes = model_shapes(model, _input_width(state_dict, table, model))
   slots = _slots(table, layout, model, shapes)
   required = {name: found[0].file_shape for name, found in slots.items() if not found[0].row.copy}
   copies = {name: found[0] for name, found in slots.items() if name not in required and name in state_dict}
@@ -154,7 +173,7 @@ def _parameters(state_dict: Mapping[str, Any], model: nn.Module, layout: str) ->
     hint = _prefix_hint(state_dict, slots)
     raise WeightMismatch(
       f"{len(problems)} tensors of the state dict do not fit the {type(model).__name__} (layout {layout!r}); check the "
-      "model's attributes:\n" + "\n".join(problems) + hint
+      "model's attributes:\n" + "\n".join(_condensed(problems)) + hint
     )
   for name, slot in copies.items():
     original = next(other for other in required if slots[other][0].row.path == slot.row.path)
@@ -187,13 +206,20 @@ def _backbone_only(state_dict: Mapping[str, Any], table: Layout) -> Mapping[str,
   return {name: value for name, value in state_dict.items() if name not in outside}
 
 
-def _parameter_shapes(model: nn.Module, width: int) -> dict[str, Shape]:
-  """Shapes of all parameters by path; `width` is the input of a head."""
+def model_shapes(model: nn.Module, width: int = 1) -> dict[str, Shape]:
+  """Shapes of all parameters of a model by path; `width` is the input of a head.
+
+  Raises:
+    WeightsError: if its attributes do not make a model.
+  """
   if isinstance(model, ProjectionHead):
     example = jax.ShapeDtypeStruct((1, width), jnp.float32)
   else:
     example = jax.ShapeDtypeStruct((1, model.stride, model.stride, model.in_channels), jnp.float32)
-  variables = jax.eval_shape(model.init, jax.random.key(0), example)
+  try:
+    variables = jax.eval_shape(model.init, jax.random.key(0), example)
+  except (ValueError, TypeError, ArithmeticError) as error:  # of attributes out of a file, of whatever values
+    raise WeightsError(f"its attributes make no {type(model).__name__}: {error}") from error
   return {path: leaf.shape for path, leaf in flatten_dict(variables["params"], sep="/").items()}
 
 
@@ -237,6 +263,21 @@ def _compare(
     elif not jnp.issubdtype(value.dtype, jnp.floating):
       problems.append(f"  type: {name} is {value.dtype}, expected floating-point numbers")
   return problems
+
+
+def _condensed(problems: list[str]) -> list[str]:
+  """The same with one line for what is wrong in the same way with more than three blocks."""
+  groups: dict[str, list[str]] = {}
+  for problem in problems:
+    groups.setdefault(re.sub(r"\.\d+\.", ".{i}.", problem, count=1), []).append(problem)
+  lines = []
+  for kind, members in groups.items():
+    numbers = [int(match[1]) for member in members if (match := re.search(r"\.(\d+)\.", member))]
+    if len(members) > 3:
+      lines.append(f"{kind}, for {len(members)} i from {min(numbers)} to {max(numbers)}")
+    else:
+      lines += members
+  return lines
 
 
 def _contradictions(found: Mapping[str, Any], buffers: Mapping[str, Buffer]) -> list[str]:

@@ -21,6 +21,11 @@ _ROWS = (
 )
 
 
+def resizing(num_registers: int) -> dict[str, Any]:
+  """How the repository resizes positions: the attributes of a `PositionTable`."""
+  return dict(antialias=True, offset=0.0) if num_registers else dict(antialias=False, offset=0.1)
+
+
 def _rows(model: Any) -> tuple[Row, ...]:
   return _ROWS
 

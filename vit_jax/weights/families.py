@@ -12,13 +12,18 @@ from vit_jax.weights import hf_config, hf_convnext, hf_dinov2, hf_vit
 from vit_jax.weights.errors import WeightsError
 from vit_jax.weights.family import Family
 
+_DINOV2 = Family(
+  "hf_dinov2", VisionTransformer, hf_dinov2.to_attributes, hf_dinov2.to_config, resizing=hf_dinov2.resizing
+)
+_VIT = Family("hf_vit", VisionTransformer, hf_vit.to_attributes, hf_vit.to_config, False, hf_vit.resizing)
+
 FAMILIES: dict[str, Family] = {
   hf_config.MODEL_TYPE: Family("hf_dinov3", VisionTransformer, hf_config.to_attributes, hf_config.to_config, True),
   hf_convnext.MODEL_TYPE: Family("hf_dinov3_convnext", ConvNeXt, hf_convnext.to_attributes, hf_convnext.to_config),
-  hf_dinov2.MODEL_TYPE: Family("hf_dinov2", VisionTransformer, hf_dinov2.to_attributes, hf_dinov2.to_config),
-  hf_dinov2.WITH_REGISTERS: Family("hf_dinov2", VisionTransformer, hf_dinov2.to_attributes, hf_dinov2.to_config, True),
-  hf_vit.MODEL_TYPE: Family("hf_vit", VisionTransformer, hf_vit.to_attributes, hf_vit.to_config, False),
-  hf_vit.DISTILLED: Family("hf_vit", VisionTransformer, hf_vit.to_attributes, hf_vit.to_config, False),
+  hf_dinov2.MODEL_TYPE: _DINOV2,
+  hf_dinov2.WITH_REGISTERS: _DINOV2._replace(masking=True),
+  hf_vit.MODEL_TYPE: _VIT,
+  hf_vit.DISTILLED: _VIT,
 }
 
 
@@ -42,4 +47,4 @@ def family_of_model(model: nn.Module) -> Family:
     return FAMILIES[hf_config.MODEL_TYPE]
   if model.layer_scale is None:
     return FAMILIES[hf_vit.MODEL_TYPE]
-  return FAMILIES[hf_dinov2.WITH_REGISTERS if model.num_registers else hf_dinov2.MODEL_TYPE]
+  return FAMILIES[hf_dinov2.WITH_REGISTERS if hf_dinov2.has_registers(model) else hf_dinov2.MODEL_TYPE]

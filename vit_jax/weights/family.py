@@ -21,6 +21,7 @@ class Family(NamedTuple):
     to_attributes: from a config.json to the attributes of our class.
     to_config: from a model and its nominal image size to a config.json.
     masking: whether its files have a mask token; None: both.
+    resizing: how it resizes the positions of a model, as attributes of a `PositionTable`; None: it has none.
   """
 
   layout: str
@@ -28,6 +29,7 @@ class Family(NamedTuple):
   to_attributes: Callable[[Mapping[str, Any]], dict[str, Any]]
   to_config: Callable[[Any, int], dict[str, Any]]
   masking: bool | None = None
+  resizing: Callable[[Any], dict[str, Any]] | None = None
 
 
 # What the Vision Transformers of Hugging Face say with the same value under another name: ours: theirs.
@@ -92,6 +94,13 @@ def table_deviations(table: PositionTable | None, **how: Any) -> list[str]:
   wanted = dict(kind="learned", prefix="cls", antialias=False, offset=0.0) | how
   different = {name: value for name, value in dataclasses.asdict(table).items() if wanted.get(name, value) != value}
   return [f"position_table.{name}={value!r} (only {wanted[name]!r})" for name, value in different.items()]
+
+
+def square_deviations(table: PositionTable | None) -> list[str]:
+  """A grid that is no square, as text, for those who take every grid of positions for one (DINOv2 everywhere)."""
+  if table is None or table.grid[0] == table.grid[1]:
+    return []
+  return [f"position_table.grid={table.grid} (only squares)"]
 
 
 def refuse(family: str, problems: list[str]) -> None:

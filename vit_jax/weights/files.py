@@ -7,17 +7,19 @@ and the values of the tensors, one after the other.
 from __future__ import annotations
 
 import json
+import math
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import safetensors
 
-from vit_jax.weights.errors import WeightsError
+from vit_jax.weights.errors import WeightsError, reading, shown
 from vit_jax.weights.lazy import LazyTensor, map_file
+from vit_jax.weights.texts import check_no_pointer, read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -36,7 +38,7 @@ _DTYPES = {
   "U8": np.dtype(np.uint8),
   "BOOL": np.dtype(np.bool_),
 }
-_POINTER = b"version https://git-lfs.github.com"
+_MOST_HEADER = 32 * 2**20  # bytes: of a tensor it takes about 100
 
 
 def open_safetensors(path: pathlib.Path | str) -> dict[str, LazyTensor]:
@@ -53,7 +55,7 @@ def open_safetensors(path: pathlib.Path | str) -> dict[str, LazyTensor]:
     return _open(path / SINGLE)
   if not (path / INDEX).exists():
     raise FileNotFoundError(f"{path} has neither {SINGLE} nor {INDEX}.")
-  return _open_shards(path)
+  return open_shards(path / INDEX, _open)
 
 
 def read_safetensors(path: pathlib.Path | str) -> dict[str, np.ndarray]:
@@ -113,15 +115,6 @@ def write_sharded(folder: pathlib.Path, tensors: Mapping[str, Any], max_shard_si
   (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def check_no_pointer(path: pathlib.Path) -> None:
-  """Raises a WeightsError if a file is what Git LFS leaves in place of a large file that was not fetched."""
-  with path.open("rb") as file:
-    if file.read(len(_POINTER)) == _POINTER:
-      raise WeightsError(
-        f"{path} is a Git LFS pointer, not the weights: fetch them with `git lfs pull` in its repository."
-      )
-
-
 def _divide(tensors: Mapping[str, Any], limit: int) -> list[list[str]]:
   """The names, in order, in groups of at most `limit` bytes."""
   if limit < 1:
@@ -137,22 +130,46 @@ def _divide(tensors: Mapping[str, Any], limit: int) -> list[list[str]]:
   return groups
 
 
-def _open_shards(folder: pathlib.Path) -> dict[str, LazyTensor]:
-  index = folder / INDEX
-  try:
-    places = dict(json.loads(index.read_text())["weight_map"])
-  except (ValueError, KeyError, TypeError) as error:
-    raise WeightsError(f"{index} is not an index of shards: {error!r}.") from error
+def open_shards(
+  index: pathlib.Path, open_file: Callable[[pathlib.Path], Mapping[str, Any]], *, strict: bool = True
+) -> dict[str, Any]:
+  """The tensors of the files that an index names, beside it.
+
+  Args:
+    index: a JSON file whose `weight_map` says in which file each tensor is.
+    open_file: opens one of the files.
+    strict: refuse files that hold more than the index says.
+
+  Raises:
+    WeightsError: if the index and the files disagree.
+  """
+  folder, places = index.parent, _weight_map(index)
   files = sorted(set(places.values()))
   absent = [file for file in files if not (folder / file).exists()]
   if absent:
     raise WeightsError(f"{folder} lacks {len(absent)} of the {len(files)} files of its index: {', '.join(absent)}.")
-  found = {file: _open(folder / file) for file in files}
-  lost = [f"{name} (in {file})" for name, file in places.items() if name not in found[file]]
-  lost += [f"{name} of {file} (not in the index)" for file in files for name in found[file] if name not in places]
+  found = {file: open_file(folder / file) for file in files}
+  lost = [f"{shown(name)} (in {file})" for name, file in places.items() if name not in found[file]]
+  if strict:
+    more = [(file, name) for file in files for name in found[file] if name not in places]
+    lost += [f"{shown(name)} of {file} (not in the index)" for file, name in more]
   if lost:
     raise WeightsError(f"{index} and its files disagree: " + "; ".join(sorted(lost)) + ".")
   return {name: found[file][name] for name, file in places.items()}
+
+
+def _weight_map(index: pathlib.Path) -> dict[str, str]:
+  """Which file each tensor is in; all of them files of the same folder."""
+  try:
+    places = dict(read_json(index)["weight_map"])
+    outside = [file for file in places.values() if pathlib.PurePath(file).name != file or file in ("", "..")]
+  except (WeightsError, KeyError, TypeError, ValueError) as error:
+    if "LFS" in str(error):
+      raise
+    raise WeightsError(f"{index} is not an index of shards: {shown(repr(error))}.") from error
+  if outside:
+    raise WeightsError(f"{index} is not an index of shards: {shown(outside[0])} is not a file beside it.")
+  return places
 
 
 def _open(path: pathlib.Path) -> dict[str, LazyTensor]:
@@ -169,19 +186,27 @@ def _header(path: pathlib.Path) -> tuple[dict[str, Any], int]:
   if not path.exists():
     raise FileNotFoundError(f"there is no file {path}.")
   check_no_pointer(path)
+  with reading(path), path.open("rb") as file:
+    if int.from_bytes(file.read(8), "little") > max(_MOST_HEADER, path.stat().st_size // 64):
+      raise WeightsError(f"{path} is not a readable safetensors file, or it is cut short: its header is too long.")
   try:
     with safetensors.safe_open(os.fspath(path), framework="numpy"):
       pass
   except safetensors.SafetensorError as error:
     raise WeightsError(f"{path} is not a readable safetensors file, or it is cut short: {error}.") from error
-  with path.open("rb") as file:
+  with reading(path), path.open("rb") as file:
     length = int.from_bytes(file.read(8), "little")
     return json.loads(file.read(length)), 8 + length
 
 
 def _tensor(path: pathlib.Path, name: str, entry: Mapping[str, Any], start: int) -> LazyTensor:
   if entry["dtype"] not in _DTYPES:
-    raise WeightsError(f"{path} holds {name} as {entry['dtype']}, which is not read; {', '.join(_DTYPES)} are.")
+    raise WeightsError(f"{path} holds {shown(name)} as {entry['dtype']}, which is not read; {', '.join(_DTYPES)} are.")
   dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
-  place, size = start + entry["data_offsets"][0], int(np.prod(shape, dtype=np.int64))
-  return LazyTensor(shape, dtype, lambda: map_file(path, dtype, place, size).reshape(shape))
+  place, size = start + entry["data_offsets"][0], math.prod(shape)
+
+  def read() -> np.ndarray:
+    with reading(path):
+      return map_file(path, dtype, place, size).reshape(shape)
+
+  return LazyTensor(shape, dtype, read)

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from vit_jax.models import VisionTransformer
-from vit_jax.weights.layout import CONVOLUTION, FLAT, Layout, Row, dense, linear, norm, separate_qkv, token
+from vit_jax.weights.layout import (
+  CONVOLUTION,
+  FLAT,
+  Layout,
+  Row,
+  dense,
+  linear,
+  no_registers,
+  norm,
+  separate_qkv,
+  token,
+)
 
 _HINT = 'the Hugging Face DINOv3 ViT has no such tensor: keep it with layout "dinov3" (format="pth") or format="orbax"'
+
+
+_REGISTERS = "embeddings.register_tokens"
 
 
 def _projections(mask_k_bias: bool) -> tuple[Row, ...]:
@@ -25,7 +40,7 @@ def _rows(model: Any) -> tuple[Row, ...]:
   )
   return (
     Row("cls_token", "embeddings.cls_token", token(2)),
-    Row("registers", "embeddings.register_tokens", token(1)),
+    Row("registers", _REGISTERS, token(1)),
     Row("mask_token", "embeddings.mask_token", token(2)),
     *dense("patch_embed", "embeddings.patch_embeddings", CONVOLUTION),
     *norm("blocks/norm1", "layer.{i}.norm1"),
@@ -39,4 +54,4 @@ def _rows(model: Any) -> tuple[Row, ...]:
   )
 
 
-HF_DINOV3 = Layout(_rows, (VisionTransformer,), hint=_HINT)
+HF_DINOV3 = Layout(_rows, (VisionTransformer,), functools.partial(no_registers, _REGISTERS), hint=_HINT)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.models import Rope, VisionTransformer
@@ -46,8 +46,6 @@ _DEFAULTS = {  # of transformers, for keys that a config.json may leave out
   "use_gated_mlp": False,
   "hidden_act": "gelu",
 }
-
-_VALUE_RANGE = "vit_jax_value_range"
 
 
 def to_config(model: VisionTransformer, image_size: int) -> dict[str, Any]:
@@ -100,38 +98,6 @@ def to_attributes(config: Mapping[str, Any]) -> dict[str, Any]:
     mask_k_bias=not c["key_bias"],
     mlp="swiglu" if c["use_gated_mlp"] else "gelu",
   )
-
-
-def to_preprocessor(
-  mean: Sequence[float], std: Sequence[float], image_size: int, value_range: Sequence[float] | None = None
-) -> dict[str, Any]:
-  """The preprocessor_config.json that goes with a model; a range of values of its images is a key of our own."""
-  own = {} if value_range is None else {_VALUE_RANGE: list(value_range)}
-  return own | dict(
-    image_processor_type="DINOv3ViTImageProcessorFast",
-    do_resize=True,
-    size={"height": image_size, "width": image_size},
-    resample=2,  # bilinear
-    do_rescale=True,
-    rescale_factor=1 / 255,
-    do_normalize=True,
-    image_mean=list(mean),
-    image_std=list(std),
-    data_format="channels_first",
-  )
-
-
-def from_preprocessor(
-  values: Mapping[str, Any],
-) -> tuple[tuple[float, ...], tuple[float, ...], int, tuple[float, ...] | None]:
-  """Mean, standard deviation, image side and range of values (None: not said) of a preprocessor_config.json."""
-  try:
-    size = values["crop_size"] if values.get("do_center_crop") else values["size"]
-    side = size if isinstance(size, int) else size.get("height") or size["shortest_edge"]
-    value_range = tuple(values[_VALUE_RANGE]) if _VALUE_RANGE in values else None
-    return tuple(values["image_mean"]), tuple(values["image_std"]), side, value_range
-  except KeyError as error:
-    raise WeightsError(f"the preprocessor_config.json lacks {error}.") from error
 
 
 def _inexpressible(model: VisionTransformer) -> list[str]:

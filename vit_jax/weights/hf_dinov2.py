@@ -7,9 +7,24 @@ from typing import Any
 
 from vit_jax.models import PositionTable, VisionTransformer
 from vit_jax.weights import family
-from vit_jax.weights.layout import CONVOLUTION, FLAT, LINEAR, Layout, Row, dense, linear, norm, separate_qkv, token
+from vit_jax.weights.layout import (
+  CONVOLUTION,
+  FLAT,
+  LINEAR,
+  Buffer,
+  Layout,
+  Row,
+  dense,
+  linear,
+  no_registers,
+  norm,
+  separate_qkv,
+  token,
+)
 
 MODEL_TYPE, WITH_REGISTERS = "dinov2", "dinov2_with_registers"
+
+_REGISTERS = "embeddings.register_tokens"
 
 _SWIGLU = tuple(
   Row(f"blocks/mlp/{ours}/{kind}", f"encoder.layer.{{i}}.mlp.weights_in.{theirs}", form, chunk=(index, 2))
@@ -21,7 +36,7 @@ _ROWS = (
   Row("cls_token", "embeddings.cls_token", token(2)),
   Row("mask_token", "embeddings.mask_token", token(1)),
   Row("positions", "embeddings.position_embeddings", token(1)),
-  Row("registers", "embeddings.register_tokens", token(1)),
+  Row("registers", _REGISTERS, token(1)),
   *dense("patch_embed", "embeddings.patch_embeddings.projection", CONVOLUTION),
   *norm("blocks/norm1", "encoder.layer.{i}.norm1"),
   *separate_qkv(f"encoder.layer.{{i}}.attention.attention.{name}" for name in ("query", "key", "value")),
@@ -36,9 +51,14 @@ _ROWS = (
   *norm("final_norm", "layernorm"),
 )
 
+def _buffers(model: VisionTransformer) -> tuple[Buffer, ...]:
+  return no_registers(_REGISTERS, model) if has_registers(model) else ()
+
+
 HF_DINOV2 = Layout(
   lambda model: _ROWS,
   (VisionTransformer,),
+  _buffers,
   outside=("classifier.",),
   hint='the Hugging Face DINOv2 has no such tensor: keep it with format="pth" or format="orbax"',
 )
@@ -61,21 +81,32 @@ _DEFAULTS = {  # of transformers, for keys that a config.json may leave out
 }
 
 
+def has_registers(model: VisionTransformer) -> bool:
+  """Whether a model is of the type with registers, of which there may be none: it resizes its positions otherwise."""
+  return model.num_registers > 0 or (model.position_table is not None and model.position_table.antialias)
+
+
+def resizing(model: VisionTransformer) -> dict[str, Any]:
+  """How Hugging Face resizes the positions of a model: the attributes of a `PositionTable`."""
+  return dict(antialias=has_registers(model), offset=0.0)
+
+
 def to_config(model: VisionTransformer, image_size: int) -> dict[str, Any]:
   """The config.json of a model; its image size is that of the position table.
 
   Raises:
     WeightsError: if Hugging Face's DINOv2 cannot express the model; names every attribute that is in the way.
   """
-  gated, with_registers = model.mlp == "swiglu", model.num_registers > 0
+  gated, with_registers = model.mlp == "swiglu", has_registers(model)
   ratio = _ratio(model)
-  problems = family.deviations(model, _FIXED) + family.table_deviations(model.position_table, antialias=with_registers)
+  problems = family.deviations(model, _FIXED) + family.table_deviations(model.position_table, **resizing(model))
   if model.layer_scale is None:
     problems.append("layer_scale=None (its blocks always have one)")
   if model.mlp not in ("gelu", "swiglu"):
     problems.append(f"mlp={model.mlp!r}")
   if with_registers and not model.masking:
     problems.append("masking=False with registers")
+  problems += family.square_deviations(model.position_table)
   if ratio is None:
     problems.append(f"mlp_hidden={model.mlp_hidden} (its mlp_ratio is a whole number)")
   family.refuse("DINOv2", problems)

@@ -53,6 +53,11 @@ _DEFAULTS = {  # of transformers, for keys that a config.json may leave out
 }
 
 
+def resizing(model: VisionTransformer) -> dict[str, Any]:
+  """How Hugging Face resizes the positions of a model: the attributes of a `PositionTable`."""
+  return dict(antialias=False, offset=0.0)
+
+
 def to_config(model: VisionTransformer, image_size: int) -> dict[str, Any]:
   """The config.json of a model; its image size is that of the position table.
 
@@ -62,7 +67,7 @@ def to_config(model: VisionTransformer, image_size: int) -> dict[str, Any]:
   distilled = family.is_distilled(model)
   prefix = "all" if distilled else "cls"
   problems = family.deviations(model, _FIXED_DISTILLED if distilled else _FIXED)
-  problems += family.table_deviations(model.position_table, prefix=prefix)
+  problems += family.table_deviations(model.position_table, prefix=prefix, **resizing(model))
   if model.mlp not in _ACTIVATIONS:
     problems.append(f"mlp={model.mlp!r}")
   family.refuse("DeiT" if distilled else "ViT", problems)

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import numpy as np
 
-from vit_jax.models import ConvNeXt, PositionTable, ProjectionHead, Rope, VisionTransformer
+from vit_jax.models import ConvNeXt, ProjectionHead, Rope, VisionTransformer
+from vit_jax.weights import dinov2, timm
 from vit_jax.weights.errors import WeightsError
+from vit_jax.weights.grids import Given, ImageSize, find_table
 
 # What shapes cannot tell: the values of all published models.
 ASSUMED = {"norm_eps": 1e-5, "rope.normalize": "separate", "rope.rescale": 2.0}
@@ -97,11 +99,16 @@ class _Shapes:
     return ", ".join(names[:5]) + (f", … ({len(names)} in all)" if len(names) > 5 else "") if names else "none"
 
 
-def recognise(state_dict: Mapping[str, Any]) -> Recognised:
+def recognise(state_dict: Mapping[str, Any], *, given: Given = None, said: ImageSize | None = None) -> Recognised:
   """The model of a state dict (arrays or lazy tensors) in a layout of the DINO repositories or of timm.
 
+  Args:
+    state_dict: names → tensors.
+    given: what whoever opens it says of a table of positions, whose grid may leave no trace in a file.
+    said: the image size in a configuration beside it.
+
   Raises:
-    WeightsError: if it is of none of these.
+    WeightsError: if it is of none of these, or the grid of its positions is not certain.
   """
   if any(name.startswith("downsample_layers.") for name in state_dict):
     return Recognised("dinov3", ConvNeXt, _convnext(state_dict), {})
@@ -114,15 +121,16 @@ def recognise(state_dict: Mapping[str, Any]) -> Recognised:
       f"not a backbone of DINOv3, DINOv2 or timm: there is neither patch_embed.proj.weight nor a block; it has {names}."
     )
   if "pos_embed" in shapes and "mask_token" in shapes:
-    attributes = _dinov2(shapes)
+    attributes = _dinov2(shapes, dict(given=given, said=said))
     assumed = {name: attributes[name] for name in ("num_heads", "norm_eps", "position_table")}
     return Recognised("dinov2", VisionTransformer, attributes, assumed)
-  attributes = _timm(shapes)
-  assumed = {name: attributes[name] for name in ("num_heads", "norm_eps", "mlp", "pool", "rope")}
+  attributes = _timm(shapes, dict(given=given, said=said))
+  assumed = {name: attributes[name] for name in ("num_heads", "norm_eps", "mlp", "pool", "rope", "position_table")}
   if attributes["qk_norm"]:  # whose weights are as long as a head is wide
     del assumed["num_heads"]
-  if attributes["rope"] is None:
-    del assumed["rope"]
+  for name in ("rope", "position_table"):
+    if attributes[name] is None:
+      del assumed[name]
   return Recognised("timm", VisionTransformer, attributes, assumed)
 
 
@@ -172,6 +180,8 @@ def _convnext(state_dict: Mapping[str, Any]) -> dict[str, Any]:
   for name in state_dict:
     if match := _STAGE.match(name):
       blocks[int(match[1])].add(int(match[2]))
+  if max(blocks, default=0) >= len(state_dict):
+    raise WeightsError(f"cannot tell which model this is: there is a stage {max(blocks)} of {len(state_dict)} tensors.")
   stages = range(max(blocks, default=-1) + 1)
   return dict(
     in_channels=shapes.of("downsample_layers.0.0.weight", 4)[1],
@@ -194,12 +204,13 @@ def _trunk(shapes: _Shapes) -> dict[str, Any]:
   )
 
 
-def _dinov2(shapes: _Shapes) -> dict[str, Any]:
+def _dinov2(shapes: _Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
   gated = shapes.in_blocks("mlp.w12.weight")
   registers = shapes.of("register_tokens", 3)[1] if "register_tokens" in shapes else 0
-  grid = _square(shapes.of("pos_embed", 3)[1] - 1)
-  table = PositionTable(grid, antialias=True) if registers else PositionTable(grid, offset=0.1)
-  return _trunk(shapes) | dict(
+  trunk = _trunk(shapes)
+  rows, how = shapes.of("pos_embed", 3)[1], dinov2.resizing(registers)
+  table = find_table(rows, {"cls": 1}, trunk["patch_size"], **known, **how)
+  return trunk | dict(
     mlp="swiglu" if gated else "gelu",
     mlp_hidden=shapes.block("mlp.w12.weight", 2)[0] // 2 if gated else shapes.block("mlp.fc1.weight", 2)[0],
     num_registers=registers,
@@ -212,7 +223,7 @@ def _dinov2(shapes: _Shapes) -> dict[str, Any]:
   )
 
 
-def _timm(shapes: _Shapes) -> dict[str, Any]:
+def _timm(shapes: _Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
   rotary, has_class, distilled = "pos_embed" not in shapes, "cls_token" in shapes, "dist_token" in shapes
   trunk = _trunk(shapes)
   registers = shapes.of("reg_token", 3)[1] if "reg_token" in shapes else int(distilled)
@@ -220,6 +231,13 @@ def _timm(shapes: _Shapes) -> dict[str, Any]:
   gated = shapes.in_blocks("mlp.fc1_g.weight") or shapes.block("mlp.fc1.weight", 2)[0] == 2 * hidden
   if shapes.in_blocks("attn.q_norm.weight"):
     trunk["num_heads"] = trunk["width"] // shapes.block("attn.q_norm.weight", 1)[0]
+  table = None
+  if not rotary:
+    before = int(has_class) + registers
+    # A class token alone has a position, or (no_embed_class) none; so have registers, together with it.
+    readings = ({("cls" if has_class and not registers else "all"): before} if before else {}) | {"none": 0}
+    rows = shapes.of("pos_embed", 3)[1]
+    table = find_table(rows, readings, trunk["patch_size"], **known, **timm.RESIZING)
   pool = "map" if "attn_pool.latent" in shapes else "avg" if "fc_norm.weight" in shapes or not has_class else "cls"
   return trunk | dict(
     mlp="swiglu" if gated else "gelu",
@@ -236,27 +254,10 @@ def _timm(shapes: _Shapes) -> dict[str, Any]:
     pre_norm="norm_pre.weight" in shapes,
     norm_eps=1e-5 if rotary else 1e-6,
     rope=Rope(rescale=ASSUMED["rope.rescale"]) if rotary else None,
-    position_table=None if rotary else _timm_table(shapes.of("pos_embed", 3)[1], has_class, registers),
+    position_table=table,
     pool="distilled" if distilled else pool,
     pool_norm="fc_norm.weight" in shapes,
   )
-
-
-def _timm_table(rows: int, has_class: bool, registers: int) -> PositionTable:
-  """The table of a square grid that has so many rows, with positions of tokens before the patches or without."""
-  for prefix, count in (("none", 0), ("cls", int(has_class)), ("all", int(has_class) + registers)):
-    if math.isqrt(rows - count) ** 2 == rows - count:
-      return PositionTable(_square(rows - count), prefix=prefix, antialias=True)
-  raise WeightsError(
-    f"pos_embed has {rows} rows, which is no square grid: pass position_table=PositionTable((h, w), …)."
-  )
-
-
-def _square(rows: int) -> tuple[int, int]:
-  side = math.isqrt(rows)
-  if side * side != rows:
-    raise WeightsError(f"the position table has {rows} patches, which is no square grid.")
-  return side, side
 
 
 def infer_head(state_dict: Mapping[str, Any]) -> ProjectionHead:

@@ -125,3 +125,8 @@ def separate_qkv(names: Iterable[str]) -> tuple[Row, ...]:
     rows.append(Row("blocks/attn/qkv/kernel", f"{name}.weight", LINEAR, part=(1, index)))
     rows.append(Row("blocks/attn/qkv/bias", f"{name}.bias", FLAT, part=(0, index)))
   return tuple(rows)
+
+
+def no_registers(name: str, model: Any) -> tuple[Buffer, ...]:
+  """The register tokens of a model without any, which transformers stores as an empty tensor [1, 0, D]."""
+  return () if model.num_registers else (Buffer(name, np.zeros((1, 0, model.width), np.float32)),)

@@ -1,70 +1,95 @@
-"""PyTorch's `.pth` files without PyTorch: read with an unpickler that can build tensors and nothing else, and written.
+"""Files of PyTorch without PyTorch: read with an interpreter of pickles that runs nothing, and written.
 
-A file is a zip archive: `<name>/data.pkl` is a pickle of nested containers whose tensors refer to storages, each the
-raw bytes of `<name>/data/<key>`.
+A file of torch since 1.6 is a zip archive: `<name>/data.pkl` is a pickle of nested containers whose tensors refer to
+storages, each the raw bytes of `<name>/data/<key>`. An older one is a sequence of pickles: a magic number, a version,
+what the machine was, the content, the keys of the storages; then the storages, each a number of elements and the bytes.
 """
 
 from __future__ import annotations
 
-import collections
 import io
 import math
+import mmap
 import pathlib
-import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 
-from vit_jax.weights.errors import WeightsError
-from vit_jax.weights.files import check_no_pointer
+from vit_jax.weights import bounds, pickles
+from vit_jax.weights.archive import MAGIC, Archive
+from vit_jax.weights.errors import Unreadable, WeightsError, reading
 from vit_jax.weights.lazy import LazyTensor, map_file
+from vit_jax.weights.pickles import Foreign
+from vit_jax.weights.storages import STORAGES, Storage, builders, storage_type
+from vit_jax.weights.texts import check_no_pointer
 
-_STORAGES = {
-  "DoubleStorage": np.dtype(np.float64),
-  "FloatStorage": np.dtype(np.float32),
-  "HalfStorage": np.dtype(np.float16),
-  "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-  "LongStorage": np.dtype(np.int64),
-  "IntStorage": np.dtype(np.int32),
-  "ByteStorage": np.dtype(np.uint8),
-  "BoolStorage": np.dtype(np.bool_),
-}
-_PIECE = 1 << 17  # bytes that are checked at a time
+_LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # the magic number, pickled
+_WAY_OUT = (
+  "If you trust it, save what it holds with torch: "
+  "torch.save(torch.load(FILE, weights_only=False, map_location='cpu'), NEW)"
+)
 
 
 def open_pth(path: pathlib.Path | str) -> dict[str, Any]:
-  """The content of a `.pth` file: nested dicts, lists and plain values, with lazy tensors.
+  """The content of a file of torch: nested dicts, lists and plain values, with lazy tensors.
 
-  A tensor that is read is checked first (against the checksum of its storage).
+  Objects of classes that are not known (arguments of a program, scalars of numpy) are `pickles.Foreign`: no code of the
+  file is run. A tensor that is read is checked first against the checksum of its storage, where the file has one.
 
   Raises:
-    WeightsError: if the file is not of torch's zip format, is damaged, or holds anything but tensors and plain values.
+    WeightsError: if the file is not torch's, is damaged, or claims more than its bytes are worth.
   """
   path = pathlib.Path(path)
-  if not path.exists():
+  if not path.is_file():
     raise FileNotFoundError(f"there is no file {path}.")
   check_no_pointer(path)
-  if not zipfile.is_zipfile(path):
+  with reading(path):
+    with path.open("rb") as file:
+      beginning = file.read(len(_LEGACY))
+    if beginning == _LEGACY:
+      content = _open_legacy(path)
+    elif beginning.startswith(MAGIC):
+      content = open_record(Archive(path), path)
+    else:
+      raise WeightsError(_what_else(path, beginning))
+  if isinstance(content, Foreign) and not str(content).startswith("torch._utils."):
     raise WeightsError(
-      f"{path} is not a PyTorch file in the zip format (torch >= 1.6), or it is cut short. Load an older file with "
-      "torch and save it again with torch.save."
+      f"{path} holds a whole pickled object ({content}), which is code besides weights. If you trust it, save its "
+      "weights alone with torch: torch.save(torch.load(FILE, weights_only=False).state_dict(), NEW)."
     )
-  with zipfile.ZipFile(path) as archive:
-    root = _root(archive, path)
-    order = archive.read(f"{root}byteorder") if f"{root}byteorder" in archive.namelist() else b"little"
-    if order != b"little":
-      raise WeightsError(f"{path} was written on a {order.decode()}-endian machine, which is not supported.")
-    try:
-      content = _TensorUnpickler(path, archive, root).load()
-    except Exception as error:  # a malformed pickle fails in any way there is
-      raise WeightsError(f"{path} cannot be read: {error}.") from error
   if not isinstance(content, Mapping):
     raise WeightsError(f"{path} holds a {type(content).__name__}, not a dict of tensors (a state dict).")
   return dict(content)
+
+
+def open_record(archive: Archive, path: pathlib.Path) -> Any:
+  """What torch.save has put into an archive."""
+  root = _root(archive, path)
+  order = archive.text(f"{root}byteorder").strip() if f"{root}byteorder" in archive else "little"
+  if order != "little":
+    raise WeightsError(f"{path} was written on a {order}-endian machine, which is not supported.")
+  storages: dict[str, Storage | Foreign] = {}
+
+  def storage(pid: Any) -> Storage | Foreign:
+    key, dtype, size = _reference(pid)
+    if key not in storages:
+      record = f"{root}data/{key}"
+      if record not in archive:
+        raise Unreadable(f"it lacks its storage {key}")
+      if dtype is None:
+        storages[key] = Foreign(pid[1], ())
+      elif archive.size(record) != size * dtype.itemsize:
+        raise Unreadable(f"its storage {key} has {archive.size(record) / dtype.itemsize:g} elements instead of {size}")
+      else:
+        storages[key] = Storage(archive.reader(record, dtype), dtype, size)
+    return storages[key]
+
+  with reading(path):
+    most = bounds.most_operations(archive.length)
+    return pickles.load(archive.bytes(f"{root}data.pkl"), builders(archive.length), storage, most=most)[0]
 
 
 def read_pth(path: pathlib.Path | str) -> dict[str, Any]:
@@ -73,18 +98,91 @@ def read_pth(path: pathlib.Path | str) -> dict[str, Any]:
 
 
 def read_extra(path: pathlib.Path | str, name: str) -> str | None:
-  """The text `extra/name` of a `.pth` file, which torch passes over; None: there is none."""
-  with zipfile.ZipFile(path) as archive:
-    record = f"{_root(archive, pathlib.Path(path))}extra/{name}"
-    return archive.read(record).decode() if record in archive.namelist() else None
+  """The text `extra/name` of a file of torch, which torch passes over; None: there is none."""
+  path = pathlib.Path(path)
+  if not is_zip(path):
+    return None
+  archive = Archive(path)
+  record = f"{_root(archive, path)}extra/{name}"
+  return archive.text(record) if record in archive else None
 
 
-def _root(archive: zipfile.ZipFile, path: pathlib.Path) -> str:
+def is_torch(path: pathlib.Path) -> bool:
+  """Whether a file begins as one of torch."""
+  with reading(path), path.open("rb") as file:
+    return file.read(len(_LEGACY)).startswith((MAGIC, _LEGACY))
+
+
+def is_zip(path: pathlib.Path) -> bool:
+  """Whether a file begins as an archive."""
+  with reading(path), path.open("rb") as file:
+    return file.read(len(MAGIC)) == MAGIC
+
+
+def _what_else(path: pathlib.Path, beginning: bytes) -> str:
+  """What a file is that is none of torch."""
+  if beginning.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+    return f"{path} is not a PyTorch file but a web page, or it is cut short: the download failed; fetch it again."
+  if beginning.startswith(b"\x80"):
+    return f"{path} is not a PyTorch file but another pickle, or it is cut short. {_WAY_OUT}."
+  return f"{path} is not a PyTorch file (a zip archive of torch.save, or its older form), or it is cut short."
+
+
+def _root(archive: Archive, path: pathlib.Path) -> str:
   """What the names of all records begin with."""
-  records = [name for name in archive.namelist() if name.endswith("/data.pkl") or name == "data.pkl"]
+  records = [name for name in archive if name.endswith("/data.pkl") or name == "data.pkl"]
   if len(records) != 1:
     raise WeightsError(f"{path} is a zip archive, but not one written by torch.save (no data.pkl).")
   return records[0][: -len("data.pkl")]
+
+
+def _reference(pid: Any) -> tuple[str, np.dtype | None, int]:
+  """Key, type (None: not read) and number of elements of the storage that a pickle refers to."""
+  if type(pid) is not tuple or len(pid) < 5 or pid[0] != "storage":
+    raise Unreadable("it refers to what is no storage")
+  _, kind, key, _, size, *view = pid
+  if type(key) is not str or type(size) is not int or not 0 <= size < 2**48 or any(part is not None for part in view):
+    raise Unreadable("it refers to what is no storage")
+  return key, storage_type(kind), size
+
+
+def _open_legacy(path: pathlib.Path) -> Any:
+  stored = path.stat().st_size
+  with path.open("rb") as file:
+    data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))  # closed with the last view of it
+  return _read_legacy(path, data, stored)
+
+
+def _read_legacy(path: pathlib.Path, data: memoryview, stored: int) -> Any:
+  """The content of an older file; where its storages are is known at the end, and filled in."""
+  most, at, values = bounds.most_operations(stored), 0, []
+  places: dict[str, int] = {}
+  types: dict[str, tuple[np.dtype | None, int]] = {}
+
+  def storage(pid: Any) -> Any:
+    if type(pid) is tuple and len(pid) == 4 and pid[0] == "module":  # a class, with its source beside
+      return pid[1]
+    key, dtype, size = _reference(pid)
+    if types.setdefault(key, (dtype, size)) != (dtype, size):
+      raise Unreadable(f"its storage {key} has two types or sizes")
+    if dtype is None:
+      raise Unreadable(f"it has a {pid[1]}, which is not read. {_WAY_OUT}")
+    return Storage(lambda: map_file(path, dtype, places[key], size), dtype, size)
+
+  for _ in range(5):
+    value, at = pickles.load(data, builders(stored), storage, start=at, most=most)
+    values.append(value)
+  _, version, machine, content, keys = values
+  if version != 1001 or type(machine) is not dict or machine.get("little_endian") is not True:
+    raise Unreadable(f"it is of a kind of file that is not read. {_WAY_OUT}")
+  for key in keys:
+    dtype, size = types[key]
+    if key in places or int.from_bytes(data[at : at + 8], "little") != size:
+      raise Unreadable(f"its storage {key} has not the {size} elements that it should have")
+    places[key], at = at + 8, at + 8 + size * dtype.itemsize
+  if at > stored or len(places) != len(types):
+    raise Unreadable("it is cut short: storages are missing")
+  return content
 
 
 def _loaded(value: Any) -> Any:
@@ -93,104 +191,6 @@ def _loaded(value: Any) -> Any:
   if isinstance(value, Mapping):
     return {key: _loaded(inner) for key, inner in value.items()}
   return type(value)(map(_loaded, value)) if type(value) in (list, tuple) else value
-
-
-class _Storage(NamedTuple):  # immutable: a pickle may try to change what it is given
-  """The flat content of a storage; `read` maps it, and checks it when it is first asked to."""
-
-  read: Callable[[], np.ndarray]
-  dtype: np.dtype
-  size: int
-
-
-class _StorageType(NamedTuple):
-  """What stands in a pickle for one of torch's storage classes."""
-
-  dtype: np.dtype
-
-
-class _TensorUnpickler(pickle.Unpickler):
-  def __init__(self, path: pathlib.Path, archive: zipfile.ZipFile, root: str):
-    super().__init__(io.BytesIO(archive.read(f"{root}data.pkl")))
-    self._path, self._archive, self._root, self._storages = path, archive, root, {}
-
-  def find_class(self, module: str, name: str) -> Any:
-    if module == "torch" and name in _STORAGES:
-      return _StorageType(_STORAGES[name])
-    allowed = {
-      ("collections", "OrderedDict"): collections.OrderedDict,
-      ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-      ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-      ("torch", "Size"): tuple,
-    }
-    if (module, name) not in allowed:
-      raise pickle.UnpicklingError(
-        f"it contains {module}.{name}; only tensors and plain containers are loaded, because a pickle can run any "
-        "code. If you trust the file, load it with torch and save its state dict alone"
-      )
-    return allowed[module, name]
-
-  def persistent_load(self, pid: Any) -> _Storage:
-    kind, storage_type, key, _, size = pid
-    if kind != "storage" or not isinstance(storage_type, _StorageType):
-      raise pickle.UnpicklingError(f"it refers to {pid!r}, which is not a storage")
-    if key not in self._storages:
-      record, dtype = self._archive.getinfo(f"{self._root}data/{key}"), storage_type.dtype
-      if record.file_size != size * dtype.itemsize:
-        raise pickle.UnpicklingError(
-          f"its storage {key} has {record.file_size / dtype.itemsize:g} elements instead of {size}"
-        )
-      self._storages[key] = _Storage(_reader(self._path, record, dtype), dtype, size)
-    return self._storages[key]
-
-
-def _reader(path: pathlib.Path, record: zipfile.ZipInfo, dtype: np.dtype) -> Callable[[], np.ndarray]:
-  """Reads a record of the archive as a flat array: a view of the file, if the record is not compressed."""
-  start: int | None = None
-
-  def read() -> np.ndarray:
-    nonlocal start
-    try:
-      if record.compress_type != zipfile.ZIP_STORED:
-        with zipfile.ZipFile(path) as archive:
-          return np.frombuffer(archive.read(record), dtype)
-      start = _checked(path, record) if start is None else start
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-      raise WeightsError(f"{path} cannot be read: {error}.") from error
-    return map_file(path, dtype, start, record.file_size // dtype.itemsize)
-
-  return read
-
-
-def _checked(path: pathlib.Path, record: zipfile.ZipInfo) -> int:
-  """Where the content of a record begins, after its checksum was compared."""
-  with zipfile.ZipFile(path) as archive, archive.open(record) as content:
-    while content.read(_PIECE):  # at the end of which it is compared
-      pass
-  with path.open("rb") as file:
-    file.seek(record.header_offset)
-    name, extra = struct.unpack("<26x2H", file.read(30))  # lengths of what is between the local header and the content
-  return record.header_offset + 30 + name + extra
-
-
-def _rebuild_tensor(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> LazyTensor:
-  if not isinstance(storage, _Storage) or len(size) != len(stride) or min((offset, *size, *stride), default=0) < 0:
-    raise pickle.UnpicklingError("it holds a malformed tensor")
-  last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-  if math.prod(size) and last >= storage.size:
-    raise pickle.UnpicklingError(f"it holds a tensor that reaches beyond its storage of {storage.size} elements")
-  strides = tuple(s * storage.dtype.itemsize for s in stride)
-
-  def read() -> np.ndarray:
-    return np.lib.stride_tricks.as_strided(storage.read()[offset:], tuple(size), strides, writeable=False)
-
-  return LazyTensor(tuple(size), storage.dtype, read)
-
-
-def _rebuild_parameter(tensor: LazyTensor, *_: Any) -> LazyTensor:
-  if not isinstance(tensor, LazyTensor):
-    raise pickle.UnpicklingError("it holds a malformed parameter")
-  return tensor
 
 
 def write_pth(path: pathlib.Path | str, state_dict: Mapping[str, Any], extra: Mapping[str, str] | None = None) -> None:
@@ -204,7 +204,7 @@ def write_pth(path: pathlib.Path | str, state_dict: Mapping[str, Any], extra: Ma
   Raises:
     WeightsError: for an array of a type that torch files do not hold.
   """
-  names = {dtype: name for name, dtype in _STORAGES.items()}
+  names = {dtype: name for name, dtype in STORAGES.items()}
   out = io.BytesIO()
   out.write(b"\x80\x02" + b"}(")  # protocol 2, a dict, mark
   for key, (name, tensor) in enumerate(state_dict.items()):

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
 from vit_jax.models import ConvNeXt, PositionTable, Rope, VisionTransformer
-from vit_jax.weights.convert import LAYOUTS, parameter_shapes
-from vit_jax.weights.errors import WeightMismatch, WeightsError
+from vit_jax.weights import bounds
+from vit_jax.weights.convert import LAYOUTS, model_shapes, parameter_shapes
+from vit_jax.weights.errors import WeightMismatch, WeightsError, about, reading
 from vit_jax.weights.infer import Recognised, recognise
+from vit_jax.weights.texts import parse_json, read_json
 
 MODEL = "model.json"  # a file of an "orbax" folder, a text within a single file
+PARAMS = "params"  # with it, a folder of format "orbax": the arrays
 
 _MODULES = {module.__name__: module for module in (VisionTransformer, ConvNeXt)}
 _TYPES = ("dtype", "param_dtype")  # attributes that are array types
@@ -43,10 +48,47 @@ def from_json(saved: Mapping[str, Any]) -> tuple[type[nn.Module], dict[str, Any]
   try:
     module = _MODULES[saved["module"]]
     attributes = {name: _from_json(name, value) for name, value in saved["attributes"].items()}
+    bounds.check_attributes(module, attributes)
     module(**attributes)
   except (KeyError, TypeError, ValueError, AttributeError) as error:
     raise WeightsError(f"its {MODEL} describes no model that this version of vit_jax knows: {error}.") from error
   return module, attributes
+
+
+def read_own(path: pathlib.Path) -> tuple[type[nn.Module], dict[str, Any]]:
+  """The class and the attributes that the record of an "orbax" folder says.
+
+  Raises:
+    WeightsError: as `from_json`; names the file.
+  """
+  with about(path.parent):
+    return from_json(read_json(path))
+
+
+def check_shapes(path: pathlib.Path, model: nn.Module, found: Mapping[str, tuple[int, ...]]) -> None:
+  """Raises a WeightMismatch that lists the arrays of an "orbax" folder that are not those of the model of its record.
+
+  Args:
+    path: the record.
+    model: what it describes.
+    found: the shapes of the arrays in the folder by path.
+  """
+  with reading(path), about(path):
+    model.check()
+    bounds.check_architecture(model, {name: np.broadcast_to(0, shape) for name, shape in found.items()})
+    wanted = model_shapes(model)
+  lines = [f"  missing: {name} {shape}" for name, shape in wanted.items() if name not in found]
+  lines += [f"  extra: {name} {shape}" for name, shape in found.items() if name not in wanted]
+  lines += [
+    f"  shape: {name} is {found[name]}, expected {shape}"
+    for name, shape in wanted.items()
+    if name in found and found[name] != shape
+  ]
+  if lines:
+    raise WeightMismatch(
+      f"{path.parent}: {len(lines)} arrays are not those of the {type(model).__name__} that {path.name} describes: one "
+      "of the two was changed; export the model again:\n" + "\n".join(lines)
+    )
 
 
 def _from_json(name: str, value: Any) -> Any:
@@ -70,11 +112,11 @@ def read_text(text: str, tensors: Mapping[str, Any]) -> Recognised:
     WeightsError: if it cannot be read, or says of an attribute what the tensors refute.
   """
   try:
-    saved = json.loads(text)
+    saved = parse_json(text, f"its {MODEL}")
     layout = saved["layout"]
-  except (json.JSONDecodeError, KeyError, TypeError) as error:
+  except (WeightsError, KeyError, TypeError) as error:
     raise WeightsError(f"its {MODEL} cannot be read: {error!r}.") from error
-  if layout not in LAYOUTS:
+  if not isinstance(layout, str) or layout not in LAYOUTS:
     raise WeightsError(f"its {MODEL} says layout={layout!r}; known are {', '.join(LAYOUTS)}.")
   module, attributes = from_json(saved)
   model = module(**attributes)

@@ -7,6 +7,8 @@ from vit_jax.weights import family
 from vit_jax.weights.layout import FLAT, Layout, Row, dense, linear, norm, token
 from vit_jax.weights.trunk import LAYER_SCALE, QKV_BIAS, TRUNK, packed_swiglu
 
+RESIZING = dict(antialias=True, offset=0.0)  # of positions, as attributes of a `PositionTable`
+
 _TOKENS = (
   Row("cls_token", "cls_token", token(2)),
   Row("positions", "pos_embed", token(1)),

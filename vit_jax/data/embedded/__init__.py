@@ -10,6 +10,7 @@ Image i of a generated split is the same whatever the count and the process that
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ import numpy as np
 
 from vit_jax.data.embedded import photos, shapes, textures
 from vit_jax.data.embedded.shapes import Object, Scene, scene
-from vit_jax.data.embedded.source import EmbeddedSource, cached, pack
+from vit_jax.data.embedded.source import EmbeddedSource, read_kept
 from vit_jax.data.index import cache_root
 
 __all__ = ["EmbeddedSource", "Object", "Scene", "open_embedded", "scene"]
@@ -30,43 +31,33 @@ SPLITS = {"train": 0, "test": 1}  # the first word of every seed: the splits sha
 
 @dataclass(frozen=True)
 class _Set:
-  """One embedded data set: `make(split, count, **options)` gives its images [N, H, W, 3] and labels [N]."""
+  """One embedded data set: `example(split, index, **options)` gives an image [H, W, 3] and its label."""
 
-  make: Callable[..., tuple[np.ndarray, np.ndarray]]
+  example: Callable[..., tuple[np.ndarray, int]]
   version: int
   class_names: tuple[str, ...]
   counts: Mapping[str, int | None]  # split -> images unless told; None: all there are
   options: Mapping[str, int | str]
   choices: Mapping[str, Iterable[str]] = field(default_factory=dict)  # options that are one of a few words
-
-
-def _one_by_one(example: Callable[..., tuple[np.ndarray, int]]) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
-  """`make` of a generator that gives any image by its index."""
-
-  def make(split: int, count: int, **options) -> tuple[np.ndarray, np.ndarray]:
-    images, labels = zip(*(example(split, index, **options) for index in range(count)), strict=True)
-    return np.stack(images), np.array(labels, np.int32)
-
-  return make
+  available: Callable[..., int] | None = None  # `available(split, **options)`: images there are; None: without end
 
 
 _GENERATED = {"train": 6000, "test": 1000}
 _SETS = {
-  "textures": _Set(
-    _one_by_one(textures.example), textures.VERSION, textures.CLASS_NAMES, _GENERATED, {"size": 64}
-  ),
+  "textures": _Set(textures.example, textures.VERSION, textures.CLASS_NAMES, _GENERATED, {"size": 64}),
   "shapes": _Set(
-    _one_by_one(shapes.example), shapes.VERSION, shapes.CLASS_NAMES, _GENERATED,
+    shapes.example, shapes.VERSION, shapes.CLASS_NAMES, _GENERATED,
     {"size": 64, "objects": 3, "background": "noise"}, {"background": shapes.BACKGROUNDS},
   ),
   "photos": _Set(
-    photos.make, photos.VERSION, photos.CLASS_NAMES, {"train": None, "test": None}, {"size": 64}
+    photos.example, photos.VERSION, photos.CLASS_NAMES, {"train": None, "test": None}, {"size": 64},
+    available=photos.available,
   ),
 }  # fmt: skip
 
 
 def open_embedded(spec: str, *, cache_dir: str | os.PathLike | None = None) -> EmbeddedSource:
-  """Opens an embedded data set, making its images first if the cache has none.
+  """Opens an embedded data set. Its images are made when they are read, unless the cache has them.
 
   Args:
     spec: "embedded:NAME[/SPLIT][?option=value&...]"; SPLIT is train (the default) or test.
@@ -82,15 +73,27 @@ def open_embedded(spec: str, *, cache_dir: str | os.PathLike | None = None) -> E
   written = {key: "all" if value is None else value for key, value in options.items()}
   file = "-".join([name, split, *(f"{key}{value}" for key, value in written.items()), f"v{recipe.version}"])
   full = f"{PREFIX}{name}/{split}?" + "&".join(f"{key}={value}" for key, value in written.items())
-
-  def make() -> np.ndarray:
-    try:
-      return pack(*recipe.make(SPLITS[split], options.pop("count"), **options))
-    except ValueError as error:
-      raise ValueError(f"data source {spec!r}: {error}") from error
-
   path = cache_root(cache_dir) / "embedded" / f"{file}.npy"
-  return cached(path, make, class_names=recipe.class_names, spec=full)
+  count = options.pop("count")
+  example = functools.partial(recipe.example, SPLITS[split], **options)
+  records = read_kept(path, full)
+  try:
+    if records is not None:
+      count = len(records)
+    elif recipe.available is not None:
+      count = _of_those_there(recipe.available(SPLITS[split], **options), count, options["size"])
+    known = dict(class_names=recipe.class_names, spec=full, path=path, records=records)
+    source = EmbeddedSource(example, range(count), **known)
+    source[0]  # what is wrong with the options shows now, not when the first image is read
+  except ValueError as error:
+    raise ValueError(f"data source {spec!r}: {error}") from error
+  return source
+
+
+def _of_those_there(there: int, count: int | None, size: int) -> int:
+  if not there or (count or 0) > there:
+    raise ValueError(f"there are {there} tiles of size={size} in this split, not {count or 1}: lower size or count.")
+  return count or there
 
 
 def _parse(spec: str) -> tuple[str, str, list[tuple[str, str]]]:

@@ -87,31 +87,39 @@ def crop(rng: np.random.Generator, size: int) -> np.ndarray:
   return shrink(photo[y : y + side, x : x + side], factor)
 
 
-def make(split: int, count: int | None, *, size: int) -> tuple[np.ndarray, np.ndarray]:
-  """The tiles of one split in a fixed shuffled order, so that any first `count` of them mixes the photographs.
+@functools.lru_cache(maxsize=4)
+def tiles(split: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+  """The tiles of one split in a fixed shuffled order, so that any first few of them mix the photographs.
 
   Args:
     split: 0 for train (chessboard squares of one colour), 1 for test (the other).
-    count: how many; None: all there are.
+    size: side of a tile.
 
   Returns:
-    images uint8 [count, size, size, 3] and labels int32 [count], an index into CLASS_NAMES.
+    images uint8 [N, size, size, 3] and labels int32 [N], an index into CLASS_NAMES.
 
   Raises:
     ImportError: if the photographs are not installed.
-    ValueError: if there are not that many tiles.
   """
-  tiles, labels = [], []
+  found, labels = [], []
   for label, photo in enumerate(load().values()):
     for row in range(photo.shape[0] // size):
       for column in range(photo.shape[1] // size):
         tile = photo[row * size : (row + 1) * size, column * size : (column + 1) * size]
         if (row + column) % 2 == split and tile.std() > FLAT:
-          tiles.append(tile)
+          found.append(tile)
           labels.append(label)
-  count = len(tiles) if count is None else count
-  if not tiles or count > len(tiles):
-    raise ValueError(f"the photographs give {len(tiles)} tiles of size={size} to this split, "
-                     f"not {count or 1}: lower size or count.")  # fmt: skip
-  order = np.random.default_rng([split, size]).permutation(len(tiles))[:count]
-  return np.stack([tiles[i] for i in order]), np.array(labels, np.int32)[order]
+  order = np.random.default_rng([split, size]).permutation(len(found))
+  images = np.stack([found[i] for i in order]) if found else np.zeros((0, size, size, 3), np.uint8)
+  return images, np.array(labels, np.int32)[order]
+
+
+def available(split: int, *, size: int) -> int:
+  """How many tiles a split has."""
+  return len(tiles(split, size)[0])
+
+
+def example(split: int, index: int, *, size: int) -> tuple[np.ndarray, int]:
+  """Tile `index` of a split, uint8 [size, size, 3], and its label; the same whatever the count."""
+  images, labels = tiles(split, size)
+  return images[index], int(labels[index])

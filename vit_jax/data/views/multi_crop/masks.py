@@ -25,7 +25,7 @@ def mask_counts(rows: int, patches: int, probability: float, ratio: tuple[float,
 
   `int(rows * probability)` rows are masked; the i-th masks the share `ratio[0] + (i + 1) / n * (ratio[1] - ratio[0])`
   of the patches, rounded down: an even spread over (low, high] that always contains the highest. In float32, as the
-  reference computes it: in float64 some quotas would differ by one patch.
+  reference computes it, and with its rounding: else some quotas would differ by one patch.
   """
   masked = int(rows * probability)
   shares = _linspace_float32(*ratio, masked + 1)[1:]  # [masked]
@@ -35,13 +35,17 @@ def mask_counts(rows: int, patches: int, probability: float, ratio: tuple[float,
 
 
 def _linspace_float32(start: float, stop: float, num: int) -> Float32[np.ndarray, " num"]:
-  """Evenly spaced float32 numbers from both ends to the middle (torch's rounding; NumPy's goes through float64)."""
+  """Evenly spaced float32 numbers, bit for bit those of torch.linspace (NumPy's differ: its steps are float64).
+
+  Both ends count towards the middle with one float32 step, and each number is rounded once, as by a fused
+  multiply-add: the product of float32 numbers is exact in float64.
+  """
   if num == 1:
     return np.array([start], np.float32)
   low, high = np.float32(start), np.float32(stop)
-  step = (high - low) / np.float32(num - 1)
-  index = np.arange(num, dtype=np.float32)
-  return np.where(index < num // 2, low + step * index, high - step * (np.float32(num - 1) - index))
+  step = np.float64((high - low) / np.float32(num - 1))
+  index = np.arange(num)
+  return np.where(index < num // 2, low + step * index, high - step * (num - 1 - index)).astype(np.float32)
 
 
 def masked_patches(group_size: int, grid: tuple[int, int], probability: float, ratio: tuple[float, float]) -> int:
