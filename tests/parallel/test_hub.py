@@ -71,7 +71,7 @@ def leave(members) -> None:
     member.leave()
 
 
-@pytest.mark.parametrize("attack", attackers.ATTACKS.values(), ids=str)
+@pytest.mark.parametrize("attack", attackers.ATTACKS.values(), ids=attackers.ATTACKS)
 def test_no_stranger_disturbs_a_job(attack, ends, capfd):
   members, kept = under_attack(attack)
   assert len(agree(members)) == 1 and not ends
