@@ -113,6 +113,15 @@ def test_everything_comes_back_exactly(two_steps: pathlib.Path, abstract: bool):
   jax.random.normal(restored.state.key[0])  # still a usable key
 
 
+def test_parts_of_a_method_that_older_versions_saved_beside_the_others_are_found(tmp_path):
+  values = {"gram_teacher": {"scale": jnp.arange(3.0)}, "student": {"scale": jnp.ones(3)}}
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, values, DATA, CONFIG, {})
+  state = {"own": {"gram_teacher": {"scale": jnp.zeros(3)}}, "student": {"scale": jnp.zeros(3)}}
+  restored = Checkpoints(tmp_path).restore(state).state
+  assert_same(restored, {"own": {"gram_teacher": values["gram_teacher"]}, "student": values["student"]})
+
+
 def test_an_older_step_restores_on_request(two_steps: pathlib.Path):
   assert_same(Checkpoints(two_steps).restore(make_state(), step=1).state, make_state(1))
   with pytest.raises(NotSaved, match=r"no step 5; it has \[1, 2\]"):

@@ -199,8 +199,9 @@ class Checkpoints:
 
     def read(folder: epath.Path) -> tuple[dict, dict, dict]:
       meta, data_state = reading.read_json(folder, "meta"), reading.read_json(folder, "data")
-      tree.check(meta["manifest"], tree.manifest(leaves), str(folder))
-      plain = {path: tree.plain(leaf) for path, leaf in leaves.items()}
+      saved = tree.as_saved(leaves, meta["manifest"])
+      tree.check(meta["manifest"], tree.manifest(saved), str(folder))
+      plain = {path: tree.plain(leaf) for path, leaf in saved.items()}
       arguments = {path: _restore_arguments(leaf) for path, leaf in plain.items()}
       return meta, data_state, reading.read_arrays(folder, plain, arguments, partial=False)
 
@@ -209,7 +210,7 @@ class Checkpoints:
 
     found, (meta, data_state, arrays), damaged = reading.first_readable(self._workdir, step, read, check, _everyone())
     self._damaged = damaged
-    restored = [tree.like(arrays[path], leaf) for path, leaf in leaves.items()]
+    restored = [tree.like(arrays[path], leaf) for path, leaf in tree.as_saved(leaves, meta["manifest"]).items()]
     state = jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(abstract_state), restored)
     return Restored(
       found,

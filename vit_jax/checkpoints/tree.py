@@ -78,6 +78,18 @@ def manifest(leaves: Mapping[tuple[str, ...], Any]) -> Manifest:
   return {"/".join(path): {"shape": list(np.shape(leaf)), "dtype": _dtype_name(leaf)} for path, leaf in leaves.items()}
 
 
+def as_saved(leaves: Mapping[tuple[str, ...], Any], saved: Manifest) -> dict[tuple[str, ...], Any]:
+  """The leaves by their paths in a checkpoint, in the same order.
+
+  Steps saved before a method's own parts of the state were together under "own" have them beside it.
+  """
+
+  def before(path: tuple[str, ...]) -> bool:
+    return path[0] == "own" and "/".join(path) not in saved and "/".join(path[1:]) in saved
+
+  return {path[1:] if before(path) else path: leaf for path, leaf in leaves.items()}
+
+
 def check(saved: Manifest, wanted: Manifest, where: str) -> None:
   """Raises one `Mismatch` that names every leaf in which the two differ."""
   lines = [f"  missing in the checkpoint: {path} {_describe(wanted[path])}" for path in wanted if path not in saved]

@@ -100,8 +100,8 @@ def load_images(
     BadImage: naming the file that cannot be read.
     UnknownModel: if there is no model at `like`, or what it says of its images cannot be followed.
   """
-  from vit_jax.data.evaluation_batches import framed
   from vit_jax.data.bands import image_channels
+  from vit_jax.data.evaluation_batches import framed
 
   images = _listed(files)
   seen, _ = _preprocessing(locate(like))

@@ -20,7 +20,7 @@ _STATE = {  # fields of a State by what they are to a user
   "student": "parameters",
   "opt_state": "optimizer",
   "teacher": "teachers",
-  "gram_teacher": "teachers",
+  "own": "teachers",  # what a method keeps besides: a gram teacher, if it is large
   "frozen": "teachers",
 }
 

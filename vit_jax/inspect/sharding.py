@@ -11,13 +11,11 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from vit_jax import parallel
 from vit_jax.inspect.columns import align
 
-PARTS = {
+NAMES = {  # of the parts that every state may have, in the order of the table
   "student": "student",
   "teacher": "teacher",
-  "gram_teacher": "gram teacher",
   "frozen": "frozen teacher",
   "opt_state": "optimizer",
-  "centers": "centers",
 }
 
 
@@ -42,8 +40,9 @@ class Leaf(NamedTuple):
 
   @property
   def part(self) -> str:
-    """The field of the state."""
-    return self.path.partition("/")[0]
+    """The field of the state, or the part of what its method keeps."""
+    field, own, *_ = self.path.split("/")
+    return own if field == "own" else field
 
   @property
   def whole(self) -> bool:
@@ -57,7 +56,7 @@ def leaves(state: Any, mesh: Mesh | AbstractMesh, *, zero: int = 3) -> list[Leaf
   shardings = jax.tree.leaves(parallel.state_shardings(state, mesh, zero=zero))
   for (path, leaf), sharding in zip(jax.tree_util.tree_leaves_with_path(state), shardings, strict=True):
     name = jax.tree_util.keystr(path, simple=True, separator="/")
-    if name.partition("/")[0] in PARTS and leaf.ndim:
+    if leaf.ndim:
       held = math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
       total = leaf.size * leaf.dtype.itemsize
       found.append(Leaf(name, leaf.shape, sharding.spec, leaf.size, total, held))
@@ -81,9 +80,9 @@ def sharding_table(state: Any, mesh: Mesh | AbstractMesh, *, zero: int = 3, widt
   rows += [(leaf.path, " x ".join(map(str, leaf.shape)), axes(leaf), size(leaf.held)) for leaf in shown]
   lines += [align(rows, right=(3,), width=width), ""]
   totals = [("part", "numbers", "in all", "per device", "whole on every device")]
-  for part, name in PARTS.items():
+  for part in dict.fromkeys([*NAMES, *(leaf.part for leaf in found)]):
     if own := [leaf for leaf in found if leaf.part == part]:
-      totals.append(_total(name, own))
+      totals.append(_total(NAMES.get(part, part.replace("_", " ")), own))
   totals.append(_total("all", found))
   lines.append(align(totals, right=(1, 2, 3, 4), width=width))
   if zero == 1:

@@ -60,11 +60,10 @@ class Needs:
 
 def estimate(run: setup.Run) -> Needs:
   """By FLOPs over the rate of a forward pass that is timed now, and by tracing the backward pass."""
-  variants, resolutions = run.views.variants(), run.views.resolutions
-  shares = [size.probability for size in resolutions] or [1.0]
+  variants, shares = run.views.variants(), run.views.shares
   work = sum(share * planning.model_flops(run.config, v) for v, share in zip(variants, shares, strict=True))
   work *= run.config.batch_size / sum(shares)
-  largest = max(variants, key=lambda v: (v.global_size, v.local_size))
+  largest = max(variants, key=lambda views: tuple(views.sizes.values()))
   memory = state_bytes(abstract_state(run), abstract_batch(run, largest))
   backbones = [run.method.modules(alone).backbone for alone in methods.each_student(run.config).values()]
   images = run.config.batch_size // parallel.batch_shards(run.mesh) // run.config.micro_batches
@@ -113,7 +112,7 @@ def _measured(run: setup.Run) -> Needs:
   state = state_bytes(abstract_state(run), abstract_batch(run, run.views.variants()[0]))
   whole = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
   state["temporaries"] = memory.temp_size_in_bytes + max(whole - sum(state.values()), 0)
-  several = f" of the resolutions that came in them ({len(steps.compiled)})" if run.views.resolutions else ""
+  several = f" of the resolutions that came in them ({len(steps.compiled)})" if len(run.views.variants()) > 1 else ""
   how = f"measured: {number} steps{several} with the run's data, {1e3 * waiting:.3g} ms of each waiting for them"
   return Needs(step, state, capacity(), how, "the compiler's own figure of the memory", compiling)
 
