@@ -17,6 +17,11 @@ from vit_jax.methods.settings import num_steps
 from vit_jax.optim import ema, optimizer
 
 
+def fresh_moments(config: Any, params: Params) -> Any:
+  """The optimizer's state for fresh parameters."""
+  return optimizer.adam(config.optim.b1, config.optim.b2, config.optim.eps).init(params)
+
+
 class Rates(NamedTuple):
   """What the schedules say of one step: scalars.
 
@@ -70,10 +75,6 @@ class Learner:
       freeze_last_layer=num_steps(optim.freeze_last_layer),
       freeze_backbone=num_steps(config.init.freeze_backbone_steps),
     )
-
-  def init(self, params: Params) -> Any:
-    """The optimizer's state for fresh parameters."""
-    return optimizer.adam(self.b1, self.b2, self.eps).init(params)
 
   def update(self, state: State, loss: jax.Array, grads: Params, rates: Rates) -> tuple[State, Metrics]:
     """The state after a step, and the norms of the gradients before clipping.

@@ -22,7 +22,7 @@ from vit_jax.methods.dino.student import SELF_DISTILLATION, Student
 from vit_jax.methods.dino.targets import Centering, TeacherOutputs, assign
 from vit_jax.methods.dino.views import build_views
 from vit_jax.methods.init_from import Start
-from vit_jax.methods.learner import Learner
+from vit_jax.methods.learner import fresh_moments
 from vit_jax.methods.settings import build_backbone, build_schedules
 from vit_jax.models import VisionTransformer
 
@@ -36,15 +36,15 @@ def views(config: Any) -> Views:
 
 def init(config: Any, key: jax.Array) -> State:
   """A fresh state: random student, teacher equal to it, zero moments."""
-  net, anchoring = modules(config), gram.Anchoring.of(config)
+  net = modules(config)
   *init_keys, key = jax.random.split(key, 4)
   student = init_params(net, init_keys, config.crops.global_size)
-  gram_teacher, gram_counters = anchoring.init(student["backbone"]) if anchoring is not None else ({}, {})
+  gram_teacher, gram_counters = gram.init(config, student["backbone"])
   return State(
     step=jnp.zeros((), jnp.int32),
     student=student,
     teacher=jax.tree.map(jnp.copy, student),
-    opt_state=Learner.of(config).init(student),
+    opt_state=fresh_moments(config, student),
     key=key,
     counters={"nonfinite": jnp.zeros((), jnp.int32)} | gram_counters,
     model=net.backbone,
@@ -56,7 +56,7 @@ def starts(config: Any) -> tuple[Start, ...]:
   """What a fresh state takes from elsewhere: the gram teacher of `gram.source`, all else of `init_from`."""
   places = {name: [("student", name), ("teacher", name)] for name in Modules._fields}
   found = []
-  if gram.enabled(config) and config.gram.source not in gram.SHARED:
+  if gram.has_own_teacher(config):
     if config.gram.source in (None, "init"):
       places["backbone"].append(("own", gram.TEACHER))
     else:

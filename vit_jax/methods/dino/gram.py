@@ -81,16 +81,6 @@ class Anchoring:
     """Whether the state holds a gram teacher: otherwise another teacher serves."""
     return self.source not in SHARED
 
-  def init(self, backbone: Any) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-    """The gram teacher of a fresh state, a copy of the teacher's backbone, as a part of `State.own`; and its counters.
-
-    The counters are "gram_loaded", copies made by `gram.load_at` (0 or 1), and "gram_refreshes".
-    """
-    if not self.has_own_teacher:
-      return {}, {}
-    zero = jnp.zeros((), jnp.int32)
-    return {TEACHER: jax.tree.map(jnp.copy, backbone)}, {"gram_loaded": zero, "gram_refreshes": zero}
-
   def loaded(self, state: State) -> Bool[Array, ""]:
     """Whether there is a gram teacher yet: without a source there is none before `load_at`."""
     if self.source is not None:
@@ -174,6 +164,22 @@ class Anchoring:
       return terms
     there = self.loaded(state)
     return {name: jnp.where(there, x, 0.0) if name.startswith("gram") else x for name, x in terms.items()}
+
+
+def init(config: Any, backbone: Any) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+  """The gram teacher of a fresh state, a copy of the teacher's backbone, as a part of `State.own`; and its counters.
+
+  The counters are "gram_loaded", copies made by `gram.load_at` (0 or 1), and "gram_refreshes".
+  """
+  if not has_own_teacher(config):
+    return {}, {}
+  zero = jnp.zeros((), jnp.int32)
+  return {TEACHER: jax.tree.map(jnp.copy, backbone)}, {"gram_loaded": zero, "gram_refreshes": zero}
+
+
+def has_own_teacher(config: Any) -> bool:
+  """Whether the state holds a gram teacher: otherwise there is no anchoring, or another teacher serves."""
+  return enabled(config) and config.gram.source not in SHARED
 
 
 def enabled(config: Any) -> bool:
