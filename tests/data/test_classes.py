@@ -16,7 +16,7 @@ from vit_jax.data.classes import NoClass, class_names, classes_of, text_of
 from vit_jax.data.evaluation_batches import evaluation_batches
 from vit_jax.data.groups import LossGroups
 from vit_jax.data.sources import open_source
-from vit_jax.data.views import Views
+from vit_jax.data.views import MultiCrop
 
 PNG = [pictures.encoded(pictures.smooth(9, 9, i), "PNG") for i in range(4)]
 
@@ -184,7 +184,7 @@ def test_ids_are_the_same_classes_in_every_source_and_train_and_evaluate(tmp_pat
   found = {source[i]["image"]: source[i]["label"] for i in range(4)}
   assert [found[png] for png in PNG] == [1, 0, -1, 0]
   assert source.class_names == ("3", "20240101123") and source.num_classes == 2
-  group = LossGroups(source, Views(global_size=8, local_size=8, local_number=1), 0, 4)[0]
+  group = LossGroups(source, MultiCrop(global_size=8, local_size=8, local_number=1), 0, 4)[0]
   assert group["label"].dtype == np.int32 and sorted(group["label"]) == [-1, 0, 0, 1]
   batch = next(evaluation_batches(source, image_size=8, batch_size=4, max_examples=9))
   assert batch["label"].dtype == np.int32 and sorted(batch["label"]) == [-1, 0, 0, 1]

@@ -24,7 +24,7 @@ from vit_jax.data.groups import LossGroups
 from vit_jax.data.limits import Limits, limits_of
 from vit_jax.data.scanning import scan
 from vit_jax.data.sources import open_source
-from vit_jax.data.views import Views
+from vit_jax.data.views import MultiCrop
 
 SMALL = Limits(max_pixels=40 * 56, max_file_bytes=100_000)
 PICTURE = pictures.smooth(40, 56)
@@ -139,7 +139,7 @@ def test_nothing_that_reads_a_source_ends_by_one_file(mixed, tmp_path):
   assert (done["records"], done["left_out"]) == (len(HOSTILE) + 1, len(HOSTILE))
   batches = list(evaluation_batches(source, image_size=16, batch_size=8, max_examples=len(source)))
   assert sum(batch["valid"].sum() for batch in batches) == len(HOSTILE) + 1
-  group = LossGroups(source, Views(global_size=16, local_size=8, mask_grid=None), 0, len(source))[0]
+  group = LossGroups(source, MultiCrop(global_size=16, local_size=8, mask_grid=None), 0, len(source))[0]
   assert group["bad_records"].count('"reason"') >= len(HOSTILE)
 
 

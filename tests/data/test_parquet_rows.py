@@ -14,7 +14,7 @@ from tests.data import pictures
 from vit_jax.data.decode import BadImage
 from vit_jax.data.groups import LossGroups
 from vit_jax.data.sources import open_source
-from vit_jax.data.views import Views
+from vit_jax.data.views import MultiCrop
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -160,7 +160,7 @@ def test_a_row_group_that_cannot_be_read_is_named_and_training_goes_on(tmp_path,
       source[15]
   assert caplog.text.count("row group 1 of") == 1  # it is read once
   source.window = 1  # what replaces a record is then of its row group first, all of which is damaged
-  groups = LossGroups(source, Views(global_size=8, local_size=8, local_number=1), 0, 12)
+  groups = LossGroups(source, MultiCrop(global_size=8, local_size=8, local_number=1), 0, 12)
   for number in range(8):
     assert groups[number]["global_crops"].shape == (12, 2, 8, 8, 3)
 

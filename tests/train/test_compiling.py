@@ -107,6 +107,16 @@ def test_a_step_that_is_traced_twice_is_a_mistake(mesh, monkeypatch):
     step.lower(state, abstract(batch_of(mesh, 4)))
 
 
+def test_a_step_takes_nothing_from_the_host(mesh):
+  compiled, state = steps(mesh, Traced(), 3)
+  with compiled:
+    compiled.wait(3)
+    compiled(3, state, batch_of(mesh, 3))
+    host = {name: np.asarray(array) for name, array in batch_of(mesh, 3).items()}
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+      compiled(3, jax.device_put(jnp.float32(0), NamedSharding(mesh, PartitionSpec())), host)
+
+
 def test_what_fails_in_the_thread_is_raised_before_it_is_needed(mesh):
   def fail(width):
     if width == 5:

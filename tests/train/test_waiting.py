@@ -59,8 +59,8 @@ class Reads:
       finally:
         self._explicit -= 1
 
-    def step(steps, state, batch):
-      out = call(steps, state, batch)
+    def step(steps, views, state, batch):
+      out = call(steps, views, state, batch)
       self._steps, self._outputs = self._steps + 1, jax.tree.leaves(out)
       return out
 
@@ -72,9 +72,9 @@ class Reads:
 
 
 def test_a_read_that_waits_would_be_seen(monkeypatch):
-  monkeypatch.setattr(CompiledSteps, "__call__", lambda steps, state, batch: jnp.zeros(2) + batch)
+  monkeypatch.setattr(CompiledSteps, "__call__", lambda steps, views, state, batch: jnp.zeros(2) + batch)
   found = Reads(monkeypatch)
-  out = CompiledSteps.__call__(None, None, 1.0)
+  out = CompiledSteps.__call__(None, None, None, 1.0)
   jax.device_get(out)
   assert found.newest == [1] and not found.implicit
   for wait in (lambda x: float(x[0]), lambda x: np.asarray(x), lambda x: bool(jnp.any(x > 0))):

@@ -15,7 +15,7 @@ import vit_jax
 from tests.test_hub import random_params
 from vit_jax import cli, weights
 from vit_jax.commands import flags
-from vit_jax.methods import starting
+from vit_jax.methods import init_from
 from vit_jax.models import PositionTable, VisionTransformer
 from vit_jax.weights import WeightsError
 from vit_jax.weights.files import write_safetensors
@@ -218,12 +218,12 @@ def test_a_run_takes_the_grid_that_its_config_says(tmp_path: pathlib.Path):
   path, params = timm_file(tmp_path, model)
   with pytest.raises(WeightsError, match="the 196 learned positions do not say"):
     vit_jax.load_model(path, num_heads=4)
-  source = starting.open_file(path, {"backbone": model.clone(masking=True)})
+  source = init_from.open_file(path, {"backbone": model.clone(masking=True)})
   assert source.model == model.clone(position_table=table)
   assert source.parts["backbone"]["positions"] == (196, 48)
   other = model.clone(position_table=PositionTable((16, 16)))
   with pytest.raises(WeightsError, match=r"\(a grid of 16 x 16 patches\) does not fit 196 positions"):
-    starting.open_file(path, {"backbone": other})
+    init_from.open_file(path, {"backbone": other})
 
 
 def test_evaluations_take_a_side_or_what_positions_are_for():

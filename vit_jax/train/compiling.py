@@ -104,7 +104,9 @@ class CompiledSteps:
           self._pending[other] = self._thread.submit(self._compile, other)
 
   def __call__(self, views: Views, state: Any, batch: Batch) -> Any:
-    return self._compiled[views].call(state, batch)
+    """The step; an array that is not on the devices yet is an error: the step would wait for the host."""
+    with jax.transfer_guard("disallow"):
+      return self._compiled[views].call(state, batch)
 
   def news(self) -> Iterator[tuple[Views, float]]:
     """(variant, seconds) of every compilation that has ended since this was asked last."""
