@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -89,10 +90,18 @@ def train(config: ConfigDict, workdir: str, *, accept_config_change: bool = Fals
   except OSError as error:
     if error.errno in _FULL:
       raise UserError(_refused(folder, error)) from error
+    if place := _inside(folder, error):
+      raise UserError(f"{place}: {error.strerror}; put it right or move it away, then the same command goes on") from error
     raise
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # what a disk says that takes no more
+
+
+def _inside(folder: Path, error: OSError) -> Path | None:
+  """The file of the workdir with which something is wrong: a folder in its place, no permission, a link in circles."""
+  names = [name for name in (error.filename2, error.filename) if isinstance(name, str | os.PathLike)]
+  return next((Path(name) for name in names if Path(name).is_relative_to(folder)), None)
 
 
 def _refused(folder: Path, error: OSError) -> str:
@@ -251,6 +260,9 @@ class _Loop:
     self.last_metrics, self.data_state = restored.metrics, restored.data_state
     self.saved_step, self.evaluated = restored.step, restored.evaluated
     lines = read_lines(self.workdir / METRICS, say=False)
+    reached = int(max((line["step"] for line in lines), default=0))
+    if reached < restored.step - restored.step % restored.config["log"]["every"]:
+      log.warning("%s reaches step %d only, checkpoint %d more: what is between is lost.", METRICS, reached, restored.step)
     self.records.go_on(restored.best, lines, steps(self.workdir), restored.step)
     self.checkpoints.keep_best(self.records.best)
     setup.compare_checkpoint(self.run.config, restored.config, restored.step)
