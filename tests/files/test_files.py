@@ -65,6 +65,8 @@ def test_more_than_one_damaged_line_at_the_end_is_no_torn_one(tmp_path):
   found = read_json_lines(path)
   assert len(found.good) == 1 and len(found.bad) == 1000 and found.torn is None
   assert len(found.problems()) == 6 and found.problems()[-1] == f"{path}: 995 more lines cannot be read"
+  path.write_bytes(b'{"a": 1}\n')
+  assert read_json_lines(path).problems() == []
 
 
 def test_parsing_bytes_and_text_agree():

@@ -90,8 +90,9 @@ class Lines(NamedTuple):
   def problems(self) -> list[str]:
     """The bad lines in words: the first few, and how many more there are."""
     said = [str(error) for error in self.bad[:_SAID]]
-    more = len(self.bad) - len(said)
-    return said + [f"{self.bad[0].path}: {more} more lines cannot be read"] * bool(more)
+    if len(self.bad) > _SAID:
+      said.append(f"{self.bad[0].path}: {len(self.bad) - _SAID} more lines cannot be read")
+    return said
 
 
 def read_json_lines(path: str | os.PathLike, check: Callable[[Any], str | None] = lambda value: None) -> Lines:
