@@ -91,7 +91,8 @@ def train(config: ConfigDict, workdir: str, *, accept_config_change: bool = Fals
     if error.errno in _FULL:
       raise UserError(_refused(folder, error)) from error
     if place := _inside(folder, error):
-      raise UserError(f"{place}: {error.strerror}; put it right or move it away, then the same command goes on") from error
+      text = f"{place}: {error.strerror}; put it right or move it away, then the same command goes on"
+      raise UserError(text) from error
     raise
 
 
@@ -262,7 +263,9 @@ class _Loop:
     lines = read_lines(self.workdir / METRICS, say=False)
     reached = int(max((line["step"] for line in lines), default=0))
     if reached < restored.step - restored.step % restored.config["log"]["every"]:
-      log.warning("%s reaches step %d only, checkpoint %d more: what is between is lost.", METRICS, reached, restored.step)
+      log.warning(
+        "%s reaches step %d only: what was written until step %d is lost.", METRICS, reached, restored.step
+      )
     self.records.go_on(restored.best, lines, steps(self.workdir), restored.step)
     self.checkpoints.keep_best(self.records.best)
     setup.compare_checkpoint(self.run.config, restored.config, restored.step)
