@@ -339,7 +339,8 @@ def _score_table(metrics: Lines, baselines: Mapping[str, float], kept: set[int],
         notes.append(f"Step {best}, the best by {label}: `{checkpoints.FOLDER}/{best}`.")
   if not rows:
     return ""
-  rows += [f"| {name} (k-NN) | {value:.1%} | |" for name, value in baselines.items()]
+  for name, value in baselines.items():
+    rows.append(f"| {name}{'' if name == _BASELINES['majority'] else ' (k-NN)'} | {value:.1%} | |")
   head = ["## Accuracy on frozen features", "", "| | at the end | best |", "|---|---|---|"]
   return "\n".join([*head, *rows, "", "  \n".join(notes)]).rstrip()
 
