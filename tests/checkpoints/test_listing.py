@@ -71,3 +71,13 @@ def test_text_that_is_damaged_is_said_in_words(run: pathlib.Path, tmp_path: path
   (tmp_path / "checkpoints" / "4" / "meta" / "metadata").write_bytes(b"\xff\xfe\x80")
   (damaged,) = survey(tmp_path)
   assert damaged.problem == "OSError: 'meta' is damaged: it cannot be read as JSON"
+
+
+@pytest.mark.parametrize("name", ["meta/metadata", "data/metadata", "state/_METADATA", "state/manifest.ocdbt"])
+def test_nobody_waits_for_a_pipe_in_the_place_of_a_file(run: pathlib.Path, tmp_path: pathlib.Path, name: str):
+  shutil.copytree(run / "checkpoints" / "4", tmp_path / "checkpoints" / "4")
+  path = tmp_path / "checkpoints" / "4" / name
+  path.unlink()
+  os.mkfifo(path)
+  (damaged,) = survey(tmp_path, verify=True)
+  assert damaged.problem == f"OSError: {name} is no file"

@@ -213,6 +213,7 @@ def read_json(folder: epath.Path, item: str) -> Any:
     raise OSError(f"it is a link to {os.readlink(folder)}, where nothing is")
   if not path.exists():
     raise OSError(f"its folder {item!r} is missing")
+  check_regular(path / _JSON)
   try:
     content = _alone(ocp.JsonCheckpointHandler()).restore(path, args=ocp.args.JsonRestore())
   except (ValueError, RecursionError) as error:  # of the text or of JSON
@@ -240,6 +241,8 @@ def read_arrays(
   path = folder / "state"
   if not path.exists():
     raise OSError("its folder 'state' is missing")
+  for name in ("_METADATA", "manifest.ocdbt"):
+    check_regular(path / name)
   request = ocp.args.PyTreeRestore(item=tree.nest(abstract), restore_args=tree.nest(arguments), partial_restore=partial)
   restored = tree.leaves_by_path(_alone(ocp.PyTreeCheckpointHandler()).restore(path, args=request))
   absent = [
@@ -248,6 +251,12 @@ def read_arrays(
   if absent:  # a partial restore leaves what it did not find as it was asked for
     raise OSError(f"these arrays are missing: {', '.join(absent)}")
   return restored
+
+
+def check_regular(path: epath.Path) -> None:
+  """Refuses what would be waited for, or read without an end: a pipe, a device."""
+  if os.path.exists(path) and not os.path.isfile(path):
+    raise OSError(f"{path.parent.name}/{path.name} is no file")
 
 
 def _alone(handler: ocp.CheckpointHandler) -> ocp.Checkpointer:
