@@ -322,7 +322,8 @@ class _Loop:
     try:
       return write_summary(self.workdir, alarms=self.health.alarms, ended=ended, coming=coming)
     except Exception as failure:
-      log.warning("%s cannot be written: %s", self.workdir / SUMMARY, failure)
+      reason = failure.strerror or failure if isinstance(failure, OSError) else failure
+      log.warning("%s cannot be written: %s", self.workdir / SUMMARY, reason)
       return None
 
   def _train(self) -> None:
