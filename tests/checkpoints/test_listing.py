@@ -81,3 +81,19 @@ def test_nobody_waits_for_a_pipe_in_the_place_of_a_file(run: pathlib.Path, tmp_p
   os.mkfifo(path)
   (damaged,) = survey(tmp_path, verify=True)
   assert damaged.problem == f"OSError: {name} is no file"
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "said"),
+  [
+    ("_METADATA", b"[" * 100_000, "state/_METADATA, line 1: is nested too deeply to be read"),
+    ("_METADATA", b"null", "state/_METADATA, line 1: must be an object of JSON, not NoneType"),
+    ("manifest.ocdbt", b"", "the files of its arrays are damaged or missing (first met for "),
+    ("manifest.ocdbt", bytes(range(256)), "the files of its arrays are damaged or missing (first met for "),
+  ],
+)
+def test_damaged_descriptions_of_arrays_are_said_in_words(run: pathlib.Path, tmp_path, name, content, said):
+  shutil.copytree(run / "checkpoints" / "4", tmp_path / "checkpoints" / "4")
+  (tmp_path / "checkpoints" / "4" / "state" / name).write_bytes(content)
+  (damaged,) = survey(tmp_path, verify=True)
+  assert said in damaged.problem and "{" not in damaged.problem

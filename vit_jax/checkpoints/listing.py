@@ -82,10 +82,7 @@ def _look(folder: epath.Path, verify: bool) -> Found:
 
 
 def _check_presence(folder: epath.Path, meta: dict[str, Any]) -> None:
-  if not (folder / "state").exists():
-    raise OSError("its folder 'state' is missing")
-  for name in ("_METADATA", "manifest.ocdbt"):
-    reading.check_regular(folder / "state" / name)
+  reading.check_state(folder / "state")
   there = ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree
   names = {"/".join(path) for path in tree.leaves_by_path(there)}
   absent = sorted(set(meta["manifest"]) - names)
