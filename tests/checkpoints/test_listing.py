@@ -97,3 +97,15 @@ def test_damaged_descriptions_of_arrays_are_said_in_words(run: pathlib.Path, tmp
   (tmp_path / "checkpoints" / "4" / "state" / name).write_bytes(content)
   (damaged,) = survey(tmp_path, verify=True)
   assert said in damaged.problem and "{" not in damaged.problem
+
+
+def test_links_that_lead_nowhere_and_other_names_are_listed(run: pathlib.Path, tmp_path: pathlib.Path):
+  root = tmp_path / "checkpoints"
+  shutil.copytree(run / "checkpoints" / "4", root / "4")
+  (root / "5").symlink_to(tmp_path / "none")
+  (root / "6").symlink_to("6")
+  (root / "007").mkdir()
+  (root / "8").write_text("")
+  assert states(tmp_path) == {"checkpoints/4": "whole"} | {f"checkpoints/{step}": "damaged" for step in (5, 6)} | {
+    f"checkpoints/{name}": "no step" for name in ("007", "8")
+  }
