@@ -47,12 +47,14 @@ def survey(workdir: str | epath.PathLike, *, verify: bool = False) -> list[Found
 
   Raises:
     NotSaved: if the folder holds no checkpoint of any kind.
+    Damaged: if the place of the checkpoints is no folder.
   """
+  reading.check_place(workdir)
   quiet_orbax()
   workdir = epath.Path(workdir).expanduser().absolute()
   root, aside = workdir / reading.FOLDER, workdir / SET_ASIDE
   found = [_look(root / str(step), verify) for step in reading.steps(workdir)]
-  if root.exists():
+  if root.is_dir():
     found += [
       Found(f"{reading.FOLDER}/{path.name}", "unfinished", "written now, or interrupted", _size(path), None)
       for path in sorted(root.iterdir())
@@ -64,7 +66,7 @@ def survey(workdir: str | epath.PathLike, *, verify: bool = False) -> list[Found
       for path in sorted(root.iterdir())
       if _is_other(path)
     ]
-  if aside.exists():
+  if aside.is_dir():
     found += [
       Found(f"{SET_ASIDE}/{path.name}", "set aside", "could not be read when the run went on", _size(path), None)
       for path in sorted(aside.iterdir())

@@ -59,6 +59,19 @@ def steps(workdir: str | epath.PathLike) -> tuple[int, ...]:
   return tuple(sorted(int(path.name) for path in folder.iterdir() if is_step(path.name) and _is_folder(path)))
 
 
+def check_place(workdir: str | epath.PathLike) -> None:
+  """Refuses a run whose folder of checkpoints is something else: there may be steps elsewhere, on a disk not mounted.
+
+  Raises:
+    Damaged: saying what is there.
+  """
+  folder = epath.Path(workdir) / FOLDER
+  if folder.is_dir() or not os.path.lexists(folder):
+    return
+  what = f"is a link to {os.readlink(folder)}, where no folder is" if os.path.islink(folder) else "is no folder"
+  raise Damaged(f"{folder}: {what}; put back what was there, or remove it to start from zero on purpose.")
+
+
 def is_step(name: str) -> bool:
   """Whether this is the name of a step's folder: its number as Python writes it."""
   return re.fullmatch(r"0|[1-9][0-9]{0,17}", name) is not None

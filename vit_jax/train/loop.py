@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 from vit_jax import config as configs
 from vit_jax import parallel
-from vit_jax.checkpoints import Checkpoints, NotWritten, latest, steps
+from vit_jax.checkpoints import Checkpoints, NotWritten, check_place, latest, steps
 from vit_jax.config import UserError
 from vit_jax.data.device import augmented, one_device
 from vit_jax.data.groups import SIZES, batch_shapes
@@ -117,6 +117,7 @@ def _refused(folder: Path, error: OSError) -> str:
 def _train(
   config: ConfigDict, folder: Path, goodput: Goodput, interrupts: Interrupts, *, accept_config_change: bool
 ) -> State:
+  check_place(folder)
   _check_processes(config, folder)
   run = frozen.pin(setup.prepare(setup.grouped_as_begun(config, folder)), folder)
   sources = [] if latest(folder) is not None else starting.open_sources(run, abstract_state(run))
