@@ -142,3 +142,9 @@ def test_a_lock_that_is_no_file_is_named(tmp_path, make):
   with pytest.raises(UserError, match=said) as refused, alone(tmp_path):
     pass
   assert "None" not in str(refused.value)
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path, capsys):
+  (tmp_path / "config.json" / "x").mkdir(parents=True)
+  assert cli.main(["train", TINY, f"--workdir={tmp_path}"]) == 2
+  assert f"vit-jax: {tmp_path / 'config.json'}: Is a directory; put it right or move it away" in capsys.readouterr().err
