@@ -62,6 +62,8 @@ def test_what_can_mean_no_class(label):
     ("b c", "c b a", "c b a", [1, 0]),
     ("b z", "a b", "a b z", [1, 2]),
     ("x y", "a b", "x y", [0, 1]),  # names of something else
+    ("b 0 7", "a b", "a b 7", [1, 0, 2]),  # names and numbers of the same classes, from two files
+    ("x 0", "a b", "a b x", [2, 0]),
     ("10 20", "10 20 30", "10 20 30", [0, 1]),  # no numbers of three names
     ("1 2", "2 1 0", "2 1 0", [1, 2]),  # numbers: that is what a list is for
     ("", "a b", "a b", []),

@@ -25,6 +25,7 @@ from vit_jax.data.left_out import printable
 log = logging.getLogger(__name__)
 
 CLASSES = "classes.json"  # beside shards: the list of class names
+FIELDS = ("label", "labels", "fine_label", "cls", "class", "class_id")  # names of fields of labels, by precedence
 LONGEST = 1000  # characters of a label
 _WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0+)?")
 
@@ -105,13 +106,13 @@ def classes_of(labels: Iterable[str], names: Sequence[str] = ()) -> Classes:
   Args:
     labels: all that occur, as `text_of` gives them.
     names: of classes 0, 1, …, if the data come with a list. Labels are then numbers of these classes, or else names of
-      them: numbers are taken for names only where all are, and not all could be numbers.
+      them: numbers are taken for names where they are some and not all could be numbers.
   """
   labels = set(labels)
   wholes = {label: int(match[1]) for label in labels if (match := _WHOLE.fullmatch(label))}
   of_name = {name: number for number, name in reversed(list(enumerate(names)))}
   if len(wholes) < len(labels):
-    if names and labels.isdisjoint(of_name):
+    if names and labels.isdisjoint(of_name) and not any(0 <= number < len(names) for number in wholes.values()):
       log.warning("the list of %d class names names none of the labels, such as %s: not used", len(names), min(labels))
       names = ()
     return _by_name(labels, names, of_name)
@@ -171,6 +172,9 @@ def ordered(names: Iterable[str]) -> list[str]:
 
 
 def _by_name(labels: set[str], names: Sequence[str], of_name: dict[str, int]) -> Classes:
-  others = sorted(labels - of_name.keys() if names else labels)
-  numbers = {label: len(names) + i for i, label in enumerate(others)}
-  return Classes([*names, *others], numbers | {label: of_name[label] for label in labels - numbers.keys()})
+  known = {label: of_name[label] for label in labels if names and label in of_name}
+  for label in labels - known.keys():  # beside names there may be numbers of the same classes, as from another file
+    if (match := _WHOLE.fullmatch(label)) and 0 <= int(match[1]) < len(names):
+      known[label] = int(match[1])
+  others = sorted(labels - known.keys())
+  return Classes([*names, *others], known | {label: len(names) + i for i, label in enumerate(others)})

@@ -42,8 +42,8 @@ class LeftOut(Mapping[str, Reason]):
     if reason not in self._reasons and len(self._reasons) >= _REASONS:
       reason, expected = _OTHERS, False
     before, examples, usual = self._reasons.get(reason, Reason(0, (), expected))
-    if len(examples) < _EXAMPLES:
-      examples = (*examples, _short(printable(name)))
+    if len(examples) < _EXAMPLES and (shown := _short(printable(name))) not in examples:
+      examples = (*examples, shown)
     self._reasons[reason] = Reason(before + count, examples, usual and expected)
 
   def merge(self, other: Mapping[str, Reason]) -> None:
