@@ -83,7 +83,7 @@ class LeftOut(Mapping[str, Reason]):
   def text(self) -> str:
     """The most frequent of them in one line; "nothing"."""
     lines = self.lines()
-    if rest := list(self)[_IN_A_LINE:]:
+    if len(rest := list(self)[_IN_A_LINE:]) > 1:
       lines[_IN_A_LINE:] = [f"{sum(self[reason].count for reason in rest):,} for {len(rest)} other reasons"]
     return ", ".join(lines) or "nothing"
 
