@@ -79,6 +79,10 @@ def long_link(root):
   (root / "bee/long.png").symlink_to("x/" * 2000 + "y.png")
 
 
+def of_a_system(root):
+  put(root, "@eaDir/0.png/SYNOFILE_THUMB_M.jpg", "bee/__MACOSX/._0.png")  # each would be one more class or image
+
+
 def hidden(root):
   put(root, "bee/.DS_Store", "bee/._0.png", ".git/objects/1.png")
 
@@ -99,6 +103,7 @@ def others(root):
     (unix_socket, {"socket": ("bee/s.png",)}),
     (device, {"device": ("bee/zero.jpg",)}),
     (long_link, {"link to nothing": ("bee/long.png",)}),
+    (of_a_system, {"folder of the operating system or the storage": ("@eaDir", "bee/__MACOSX")}),
     (hidden, {"hidden": (".git", "bee/.DS_Store", "bee/._0.png")}),
     (others, {
       ".txt": ("bee/notes.txt",), "no extension": ("bee/noext",), ".xyz": ("bee/a.xyz",),

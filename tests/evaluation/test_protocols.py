@@ -80,7 +80,7 @@ def test_images_without_a_label_are_counted_and_change_no_score(feature_fn, capl
     names=("folder:/photos", "the rest"),
   )
   assert found == expected
-  assert "3 of 123 images of folder:/photos have no label and are not scored, the first of them image 0" in caplog.text
+  assert "folder:/photos: 3 of 123 images read have no label and are not used, the first of them image 0" in caplog.text
 
 
 def test_a_test_source_without_any_label_is_named(feature_fn):

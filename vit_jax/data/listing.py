@@ -31,7 +31,10 @@ _REASONS = {
   errno.EPERM: "without permission to read it",
   errno.ENAMETOOLONG: "path that is too long",
 }
+_SYSTEM = "folder of the operating system or the storage"
 _SPECIAL = {"named pipe": stat.S_ISFIFO, "socket": stat.S_ISSOCK, "device": stat.S_ISCHR, "disk": stat.S_ISBLK}
+# Folders that systems and storage devices put among those of a user; what is in them are thumbnails and deleted files.
+_OF_SYSTEMS = {"__MACOSX", "@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 _FILE, _FOLDER, _LINKED_FOLDER = range(3)
 
 
@@ -99,6 +102,8 @@ def list_remote(root: str) -> Listing:
       continue  # stands for a folder
     if any(part.startswith(".") for part in file.split("/")):
       listing.left_out.add("hidden", file, expected=True)
+    elif not _OF_SYSTEMS.isdisjoint(file.split("/")[:-1]):
+      listing.left_out.add(_SYSTEM, file, expected=True)
     elif kind != "file":
       listing.left_out.add(f"of the store's kind {kind!r}", file)
     else:
@@ -183,6 +188,9 @@ class _Walk:
       return None
     try:
       if entry.is_dir():
+        if entry.name in _OF_SYSTEMS:
+          left_out.add(_SYSTEM, name, expected=True)
+          return None
         return _LINKED_FOLDER if entry.is_symlink() else _FOLDER
       if entry.is_file():
         return _FILE

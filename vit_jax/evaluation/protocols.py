@@ -165,5 +165,5 @@ def _labelled(batches: Iterable[Mapping[str, Any]], num_classes: int, name: str)
   if unlabelled:
     if unlabelled == count:
       raise UnlabelledError(f"None of the {count:,} images of {name} that were read has a label")
-    log.warning("evaluation: %d of %d images of %s have no label and are not scored, the first of them image %d.",
-                unlabelled, count, name, first)  # fmt: skip
+    log.warning("evaluation: %s: %d of %d images read have no label and are not used, the first of them image %d.",
+                name, unlabelled, count, first)  # fmt: skip
