@@ -244,6 +244,22 @@ def test_what_a_folder_holds_instead_of_images_is_told_with_what_reads_it(tmp_pa
     open_source(f"folder:{tmp_path}")
 
 
+@pytest.mark.parametrize(
+  ("spec", "name", "meant"),
+  [
+    ("tar:{}", "a.tar", "tar:{}/*.tar"),
+    ("parquet:{}", "train-00000-of-00002.parquet", "parquet:{}/*.parquet"),
+    ("tar:{}/*.tar", "a.parquet", "parquet:{}/*.parquet"),
+    ("array_record:{}", "x.array_record-00000-of-00002", "array_record:{}/*.array_record*"),
+  ],
+)
+def test_a_folder_of_shards_is_told_the_pattern(tmp_path, spec, name, meant):
+  (tmp_path / name).touch()
+  with pytest.raises(ValueError, match="no file matches .* Did you mean .*") as refused:
+    open_source(spec.format(tmp_path))
+  assert str(refused.value).endswith(f" Did you mean {meant.format(tmp_path)}?")
+
+
 def test_shards_of_a_prepared_dataset_and_a_shard_itself_are_told(tmp_path):
   put(tmp_path, "mnist-train.array_record-00000-of-00001", "dataset_info.json", data=b"x")
   with pytest.raises(ValueError, match=f"Did you mean tfds:{tmp_path}/train\\?"):

@@ -81,6 +81,16 @@ def did_you_mean(folder: str, names: Iterable[str]) -> str:
   return ""
 
 
+def no_match(pattern: str) -> str:
+  """The pattern of shards that one which matches nothing may be meant as, as a question: they lie in a folder of it."""
+  folder = os.path.expanduser(pattern)
+  folder = folder if os.path.isdir(folder) else os.path.dirname(folder)
+  try:
+    return did_you_mean(folder, sorted(os.listdir(folder)))
+  except OSError:
+    return ""
+
+
 def spec_of_path(path: str) -> str:
   """The specification that a path without scheme may be meant as."""
   for pattern, scheme, _ in _SHARDS:

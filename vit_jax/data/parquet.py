@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data import storage
+from vit_jax.data import hints, storage
 from vit_jax.data.classes import FIELDS, Classes
 from vit_jax.data.decode import BadImage
 from vit_jax.data.left_out import LeftOut, in_a_line, printable
@@ -191,7 +191,8 @@ def open_parquet(rest: str, spec: str) -> ParquetSource:
   if paths not in _PATHS:
     raise ValueError(f"data.source = {spec!r}: paths={paths} must be one of {', '.join(_PATHS)}.")
   if not files:
-    raise ValueError(f"data.source = {spec!r}: no file matches {pattern}; {storage.contents(pattern)}.")
+    found = f"{storage.contents(pattern)}.{hints.no_match(pattern)}"
+    raise ValueError(f"data.source = {spec!r}: no file matches {pattern}; {found}")
 
   footers = _footers(files, spec)
   schema, groups = footers[0][0], _row_groups(footers)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vit_jax.data import storage
+from vit_jax.data import hints, storage
 from vit_jax.data.classes import CLASSES, class_names, classes_of
 from vit_jax.data.decode import BadImage
 from vit_jax.data.formats import EXTENSIONS
@@ -82,7 +82,8 @@ def open_tar(pattern: str, spec: str, *, cache_dir: str | os.PathLike | None = N
   left_out = LeftOut()
   shards = storage.matches(pattern, left_out)
   if not shards:
-    raise ValueError(f"data.source = {spec!r}: no file matches {pattern}; {storage.contents(pattern)}.")
+    found = f"{storage.contents(pattern)}.{hints.no_match(pattern)}"
+    raise ValueError(f"data.source = {spec!r}: no file matches {pattern}; {found}")
   known = {"form": _FORM, "missing": left_out.to_json(), "versions": _versions(shards)}
   place = index_path("tar", "\n".join(shards), cache_dir)
   if not rescan and place.exists():
