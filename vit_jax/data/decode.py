@@ -141,7 +141,9 @@ def _read(
     return _tiff(data, name, channels, deep, limits)
   with open_image(data, name, format, limits) as image:
     kind = f"{image.format} {image.mode}"
-    if deep and (values := multiband.several_bands(data, name, format, image)) is not None:
+    # A colour of 16 bits that stands for transparency is not found among the high bytes that Pillow would keep.
+    whole = deep or (channels == 3 and "transparency" in image.info)
+    if whole and (values := multiband.several_bands(data, name, format, image)) is not None:
       samples = _array(values.array, image.format, name, channels, limits, bits=values.bits)
       return samples._replace(array=_turned(samples.array, _orientation(image)))
     if channels != 3:
@@ -213,10 +215,8 @@ def _scaled(
 def _to_rgb(image: Image.Image) -> Image.Image:
   """Any Pillow mode of 8 bits -> RGB, by the rules at the top of this file."""
   image.load()
-  if image.mode == "RGB":
-    return image
   if image.mode not in ("RGBA", "LA", "PA", "RGBa", "La") and "transparency" not in image.info:
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
   flat = Image.new("RGB", image.size)
   rows = max(1, _STRIP // image.width)
   for top in range(0, image.height, rows):  # a few at a time: this takes several copies
