@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -78,7 +79,7 @@ def text_of(label: Any) -> str | None:
     return _text_of_number(label)
   if not isinstance(label, str):
     raise NoClass(f"a {type(label).__name__}")
-  label = label.strip()
+  label = unicodedata.normalize("NFC", label.strip())
   if len(label) > LONGEST:
     raise NoClass(f"longer than {LONGEST:,} characters")
   if not label.isprintable():
@@ -162,7 +163,12 @@ def names_in(value: Any) -> list[str]:
   for entry in value:
     if not isinstance(entry, str | int):
       raise ValueError(f"an entry is a {type(entry).__name__}, not a name")
-  return [printable(str(entry)) for entry in value]
+  return [shown_name(str(entry)) for entry in value]
+
+
+def shown_name(name: str) -> str:
+  """A class's name as it is compared and shown: macOS writes "é" as two characters, others as one."""
+  return unicodedata.normalize("NFC", printable(name))
 
 
 def ordered(names: Iterable[str]) -> list[str]:

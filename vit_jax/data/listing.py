@@ -17,9 +17,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from vit_jax.data import hints, storage
+from vit_jax.data.classes import shown_name
 from vit_jax.data.formats import START
 from vit_jax.data.index import Names
-from vit_jax.data.left_out import LeftOut, printable
+from vit_jax.data.left_out import LeftOut
 
 _LONGEST = 4095  # bytes of a path that the operating system opens
 _MOST_VISITS = 100  # of a folder by links: the paths through folders that link to each other grow as a factorial
@@ -83,7 +84,7 @@ class Listing:
     ordered = sorted(self._classes)
     place = {name: i for i, name in enumerate(ordered)}
     rank = np.array([place[name] for name in self._classes] + [-1], np.int32)  # [..., of no class]
-    return names, rank[np.array(self._labels, np.int64)], tuple(map(printable, ordered))
+    return names, rank[np.array(self._labels, np.int64)], tuple(map(shown_name, ordered))
 
   def seconds(self) -> float:
     return (time.time_ns() - self.begun) / 1e9
