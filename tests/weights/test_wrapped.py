@@ -251,6 +251,15 @@ def test_a_folder_with_pytorch_model_bin_opens_as_one_with_safetensors(tmp_path:
     vit_jax.load_model(tmp_path / "m")
 
 
+def test_the_mask_token_of_a_hugging_face_vit_is_said_and_left(caplog: pytest.LogCaptureFixture):
+  params = random_params(VIT)
+  tensors = weights.to_state_dict(params, VIT, "hf_vit") | {"embeddings.mask_token": np.ones((1, 1, VIT.width))}
+  with caplog.at_level(logging.INFO):
+    found = weights.from_state_dict(tensors, VIT, "hf_vit")
+  jax.tree.map(np.testing.assert_array_equal, found, params)
+  assert "not loaded: embeddings.mask_token" in caplog.text
+
+
 def test_hugging_face_names_without_a_configuration_say_what_is_missing(tmp_path: pathlib.Path):
   vit_jax.save_model(tmp_path / "m", DINOV3, random_params(DINOV3))
   (tmp_path / "m" / "config.json").unlink()
