@@ -76,8 +76,9 @@ def save_model(
     format: "safetensors": a folder for `transformers.AutoModel.from_pretrained`; "pth": a flat file as the
       DINOv3 or DINOv2 repository loads it; "timm": a .safetensors file with timm's names, without classifier;
       "orbax": a folder that holds any model of vit_jax exactly.
-    mean, std: per-channel normalisation of the images; both given: stored with the weights, as preprocessor_config.json
-      in a folder, and in a single file where others pass over it.
+    mean: of every channel, with which images are normalised. With std it is stored with the weights: as
+      preprocessor_config.json in a folder, and in a single file where others pass over it.
+    std: the standard deviations that belong to mean.
     image_size: nominal side of the images, written to the configuration.
     crop_ratio: side of the centre crop over the short side of the resized image, in evaluations (None: 224 / 256);
       stored beside mean and std.
