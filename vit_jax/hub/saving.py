@@ -238,6 +238,8 @@ def check_place(path: str | os.PathLike, format: str, *, overwrite: bool = False
   if format in _FILES:
     if path.is_dir():
       raise UnknownModel(f"{path} is a folder; this format writes a file.")
+    if path.exists() and not path.is_file():
+      raise UnknownModel(f"{path} is a device or a pipe; give a file to write.")
     if path.exists() and not overwrite and path.stat().st_size and not _is_own_file(path, format):
       raise UnknownModel(
         f"{path} is there and no export of vit_jax in format {format!r}: choose another name, or replace it "
@@ -247,7 +249,7 @@ def check_place(path: str | os.PathLike, format: str, *, overwrite: bool = False
   if path.is_dir():
     _check_folder(path, format, overwrite)
   elif path.exists():
-    raise UnknownModel(f"{path} is a file; this format writes a folder.")
+    raise UnknownModel(f"{path} is no folder; this format writes one.")
   elif path.suffix in (".safetensors", ".pth"):
     raise UnknownModel(
       f"{path}: format {format!r} writes a folder: name it {path.stem}, or choose a format that is one file, "
