@@ -14,6 +14,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 # LLVM's optimisations off, here and in the processes that tests start: compiling is most of a test's time.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 jax.config.update("jax_disable_most_optimizations", True)
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, and tables would be as narrow as that
 
 _MUCH = 3 * 2**20  # KiB; what one test process may keep before compiled programs are given up
 

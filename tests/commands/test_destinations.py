@@ -137,7 +137,6 @@ def test_a_text_takes_the_place_of_texts_only(here):
     "bench data --json=BAD.json",
     f"plan {TINY} --topology=h100:8 --json=BAD.json",
     f"profile {TINY} --config.data.source={NOWHERE} --workdir=BAD",
-    f"train {TINY} --config.data.source={NOWHERE} --workdir=BAD",
     "data scan folder:BAD --beside --index_only",
   ],
 )

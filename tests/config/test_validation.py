@@ -147,6 +147,7 @@ for name, values in {"lr": [-1.0], "weight_decay": [-1.0], "momentum": [-0.1, 1.
   IMPOSSIBLE |= {f"schedules.{name}.{end}": values for end in ("start", "peak", "end")}
   IMPOSSIBLE |= {f"schedules.{name}.{part}": ["long", "-1 steps", "101 %"] for part in ("warmup", "cosine")}
 
+IMPOSSIBLE |= {"checkpoint.keep_best": ["zork/top1"], "checkpoint.keep_best_mode": ["most"]}
 IMPOSSIBLE |= {  # with the default method
   "distillation.teacher": ["runs/x"], "distillation.fingerprint": ["ab"], "distillation.students": [("a=b.py",)],
 }  # fmt: skip

@@ -132,7 +132,7 @@ def secrets_of(tmp_path, **variables: str) -> tuple[list[str], str]:
   stand_in.chmod(0o755)
   done = run(str(LAUNCH / "local.sh"), "2", "train", PYTHON=str(stand_in), PORT="1", **variables)
   assert done.returncode == 0, done.stderr
-  found = re.findall(r"^\[[01]\] secret=(.*)$", done.stdout, re.MULTILINE)
+  found = re.findall(r"\[[01]\] secret=(.*)$", done.stdout, re.MULTILINE)  # perhaps behind half a line of the other
   return found, re.sub(r"secret=.*", "", done.stdout)
 
 

@@ -73,8 +73,6 @@ def _train(args: argparse.Namespace) -> None:
     interrupts.own_process()
   with in_job(args) as first:
     if not args.dry_run:
-      if first:
-        destination(args.workdir, "--workdir", folder=True)
       loop.train(config, args.workdir, accept_config_change=args.accept_config_change)
       return
     from vit_jax.train import dry_run
