@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
 import subprocess
@@ -35,6 +36,12 @@ def calls(monkeypatch):
 
   monkeypatch.setattr(loop, "train", train)
   return seen
+
+
+def test_what_a_terminal_has_no_character_for_is_printed_all_the_same():
+  env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+  done = subprocess.run([sys.executable, "-m", "vit_jax", "data", "list"], capture_output=True, env=env, cwd=ROOT)
+  assert done.returncode == 0 and b"\\u2026" in done.stdout  # the "…" of the list of formats
 
 
 def test_help_imports_no_jax():

@@ -483,3 +483,14 @@ def test_importing_vit_jax_is_light():
     assert getattr(vit_jax, name) is not None
   with pytest.raises(AttributeError, match="no attribute 'load'; it has .*load_model"):
     vit_jax.load  # noqa: B018
+
+
+@pytest.mark.parametrize("format", ["pth", "timm", "safetensors", "orbax"])
+def test_pipes_and_devices_are_never_replaced(format, tmp_path: pathlib.Path):
+  pipe, link = tmp_path / "pipe.safetensors", tmp_path / "link.safetensors"
+  os.mkfifo(pipe)
+  link.symlink_to(pipe)
+  for place in (pipe, link):
+    with pytest.raises(hub.UnknownModel):
+      hub.check_place(place, format, overwrite=True)
+  assert pipe.is_fifo() and link.is_symlink()

@@ -144,6 +144,8 @@ def test_load_images_takes_whatever_is_an_image(tmp_path: pathlib.Path):
                 jnp.asarray(pixels), (pixels / 255).astype(np.float32), picture.convert("RGBA")):  # fmt: skip
       for given in (one, [one], (one,), (image for image in [one])):
         np.testing.assert_allclose(vit_jax.load_images(given, like=path), expected, atol=1e-6)
+  with (tmp_path / "a.png").open("rb") as opened:
+    np.testing.assert_array_equal(vit_jax.load_images(opened, like=path), expected)
   both = vit_jax.load_images(np.stack([pixels, pixels]), like=path)
   np.testing.assert_array_equal(both, np.concatenate([expected] * 2))
   turned = Image.Exif()
@@ -173,7 +175,9 @@ def test_what_is_no_image_is_said(tmp_path: pathlib.Path, given: Any, message: s
     vit_jax.load_images(given, like=path)
   with pytest.raises(BadImage, match="is a folder: give the files in it"):
     vit_jax.load_images(tmp_path, like=path)
-  for size in (0, (1, 2, 3), "224"):
+  with pytest.raises(hub.UnknownModel, match="there is no model of this name"):
+    vit_jax.load_images(tmp_path / "a.png", like=tmp_path / "nothing")
+  for size in (0, (1, 2, 3), "224", 224.0):
     with pytest.raises(ValueError, match="must be pixels a side"):
       vit_jax.load_images(np.zeros((9, 9, 3), np.uint8), like=path, size=size)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import contextlib
+import io
 import logging
 import os
 import select
@@ -34,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   _log_to_terminal()
   if argv is not None:
     return _run(argv, owns_process=False)
+  if isinstance(sys.stdout, io.TextIOWrapper):  # as standard error: a terminal without UTF-8, a file's odd name
+    sys.stdout.reconfigure(errors="backslashreplace")
   ending = _Ending()
   try:
     ending.code = _run(sys.argv[1:], owns_process=True)

@@ -71,3 +71,41 @@ def test_text_that_is_damaged_is_said_in_words(run: pathlib.Path, tmp_path: path
   (tmp_path / "checkpoints" / "4" / "meta" / "metadata").write_bytes(b"\xff\xfe\x80")
   (damaged,) = survey(tmp_path)
   assert damaged.problem == "OSError: 'meta' is damaged: it cannot be read as JSON"
+
+
+@pytest.mark.parametrize("name", ["meta/metadata", "data/metadata", "state/_METADATA", "state/manifest.ocdbt"])
+def test_nobody_waits_for_a_pipe_in_the_place_of_a_file(run: pathlib.Path, tmp_path: pathlib.Path, name: str):
+  shutil.copytree(run / "checkpoints" / "4", tmp_path / "checkpoints" / "4")
+  path = tmp_path / "checkpoints" / "4" / name
+  path.unlink()
+  os.mkfifo(path)
+  (damaged,) = survey(tmp_path, verify=True)
+  assert damaged.problem == f"OSError: {name} is no file"
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "said"),
+  [
+    ("_METADATA", b"[" * 100_000, "state/_METADATA, line 1: is nested too deeply to be read"),
+    ("_METADATA", b"null", "state/_METADATA, line 1: must be an object of JSON, not NoneType"),
+    ("manifest.ocdbt", b"", "the files of its arrays are damaged or missing (first met for "),
+    ("manifest.ocdbt", bytes(range(256)), "the files of its arrays are damaged or missing (first met for "),
+  ],
+)
+def test_damaged_descriptions_of_arrays_are_said_in_words(run: pathlib.Path, tmp_path, name, content, said):
+  shutil.copytree(run / "checkpoints" / "4", tmp_path / "checkpoints" / "4")
+  (tmp_path / "checkpoints" / "4" / "state" / name).write_bytes(content)
+  (damaged,) = survey(tmp_path, verify=True)
+  assert said in damaged.problem and "{" not in damaged.problem
+
+
+def test_links_that_lead_nowhere_and_other_names_are_listed(run: pathlib.Path, tmp_path: pathlib.Path):
+  root = tmp_path / "checkpoints"
+  shutil.copytree(run / "checkpoints" / "4", root / "4")
+  (root / "5").symlink_to(tmp_path / "none")
+  (root / "6").symlink_to("6")
+  (root / "007").mkdir()
+  (root / "8").write_text("")
+  assert states(tmp_path) == {"checkpoints/4": "whole"} | {f"checkpoints/{step}": "damaged" for step in (5, 6)} | {
+    f"checkpoints/{name}": "no step" for name in ("007", "8")
+  }

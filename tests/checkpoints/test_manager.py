@@ -24,12 +24,14 @@ import numpy as np
 import optax
 import pytest
 
+from vit_jax import cli
 from vit_jax.checkpoints import (
   Checkpoints,
   Damaged,
   Mismatch,
   NotSaved,
   NotWritten,
+  check_place,
   latest,
   read_meta,
   restore_params,
@@ -211,6 +213,19 @@ def test_what_is_not_named_as_a_step_is_none(run: pathlib.Path, name: str):
 def test_a_file_in_the_place_of_the_folder_is_no_run(tmp_path: pathlib.Path):
   (tmp_path / "checkpoints").touch()
   assert steps(tmp_path) == ()
+  with pytest.raises(Damaged, match="checkpoints: is no folder; put back"):
+    check_place(tmp_path)
+
+
+def test_a_link_to_a_disk_that_is_not_there_is_no_new_start(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture):
+  check_place(tmp_path)
+  (tmp_path / "checkpoints").symlink_to("/not/mounted")
+  metrics = tmp_path / "metrics.jsonl"
+  metrics.write_text('{"step": 1, "loss": 1.0}\n')
+  for command in (["inspect", "checkpoints"], ["train", "--config=tiny"]):
+    assert cli.main([*command, f"--workdir={tmp_path}"]) == 2
+    assert "checkpoints: is a link to /not/mounted, where no folder is; put back" in capsys.readouterr().err
+  assert metrics.read_text() and not (tmp_path / "config.json").exists()
 
 
 @pytest.mark.parametrize(("options", "key"), [({"keep": 0}, "keep"), ({"keep_every": 0}, "keep_every")])

@@ -83,12 +83,24 @@ def test_what_is_no_image_is_counted_and_named_wherever_a_source_is_looked_at(tm
   assert "classes      2, from 3 images (202401010) to 3 (202401010), 1 without a label" in out
   assert json.loads(Path("scan.json").read_text())["left_out"][".txt"] == [6, [f"{i}.txt" for i in range(6)], True]
   out = run(capsys, "data", "convert", "tar:a.tar", "array_record:shards")
-  assert "wrote 6 images" in out and "; 1 unreadable images left out\n13 others are no records of tar:a.tar: " in out
+  assert "wrote 6 images" in out
+  assert "; 1 unreadable image left out\nbeside the images of tar:a.tar, 13 left out: " in out
   assert all(line in out for line in lines)
   assert "classes      2, from 3 images (202401010) to 3" in run(capsys, "data", "scan", "array_record:shards")
   data = ["--config.data.source=tar:a.tar + tar:a.tar", "--config.evaluation.every=0 steps"]
   out = run(capsys, "train", *TINY, "--workdir=w", "--dry_run", *data)
   assert "left out      12 x .txt (" in out
+
+
+def test_a_conversion_of_nothing_readable_fails(capsys):
+  Path("photos").mkdir()
+  np.save("photos/missing.npy", np.full((8, 8), np.nan))  # whatever the range
+  Path("photos/empty.jpg").touch()
+  assert cli.main(["data", "convert", "photos", "array_record:shards"]) == 2
+  out, err = capsys.readouterr()
+  assert "wrote 0 images in 1 shard" in out and "2 unreadable images left out" in out
+  assert "folder:photos: none of its images can be read; shards/bad_records.jsonl says why" in err
+  assert "missing (NaN)" in Path("shards/bad_records.jsonl").read_text()
 
 
 @pytest.mark.parametrize(

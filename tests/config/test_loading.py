@@ -151,6 +151,28 @@ def test_missing_run_file_lists_what_there_is(run_file):
     load(run_file.replace("run.py", "runn.py"))
 
 
+def test_folder_and_link_with_the_name_of_a_run_file_are_said(tmp_path):
+  (tmp_path / "folder.py").mkdir()
+  (tmp_path / "link.py").symlink_to("nowhere")
+  for name, what in (("folder", "is a folder"), ("link", "leads nowhere")):
+    with pytest.raises(ConfigError, match=rf"{name}\.py: {what}; "):
+      load(f"{tmp_path}/{name}.py")
+
+
+def test_of_many_run_files_some_are_shown(tmp_path):
+  for i in range(30):
+    (tmp_path / f"run{i:02}.py").write_text("")
+  with pytest.raises(ConfigError, match=r"run06\.py, run07\.py, … \(30 in all\) \(did you mean 'run29\.py'\?\)$"):
+    load(f"{tmp_path}/rum29.py")
+
+
+def test_run_file_without_its_ending_is_told_so(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "mine").write_text("")
+  with pytest.raises(ConfigError, match=r"; mine is there, but its name does not end in \.py$"):
+    load("mine")
+
+
 def test_spec_that_is_no_run_file_is_refused():
   with pytest.raises(ConfigError, match=r"must be a run file"):
     load("configs/quickstart")

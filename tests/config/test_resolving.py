@@ -82,3 +82,13 @@ def test_warmup_and_cosine_together_longer_than_the_run_are_named():
   config = changed(duration="10 steps", schedules__lr__warmup="4 steps", schedules__lr__cosine="1 epochs")
   with pytest.raises(ConfigError, match=r"^schedules\.lr\.warmup='4 steps' and schedules\.lr\.cosine='1 epochs': must"):
     resolve(config, num_examples=640)
+
+
+@pytest.mark.parametrize("duration", ["1e400 steps", "2147483648 steps", "1e22 epochs"])
+def test_more_steps_than_are_counted_are_refused(duration):
+  with pytest.raises(ConfigError, match=r"^duration='.*': is more than 2,147,483,647 steps of batch_size="):
+    resolve(changed(duration=duration), num_examples=640)
+
+
+def test_as_many_steps_as_are_counted():
+  assert resolve(changed(duration="2147483647 steps"), num_examples=640).duration == "2147483647 steps"

@@ -66,6 +66,12 @@ def test_damaged_file_is_named(tmp_path, text):
     config_lib.read(tmp_path / "c.json")
 
 
+def test_a_file_that_is_no_config_is_damaged(tmp_path):
+  (tmp_path / "c.json").write_text('{"step": 1}')
+  with pytest.raises(config_lib.DamagedConfig, match=r"c\.json: has no key of a config"):
+    config_lib.read(tmp_path / "c.json")
+
+
 def test_missing_file_is_named(tmp_path):
   with pytest.raises(ConfigError, match=r"c\.json: no such file"):
     config_lib.read(tmp_path / "c.json")

@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import tarfile
+import unicodedata
 
 import numpy as np
 import pytest
@@ -62,6 +63,8 @@ def test_what_can_mean_no_class(label):
     ("b c", "c b a", "c b a", [1, 0]),
     ("b z", "a b", "a b z", [1, 2]),
     ("x y", "a b", "x y", [0, 1]),  # names of something else
+    ("b 0 7", "a b", "a b 7", [1, 0, 2]),  # names and numbers of the same classes, from two files
+    ("x 0", "a b", "a b x", [2, 0]),
     ("10 20", "10 20 30", "10 20 30", [0, 1]),  # no numbers of three names
     ("1 2", "2 1 0", "2 1 0", [1, 2]),  # numbers: that is what a list is for
     ("", "a b", "a b", []),
@@ -222,3 +225,13 @@ def test_labels_of_many_records_are_looked_for_once_or_not_at_all(tmp_path, monk
 def test_a_label_too_large_for_a_record_is_refused(tmp_path):
   with pytest.raises(ValueError, match="the label 18446744073709551616 does not fit into 8 bytes"):
     write_array_record(tmp_path / "a.array_record", [(PNG[0], 2**64, "")])
+
+
+def test_a_name_is_the_same_in_every_form_of_unicode(tmp_path):
+  for form in ("NFC", "NFD"):  # as Linux and as macOS write it
+    name = unicodedata.normalize(form, "café")
+    assert text_of(name) == text_of(name.encode()) == "café"
+    folder = tmp_path / form / name
+    folder.mkdir(parents=True)
+    (folder / "0.png").write_bytes(pictures.encoded(pictures.smooth(8, 8), "PNG"))
+    assert open_source(f"folder:{tmp_path / form}").class_names == ("café",)

@@ -176,3 +176,26 @@ def test_arrays_of_other_types_are_scaled():
 def test_an_array_that_is_no_image_is_named():
   with pytest.raises(BadImage, match="volume.*shape"):
     decode(np.zeros((4, 5, 6, 7), np.uint8), "volume")
+
+
+def _png_with_transparent_colour(bits: int, colour: tuple[int, ...], other: tuple[int, ...]) -> bytes:
+  """Two rows of one pixel of `colour`, which the file calls transparent, and one of another."""
+
+  def chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+  row = b"\0" + struct.pack(f">{2 * len(colour)}{'H' if bits == 16 else 'B'}", *colour, *other)
+  header = struct.pack(">IIBBBBB", 2, 2, bits, 2 if len(colour) == 3 else 0, 0, 0, 0)
+  chunks = chunk(b"IHDR", header), chunk(b"tRNS", struct.pack(f">{len(colour)}H", *colour))
+  return b"\x89PNG\r\n\x1a\n" + b"".join(chunks) + chunk(b"IDAT", zlib.compress(2 * row)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("value_range", [None, (0, 65535)])
+@pytest.mark.parametrize(
+  ("bits", "colour", "other"),
+  [(8, (7,), (200,)), (8, (1, 2, 3), (200, 100, 50)), (16, (1000,), (51400,)), (16, (1, 2, 3), (51400, 25700, 12850))],
+)
+def test_a_colour_that_stands_for_transparency_is_seen_on_white(bits, colour, other, value_range):
+  found = decode(_png_with_transparent_colour(bits, colour, other), value_range=value_range)
+  expected = np.broadcast_to(np.array(other) // (257 if bits == 16 else 1), 3)
+  np.testing.assert_array_equal(found[0], [[255, 255, 255], expected])

@@ -190,6 +190,8 @@ def test_scan_says_what_values_reach_and_the_key_to_set(tmp_path):
   assert values["int32"]["value_range"] == "(-5,900)" and values["float64"]["low"] is None
   found = scan(open_source(spec), spec, value_range=(0, 900), progress=lambda count: None)
   assert len(found.broken) == 1 and "what is not from 0 to 900 is cut off" in found.report()
+  found = scan(open_source(spec), spec, value_range=(0, 65535), progress=lambda count: None)
+  assert "int32: -5 to 900; they become at most 4 of 255" in found.report()
 
 
 def run_of(source: str, **keys) -> ConfigDict:

@@ -79,6 +79,10 @@ def long_link(root):
   (root / "bee/long.png").symlink_to("x/" * 2000 + "y.png")
 
 
+def of_a_system(root):
+  put(root, "@eaDir/0.png/SYNOFILE_THUMB_M.jpg", "bee/__MACOSX/._0.png")  # each would be one more class or image
+
+
 def hidden(root):
   put(root, "bee/.DS_Store", "bee/._0.png", ".git/objects/1.png")
 
@@ -99,6 +103,7 @@ def others(root):
     (unix_socket, {"socket": ("bee/s.png",)}),
     (device, {"device": ("bee/zero.jpg",)}),
     (long_link, {"link to nothing": ("bee/long.png",)}),
+    (of_a_system, {"folder of the operating system or the storage": ("@eaDir", "bee/__MACOSX")}),
     (hidden, {"hidden": (".git", "bee/.DS_Store", "bee/._0.png")}),
     (others, {
       ".txt": ("bee/notes.txt",), "no extension": ("bee/noext",), ".xyz": ("bee/a.xyz",),
@@ -237,6 +242,22 @@ def test_what_a_folder_holds_instead_of_images_is_told_with_what_reads_it(tmp_pa
   put(tmp_path, name, data=b"x")
   with pytest.raises(ValueError, match=says.replace("ROOT", str(tmp_path)).replace("?", "\\?")):
     open_source(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+  ("spec", "name", "meant"),
+  [
+    ("tar:{}", "a.tar", "tar:{}/*.tar"),
+    ("parquet:{}", "train-00000-of-00002.parquet", "parquet:{}/*.parquet"),
+    ("tar:{}/*.tar", "a.parquet", "parquet:{}/*.parquet"),
+    ("array_record:{}", "x.array_record-00000-of-00002", "array_record:{}/*.array_record*"),
+  ],
+)
+def test_a_folder_of_shards_is_told_the_pattern(tmp_path, spec, name, meant):
+  (tmp_path / name).touch()
+  with pytest.raises(ValueError, match="no file matches .* Did you mean .*") as refused:
+    open_source(spec.format(tmp_path))
+  assert str(refused.value).endswith(f" Did you mean {meant.format(tmp_path)}?")
 
 
 def test_shards_of_a_prepared_dataset_and_a_shard_itself_are_told(tmp_path):

@@ -96,7 +96,7 @@ class TestTar:
     (tmp_path / "b.tar.gz").write_bytes(gzip.compress(whole))
     (tmp_path / "c.tar").write_bytes(b"no tar file at all" * 100)
     for name, says in (
-      ("a.tar", "hold no image, only what is left out: .*0.txt.*label map .seg.png, no photograph .0.seg.png"),
+      ("a.tar", "holds no image, only what is left out: .*0.txt.*label map .seg.png, no photograph .0.seg.png"),
       ("b.tar.gz", "is compressed \\(gzip\\)"),
       ("c.tar", "c.tar is no whole tar file"),
       ("d*.tar", "no file matches .*holds a.tar, b.tar.gz, c.tar"),

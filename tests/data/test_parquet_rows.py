@@ -228,3 +228,39 @@ def test_metadata_that_is_no_json_is_told_and_left(tmp_path, caplog):
     table = pa.table({"image": PNG[:2], "label": [0, 1]}).replace_schema_metadata({"huggingface": text})
     pq.write_table(table, tmp_path / "a.parquet")
     assert open_source(f"parquet:{tmp_path}/a.parquet").class_names == ("0", "1")
+
+
+def described(path, column, names, values):
+  """A table whose metadata describe a column of class labels."""
+  info = json.dumps({"info": {"features": {column: {"names": names, "_type": "ClassLabel"}}}})
+  table = pa.table({"image": PNG[: len(values)], column: values})
+  pq.write_table(table.replace_schema_metadata({"huggingface": info}), path)
+  return path
+
+
+def test_the_column_of_labels_is_found_by_its_name_or_its_description(tmp_path):
+  pq.write_table(pa.table({"jpg": PNG[:2], "cls": [1, 0], "key": [5, 6]}), tmp_path / "a.parquet")
+  assert [open_source(f"parquet:{tmp_path}/a.parquet")[i]["label"] for i in range(2)] == [1, 0]
+  source = open_source(f"parquet:{described(tmp_path / 'b.parquet', 'breed', ['pug', 'poodle'], [1, 0])}")
+  assert source.class_names == ("pug", "poodle") and source[0]["label"] == 1
+
+
+def test_files_that_number_classes_differently_are_refused_and_read_as_a_mixture(tmp_path):
+  one = described(tmp_path / "a.parquet", "label", ["cat", "dog"], [0, 1])
+  other = described(tmp_path / "b.parquet", "label", ["dog", "cat", "eel"], [0, 2])
+  with pytest.raises(ValueError, match="class 0 is 'cat' in .*a.parquet and 'dog' in .*b.parquet; .* a mixture"):
+    open_source(f"parquet:{tmp_path}/*.parquet")
+  mixture = open_source(f"parquet:{one} + parquet:{other}")
+  assert [mixture.class_names[mixture[i]["label"]] for i in range(4)] == ["cat", "dog", "dog", "eel"]
+  described(other, "label", ["cat", "dog", "eel"], [0, 2])  # a longer list of the same
+  source = open_source(f"parquet:{tmp_path}/*.parquet")
+  assert [source.class_names[source[i]["label"]] for i in range(4)] == ["cat", "dog", "cat", "eel"]
+
+
+def test_which_of_several_columns_of_images_is_taken_is_said_and_another_type_is_refused(tmp_path, caplog):
+  pq.write_table(pa.table({"left": PNG[:2], "right": PNG[2:4]}), tmp_path / "a.parquet")
+  assert open_source(f"parquet:{tmp_path}/a.parquet")[0]["image"] == PNG[0]
+  assert "of the columns left and right, left is taken; ?image=COLUMN chooses" in caplog.text
+  pq.write_table(pa.table({"left": [1, 2]}), tmp_path / "b.parquet")
+  with pytest.raises(ValueError, match="the column 'left' of .*b.parquet is of the type int64, not of images"):
+    open_source(f"parquet:{tmp_path}/*.parquet")

@@ -34,8 +34,12 @@ def test_every_broken_file_and_every_duplicate_is_named(mixed):
   assert found.per_class == {"bad": len(pictures.BAD), "good": len(pictures.GOOD) + 2}
   assert sum(found.kinds.values()) == len(pictures.GOOD) + 2 and found.kinds["JPEG RGB"] >= 4
   assert found.nbytes == sum(path.stat().st_size for path in (mixed).rglob("*.*") if path.suffix != ".txt")
+  assert found.only_broken == ["bad"]
   text = found.report()
-  for part in ("broken       5 (31.25%)", "empty.jpg: the file is empty", "2 images are the same", "JPEG CMYK"):
+  for part in (
+    "1 without a readable image: bad", "broken       5 (31.25%)", "empty.jpg: the file is empty",
+    "2 images are the same", "JPEG CMYK",
+  ):  # fmt: skip
     assert part in text
 
 

@@ -24,6 +24,7 @@ from vit_jax.data.sources import open_source, split_specs
     ("tfd:mnist/train", "Did you mean tfds:mnist/train"),
     ("nonsense:/x", "folder:/path, tfds:name/split, array_record:"),
     ("textures", "no scheme"),
+    ("/no/such/photos", "no scheme. There is no file or folder /no/such/photos either."),
     ("folder:", "names nothing"),
     ("/tmp", "Did you mean folder:/tmp"),
   ],

@@ -9,6 +9,7 @@ from tests.data import pictures
 from vit_jax.data.sources import open_source
 from vit_jax.data.tar_members import NoShard, read_shard
 
+NO_LABEL = ".json with none of label, labels, fine_label, cls, class, class_id"
 PNG = [pictures.encoded(pictures.smooth(9, 9, i), "PNG") for i in range(12)]
 
 
@@ -107,8 +108,8 @@ def test_repeated_names_are_all_used_with_the_labels_that_come_with_them(tmp_pat
     ([("1.json", b'{"label": [1, 2]}')], {"label that is a list": 1}),
     ([("1.json", b'{"label": 1.5}')], {"label that is a number that is not whole": 1}),
     ([("1.json", b'{"label": NaN}')], {}),
-    ([("1.json", b'{"width": 3}')], {".json without a label": 1}),
-    ([("1.json", b"3")], {".json without a label": 1}),
+    ([("1.json", b'{"width": 3}')], {NO_LABEL: 1}),
+    ([("1.json", b"3")], {NO_LABEL: 1}),
     ([("1.json", b'{"x": "' + b"y" * (1 << 20) + b'"}')], {".json of more than 1,048,576 bytes": 1}),
     ([("2.cls", b"3")], {"label without an image": 1}),
     ([("1.cls", b"3"), ("1.json", b'{"label": 4}')], {"label that another of its sample contradicts": 1}),

@@ -70,22 +70,21 @@ def test_tasks_must_be_a_tuple_of_names(feature_fn, tasks):
     run(feature_fn, tasks=tasks)
 
 
-def test_unlabelled_image_is_named_before_features_are_computed():
+def test_images_without_a_label_are_counted_and_change_no_score(feature_fn, caplog):
   images, labels = TRAIN
-  labels = np.where(np.arange(120) == 40, -1, labels).astype(np.int32)
+  stray = np.array([0, 40, 119])
+  expected = run(feature_fn)
+  found = run(
+    feature_fn,
+    train=(np.insert(images, stray, images[:1], axis=0), np.insert(labels, stray, -1)),
+    names=("folder:/photos", "the rest"),
+  )
+  assert found == expected
+  assert "folder:/photos: 3 of 123 images read have no label and are not used, the first of them image 0" in caplog.text
 
-  def count(batch_images):
-    calls.append(len(batch_images))
-    return {"cls": np.zeros((len(batch_images), 2), np.float32)}
 
-  calls = []
-  with pytest.raises(UnlabelledError, match="Image 40 of folder:/photos has no label.*evaluation.train_source"):
-    run(count, train=(images, labels), names=("folder:/photos", "the rest"))
-  assert len(calls) == 1  # the batch before that image
-
-
-def test_unlabelled_test_source_is_named(feature_fn):
-  with pytest.raises(UnlabelledError, match="of the test source has no label"):
+def test_a_test_source_without_any_label_is_named(feature_fn):
+  with pytest.raises(UnlabelledError, match="None of the 50 images of the test source .* has a label"):
     run(feature_fn, test=(TEST[0], np.full(50, -1, np.int32)))
 
 

@@ -71,3 +71,12 @@ def test_what_has_no_score_is_written_with_the_reason(tmp_path):
 def test_a_file_that_cannot_be_written_is_said_in_a_line():
   with pytest.raises(EvaluationError, match="/dev/full: the scores cannot be written there: No space left on device"):
     save("/dev/full", RESULTS)
+
+
+def test_names_of_metrics_are_whole_in_a_narrow_table():
+  metric = "linear/validation_top1"
+  results = {metric: 0.5} | {f"baseline/{name}/{metric}": 0.5 for name in ("untrained", "pixels", "histogram")}
+  out = io.StringIO()
+  Console(file=out, width=60).print(rich_table(results))
+  cells = [line.split("│")[1].strip() for line in out.getvalue().splitlines() if line.startswith("│")]
+  assert metric in "".join(cells)

@@ -59,6 +59,16 @@ def test_good_lines_are_kept_whatever_is_between_them(tmp_path):
   assert len(found.good) == 1 and found.torn.line == 2  # perhaps "a": 23 was to be written
 
 
+def test_more_than_one_damaged_line_at_the_end_is_no_torn_one(tmp_path):
+  path = tmp_path / "x.jsonl"
+  path.write_bytes(b'{"a": 1}\n' + b"\xff\n" * 1000)
+  found = read_json_lines(path)
+  assert len(found.good) == 1 and len(found.bad) == 1000 and found.torn is None
+  assert len(found.problems()) == 6 and found.problems()[-1] == f"{path}: 995 more lines cannot be read"
+  path.write_bytes(b'{"a": 1}\n')
+  assert read_json_lines(path).problems() == []
+
+
 def test_parsing_bytes_and_text_agree():
   assert parse_json(b'{"a": "\xc3\xa9"}', "x") == parse_json('{"a": "é"}', "x") == {"a": "é"}
 

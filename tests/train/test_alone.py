@@ -133,3 +133,18 @@ def test_a_workdir_that_cannot_be_made_is_refused(tmp_path, monkeypatch):
     alone(tmp_path / "new"),
   ):
     pass
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink(FILE, path)])
+def test_a_lock_that_is_no_file_is_named(tmp_path, make):
+  make(tmp_path / FILE)
+  said = rf"{tmp_path / FILE}: cannot be used \(.+\); remove it"
+  with pytest.raises(UserError, match=said) as refused, alone(tmp_path):
+    pass
+  assert "None" not in str(refused.value)
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path, capsys):
+  (tmp_path / "config.json" / "x").mkdir(parents=True)
+  assert cli.main(["train", TINY, f"--workdir={tmp_path}"]) == 2
+  assert f"vit-jax: {tmp_path / 'config.json'}: Is a directory; put it right or move it away" in capsys.readouterr().err

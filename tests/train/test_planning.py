@@ -40,7 +40,7 @@ def real():
   run = planning.prepare(tiny(), jax.devices())
   state, batch = loop.abstract_state(run), loop.abstract_batch(run, run.views)
   with loop.mesh_context(run.mesh):
-    compiled = loop.jitted_step(run, state).lower(state, batch).compile()
+    compiled = loop.jitted_step(run, state, run.views).lower(state, batch).compile()
   arrays = {name: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding) for name, x in batch.items()}
   return compiled, loop.fresh_state(run), arrays
 

@@ -71,6 +71,20 @@ def test_pauses_count_for_the_time_left_but_not_for_the_speed():
   assert progress.timing["eta_seconds"] == pytest.approx(80 * (0.4 + 10 / 20))
 
 
+def test_what_comes_once_does_not_count_for_the_time_left():
+  clock = Clock()
+  progress = Progress(1000, batch_size=64, every=1, clock=clock, stream=io.StringIO())
+  for what, seconds in (("evaluation", 30.0), ("compiling", 60.0)):
+    with progress.pausing(what):
+      clock.now += seconds
+  run(progress, clock, [1])
+  assert progress.timing["eta_seconds"] == pytest.approx(999 * 0.4)
+  with progress.pausing("compiling"):  # another resolution
+    clock.now += 60.0
+  run(progress, clock, [2])
+  assert progress.timing["eta_seconds"] == pytest.approx(998 * 0.4)
+
+
 def test_a_resumed_run_counts_only_its_own_steps():
   clock = Clock()
   progress = Progress(100, start_step=50, batch_size=8, every=10, clock=clock, stream=io.StringIO())

@@ -223,3 +223,13 @@ def test_a_damaged_config_is_taken_from_the_checkpoint_and_written_again(whole, 
   path.write_text("{")
   with pytest.raises(configs.ConfigError, match=r"(?s)started with another config.*optim.clip"):
     train(tiny(**SETTINGS, **{"optim.clip": 1.5}), str(workdir))
+
+
+def test_metrics_that_are_lost_are_said_to_be(whole, tmp_path, caplog):
+  workdir = tmp_path / "run"
+  subprocess.run(["cp", "-r", whole, workdir], check=True)
+  train(tiny(**SETTINGS, **{"log.pictures": True}), str(workdir))
+  assert "is lost" not in caplog.text
+  (workdir / "metrics.jsonl").unlink()
+  train(tiny(**SETTINGS, **{"log.pictures": True}), str(workdir))
+  assert "metrics.jsonl reaches step 0 only: what was written until step 4 is lost" in caplog.text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -109,6 +111,27 @@ def test_a_page_of_damaged_files_names_them_and_has_the_rest(tmp_path, caplog):
   assert f"{path}, line 3: has no number for 'loss'" in caplog.text
   for name in ("config.json", "goodput.json"):
     assert f"{tmp_path / name}, line 1: is no JSON" in caplog.text
+
+
+@pytest.mark.parametrize("wrong", [{"model": 1}, {"data": {}}, {"checkpoint": []}, {"model": {"name": 5}}])
+def test_a_config_of_other_kinds_of_values_is_damaged(tmp_path, caplog, wrong):
+  begun(tmp_path).close()
+  path = tmp_path / "config.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+  assert "dinov3_vits16" not in page(tmp_path)
+  assert f"{path}: is no config of a run" in caplog.text
+
+
+@pytest.mark.parametrize(("wanted", "mode", "step"), [("knn/k20/top1", "max", 2), ("knn/top1", "min", 4)])
+def test_the_page_names_the_step_that_is_kept_as_the_best(tmp_path, wanted, mode, step):
+  changes = {"checkpoint.keep_best": wanted, "checkpoint.keep_best_mode": mode}
+  with begun(tmp_path, **changes) as writers:
+    for at, k10, k20 in ((0, 0.1, 0.1), (2, 0.3, 0.9), (4, 0.2, 0.3), (6, 0.4, 0.5)):
+      writers.scalars(at, {"knn/top1": k10, "knn/k10/top1": k10, "knn/k20/top1": k20})
+  (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+  text = page(tmp_path)
+  assert f"Step {step}, the best by " in text and f": `checkpoints/{step}`." in text
+  assert f"(step {step}) |" in text
 
 
 def test_where_no_run_is_there_is_no_page(tmp_path):

@@ -17,7 +17,7 @@ from vit_jax import cli, weights
 from vit_jax.commands import flags
 from vit_jax.methods import init_from
 from vit_jax.models import PositionTable, VisionTransformer
-from vit_jax.weights import WeightsError
+from vit_jax.weights import WeightsError, timm_config
 from vit_jax.weights.files import write_safetensors
 from vit_jax.weights.grids import ImageSize, find_table, grids
 from vit_jax.weights.pth import write_pth
@@ -110,6 +110,34 @@ def test_a_file_of_timm_is_opened_when_the_grid_is_given_or_in_its_configuration
   for wrong in ({"image_size": (1, 2, 3)}, {"image_size": 0}, {"position_table": (14,)}):
     with pytest.raises(vit_jax.hub.UnknownModel, match="must be"):
       vit_jax.load_model(path, **wrong)
+
+
+@pytest.mark.parametrize(
+  ("architecture", "dropped", "added", "message"),
+  [
+    ("vit_small_patch16_rope_224", "pos_embed", None, "blocks have attn.qkv.bias, but no pos_embed"),
+    ("eva02_tiny_patch14_224", None, "attn.q_bias", "blocks have attn.q_bias, but a pos_embed"),
+    ("vit_base_patch16_clip_quickgelu_224", None, None, "which has a QuickGELU: it is not read"),
+  ],
+)
+def test_models_of_timm_that_are_others_are_refused_in_words(tmp_path, architecture, dropped, added, message):
+  model = VisionTransformer(**SMALL, masking=False, num_registers=0, layer_scale=None, mask_k_bias=False,
+                            position_table=PositionTable((4, 4)))  # fmt: skip
+  state = weights.to_state_dict(random_params(model), model, "timm")
+  tensors = {name: np.asarray(tensor) for name, tensor in state.items()}
+  tensors |= {f"blocks.0.{added}": np.zeros(48, np.float32)} if added else {}
+  write_safetensors(tmp_path / "model.safetensors", {name: t for name, t in tensors.items() if name != dropped})
+  (tmp_path / "config.json").write_text(json.dumps({"architecture": architecture, "pretrained_cfg": {}}))
+  with pytest.raises(WeightsError, match=message):
+    vit_jax.load_model(tmp_path, num_heads=4)
+
+
+def test_rotary_positions_of_other_models_than_dinov3_are_not_taken_for_its_own():
+  config = {"architecture": "vit_base_patch16_rope_reg1_gap_256"}
+  with pytest.raises(WeightsError, match="has rotary positions of its own"):
+    timm_config.check_architecture(config, rotary=True)
+  timm_config.check_architecture({"architecture": "vit_small_patch16_dinov3"}, rotary=True)
+  timm_config.check_architecture(config, rotary=False)
 
 
 def test_all_that_was_inferred_is_listed(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture):

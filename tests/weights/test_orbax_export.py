@@ -137,6 +137,12 @@ def test_a_lost_folder_of_arrays_is_damage(copied: pathlib.Path):
     vit_jax.load_model(copied)
 
 
+def test_a_lost_list_of_arrays_is_damage_in_words(copied: pathlib.Path):
+  (copied / "params" / "manifest.ocdbt").unlink()
+  with pytest.raises(checkpoints.Damaged, match="say which arrays are in it are damaged, or some are lost"):
+    vit_jax.load_model(copied)
+
+
 def test_parameters_of_another_model_are_not_exported(tmp_path: pathlib.Path):
   with pytest.raises(WeightMismatch, match=r"shape: cls_token is \(32,\), expected \(64,\)"):
     vit_jax.save_model(tmp_path / "m", DINOV3.clone(width=64), random_params(DINOV3), format="orbax")

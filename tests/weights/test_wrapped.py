@@ -14,7 +14,7 @@ import pytest
 
 import vit_jax
 from tests.weights.test_broken_files import CONVNEXT, DINOV2, DINOV3, VIT, random_params
-from tests.weights.torch_pickle import Tensor, call, made, name, save, save_distributed, save_old
+from tests.weights.torch_pickle import Raw, Tensor, call, made, name, pickled, save, save_distributed, save_old
 from vit_jax import hub, weights
 from vit_jax.models import ProjectionHead
 from vit_jax.weights import WeightsError
@@ -30,6 +30,22 @@ NAMESPACE = made(name("argparse", "Namespace"), {"arch": "vit_small", "lr": 0.1}
 NUMPY = call(name("numpy.core.multiarray", "scalar"), call(name("numpy", "dtype"), "f8"), "12345678")
 PATH = call(name("pathlib", "PosixPath"), "/", "data")
 OMEGACONF = made(name("omegaconf.dictconfig", "DictConfig"), {"_content": {"a": 1}})
+
+
+
+
+def numpy_array(values: np.ndarray) -> Raw:
+  """An array as numpy pickles it in protocol 2, where bytes are text."""
+  kind = call(name("numpy", "dtype"), values.dtype.str[1:], False, True)
+  kind = Raw(kind + pickled((3, "<", None, None, None, -1, -1, 0)) + b"b")
+  data = call(name("_codecs", "encode"), values.tobytes().decode("latin-1"), "latin1")
+  array = call(name("numpy._core.multiarray", "_reconstruct"), name("numpy", "ndarray"), (0,), "b")
+  return Raw(array + pickled((1, values.shape, kind, False, data)) + b"b")
+
+
+def own_dict(items: dict[str, Any]) -> Raw:
+  """A dict of a class of its own."""
+  return Raw(name("easydict", "EasyDict") + b")\x81" + pickled(items).removeprefix(b"}"))
 
 
 @functools.cache
@@ -134,6 +150,15 @@ def test_a_wrapped_backbone_opens_and_the_log_says_what_was_taken_off(
   assert ("taking the backbone" in caplog.text) == (case != "flat")
 
 
+def test_arrays_of_numpy_are_read_alone_and_in_dicts_of_any_class_and_lists(tmp_path: pathlib.Path):
+  arrays = {key: numpy_array(value) for key, value in state("dinov2").items()}
+  for number, content in enumerate((arrays, own_dict({"model": own_dict(arrays)}), [arrays, {"epoch": 3}])):
+    check(save(tmp_path / f"{number}.pth", content), "dinov2")
+  cut = numpy_array(np.zeros(3, np.float32)).replace(pickled((3,)), pickled((4,)))  # more than its bytes
+  with pytest.raises(WeightsError, match=r"holds no tensors, but x \(numpy._core.multiarray._reconstruct\)"):
+    vit_jax.load_model(save(tmp_path / "cut.pth", {"x": Raw(cut)}))
+
+
 @pytest.mark.parametrize("kind", ["dinov3", "timm", "convnext"])
 @pytest.mark.parametrize("case", ["compiled_ddp", "dinov2_final", "lightning", "chunks"])
 def test_the_other_families_are_found_in_the_same_way(kind: str, case: str, tmp_path: pathlib.Path):
@@ -224,6 +249,15 @@ def test_a_folder_with_pytorch_model_bin_opens_as_one_with_safetensors(tmp_path:
   (tmp_path / "m" / next(iter(files))).unlink()
   with pytest.raises(WeightsError, match="lacks 1 of the 2 files of its index: pytorch_model-00001"):
     vit_jax.load_model(tmp_path / "m")
+
+
+def test_the_mask_token_of_a_hugging_face_vit_is_said_and_left(caplog: pytest.LogCaptureFixture):
+  params = random_params(VIT)
+  tensors = weights.to_state_dict(params, VIT, "hf_vit") | {"embeddings.mask_token": np.ones((1, 1, VIT.width))}
+  with caplog.at_level(logging.INFO):
+    found = weights.from_state_dict(tensors, VIT, "hf_vit")
+  jax.tree.map(np.testing.assert_array_equal, found, params)
+  assert "not loaded: embeddings.mask_token" in caplog.text
 
 
 def test_hugging_face_names_without_a_configuration_say_what_is_missing(tmp_path: pathlib.Path):

@@ -136,7 +136,7 @@ class Ours:
     with make_pipeline(open_source(NOISE), views, batch_size=case.batch_size, seed=0, workers=0) as batches:
       self.batch = jax.device_put(next(batches), parallel.batch_sharding(mesh))
     with loop.mesh_context(mesh):
-      self.compiled = loop.jitted_step(run, loop.abstract_state(run)).lower(self.state, self.batch).compile()
+      self.compiled = loop.jitted_step(run, loop.abstract_state(run), views).lower(self.state, self.batch).compile()
 
   def step(self) -> None:
     self.state, metrics = self.compiled(self.state, self.batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ class Found(NamedTuple):
 
   Attributes:
     path: below the run's folder.
-    state: "whole" (as far as it was looked at), "damaged", "unfinished" or "set aside".
+    state: "whole" (as far as it was looked at), "damaged", "unfinished", "set aside" or "no step".
     problem: what is wrong; empty for a whole step.
     size: bytes on disk.
     meta: what the step says of itself; None where that cannot be read.
@@ -46,18 +47,26 @@ def survey(workdir: str | epath.PathLike, *, verify: bool = False) -> list[Found
 
   Raises:
     NotSaved: if the folder holds no checkpoint of any kind.
+    Damaged: if the place of the checkpoints is no folder.
   """
+  reading.check_place(workdir)
   quiet_orbax()
   workdir = epath.Path(workdir).expanduser().absolute()
   root, aside = workdir / reading.FOLDER, workdir / SET_ASIDE
   found = [_look(root / str(step), verify) for step in reading.steps(workdir)]
-  if root.exists():
+  if root.is_dir():
     found += [
       Found(f"{reading.FOLDER}/{path.name}", "unfinished", "written now, or interrupted", _size(path), None)
       for path in sorted(root.iterdir())
       if UNFINISHED in path.name
     ]
-  if aside.exists():
+    other = "not used: it is no folder that a step number names"
+    found += [
+      Found(f"{reading.FOLDER}/{path.name}", "no step", other, _size(path), None)
+      for path in sorted(root.iterdir())
+      if _is_other(path)
+    ]
+  if aside.is_dir():
     found += [
       Found(f"{SET_ASIDE}/{path.name}", "set aside", "could not be read when the run went on", _size(path), None)
       for path in sorted(aside.iterdir())
@@ -65,6 +74,13 @@ def survey(workdir: str | epath.PathLike, *, verify: bool = False) -> list[Found
   if not found:
     raise reading.NotSaved(f"{root} has no saved step.")
   return found
+
+
+def _is_other(path: epath.Path) -> bool:
+  """Whether this is neither a step, whole or not, nor what Orbax writes beside the steps."""
+  if UNFINISHED in path.name or path.name.startswith(("_", ".")) or path.name in ("metadata", "descriptor"):
+    return False
+  return not (reading.is_step(path.name) and (path.is_dir() or os.path.islink(path)))
 
 
 def _look(folder: epath.Path, verify: bool) -> Found:
@@ -82,8 +98,7 @@ def _look(folder: epath.Path, verify: bool) -> Found:
 
 
 def _check_presence(folder: epath.Path, meta: dict[str, Any]) -> None:
-  if not (folder / "state").exists():
-    raise OSError("its folder 'state' is missing")
+  reading.check_state(folder / "state")
   there = ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree
   names = {"/".join(path) for path in tree.leaves_by_path(there)}
   absent = sorted(set(meta["manifest"]) - names)
@@ -111,6 +126,10 @@ def _parts(manifest: tree.Manifest) -> Iterator[list[tuple[str, ...]]]:
 
 
 def _size(path: epath.Path) -> int:
-  if not path.is_dir():
-    return path.stat().length
-  return sum(_size(entry) for entry in path.iterdir())
+  """Bytes of all files; of what leads nowhere, or is removed meanwhile by the run, none."""
+  try:
+    if not path.is_dir():
+      return path.stat().length
+    return sum(_size(entry) for entry in path.iterdir())
+  except OSError:
+    return 0

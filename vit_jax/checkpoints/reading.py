@@ -59,6 +59,19 @@ def steps(workdir: str | epath.PathLike) -> tuple[int, ...]:
   return tuple(sorted(int(path.name) for path in folder.iterdir() if is_step(path.name) and _is_folder(path)))
 
 
+def check_place(workdir: str | epath.PathLike) -> None:
+  """Refuses a run whose folder of checkpoints is something else: there may be steps elsewhere, on a disk not mounted.
+
+  Raises:
+    Damaged: saying what is there.
+  """
+  folder = epath.Path(workdir) / FOLDER
+  if folder.is_dir() or not os.path.lexists(folder):
+    return
+  what = f"is a link to {os.readlink(folder)}, where no folder is" if os.path.islink(folder) else "is no folder"
+  raise Damaged(f"{folder}: {what}; put back what was there, or remove it to start from zero on purpose.")
+
+
 def is_step(name: str) -> bool:
   """Whether this is the name of a step's folder: its number as Python writes it."""
   return re.fullmatch(r"0|[1-9][0-9]{0,17}", name) is not None
@@ -213,6 +226,7 @@ def read_json(folder: epath.Path, item: str) -> Any:
     raise OSError(f"it is a link to {os.readlink(folder)}, where nothing is")
   if not path.exists():
     raise OSError(f"its folder {item!r} is missing")
+  _check_regular(path / _JSON)
   try:
     content = _alone(ocp.JsonCheckpointHandler()).restore(path, args=ocp.args.JsonRestore())
   except (ValueError, RecursionError) as error:  # of the text or of JSON
@@ -238,8 +252,7 @@ def read_arrays(
 ) -> dict[tuple[str, ...], Any]:
   """The arrays of a step folder named by the keys of `abstract`, read with Orbax's restore `arguments` for each."""
   path = folder / "state"
-  if not path.exists():
-    raise OSError("its folder 'state' is missing")
+  check_state(path)
   request = ocp.args.PyTreeRestore(item=tree.nest(abstract), restore_args=tree.nest(arguments), partial_restore=partial)
   restored = tree.leaves_by_path(_alone(ocp.PyTreeCheckpointHandler()).restore(path, args=request))
   absent = [
@@ -248,6 +261,29 @@ def read_arrays(
   if absent:  # a partial restore leaves what it did not find as it was asked for
     raise OSError(f"these arrays are missing: {', '.join(absent)}")
   return restored
+
+
+def check_state(path: epath.Path) -> None:
+  """Looks at what Orbax and tensorstore read first, and of which they do not say in words that it is damaged.
+
+  Raises:
+    OSError: if it cannot be read.
+  """
+  if not path.exists():
+    raise OSError("its folder 'state' is missing")
+  for name in ("_METADATA", "manifest.ocdbt"):
+    _check_regular(path / name)
+  if (described := path / "_METADATA").exists():
+    try:
+      files.parse_json(described.read_bytes(), "state/_METADATA", kind=dict)
+    except files.DamagedFile as error:
+      raise OSError(str(error)) from error
+
+
+def _check_regular(path: epath.Path) -> None:
+  """Refuses what would be waited for, or read without an end: a pipe, a device."""
+  if os.path.exists(path) and not os.path.isfile(path):
+    raise OSError(f"{path.parent.name}/{path.name} is no file")
 
 
 def _alone(handler: ocp.CheckpointHandler) -> ocp.Checkpointer:
@@ -264,11 +300,14 @@ def _digest(value: Any) -> str:
 
 
 def brief(error: Exception) -> str:
-  """An error in one line; of tensorstore's what the system said, of another long one its beginning and its end."""
+  """An error in one line; of tensorstore's what matters, of another long one its beginning and its end."""
   text = " ".join(str(error).split())
   system = re.search(r"([^:\"]+) \[os_error_code", text)
   if system is not None:
     return system[1].strip()
+  array = re.match(r'(?:DATA_LOSS|NOT_FOUND): Error opening "zarr\d?" driver: [^"]*"([^"]+)/\.z', text)
+  if array is not None:
+    return f"the files of its arrays are damaged or missing (first met for {array[1].replace('.', '/')})"
   return f"{type(error).__name__}: {text if len(text) <= 300 else f'{text[:100]} … {text[-200:]}'}"
 
 

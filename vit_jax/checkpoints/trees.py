@@ -72,7 +72,10 @@ def _leaves(path: epath.Path) -> dict[tuple[str, ...], Any]:
   quiet_orbax()
   try:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-      return tree.leaves_by_path(checkpointer.metadata(path).item_metadata.tree)
+      described = checkpointer.metadata(path).item_metadata
+      if described is None:  # of which orbax does not say more
+        raise ValueError("the files that say which arrays are in it are damaged, or some are lost")
+      return tree.leaves_by_path(described.tree)
   except MemoryError:
     raise
   except Exception as error:

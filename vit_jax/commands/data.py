@@ -128,23 +128,26 @@ def _convert(args: argparse.Namespace) -> None:
       raise UserError(str(error)) from error
     except OSError as error:
       raise UserError(f"{args.target}: cannot be written: {error}") from error
-  print(f"{_written(done)}; {done['left_out']:,} unreadable images left out")
+  print(f"{_written(done)}; {_counted(done['left_out'], 'unreadable image')} left out")
   if left_out := left_out_of(source):
-    print(f"{left_out.total:,} others are no records of {spec}: {left_out.text()}")
+    print(f"beside the images of {spec}, {left_out.total:,} left out: {left_out.text()}")
+  if not done["records"]:
+    raise UserError(f"{spec}: none of its images can be read; {folder}/{converting.BAD_RECORDS} says why")
   print(f"use it as --config.data.source='array_record:{folder}/*.array_record'")
+
+
+def _counted(count: int, what: str) -> str:
+  return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _written(done: dict[str, int]) -> str:
   """What a conversion did this time, and what was there before."""
-
-  def shards(count: int) -> str:
-    return f"{count} shard{'' if count == 1 else 's'}"
-
-  before, size = done["shards_before"], f"{done['bytes'] / 1e9:.2f} GB"
-  if before == done["shards"]:
-    return f"wrote nothing: {done['records']:,} images ({size}) in {shards(before)} were there already"
-  there = f", beside {done['records_before']:,} in {shards(before)} that were there already" if before else ""
-  new = f"{done['records'] - done['records_before']:,} images in {shards(done['shards'] - before)}"
+  before, size = _counted(done["shards_before"], "shard"), f"{done['bytes'] / 1e9:.2f} GB"
+  if done["shards_before"] == done["shards"]:
+    return f"wrote nothing: {_counted(done['records'], 'image')} ({size}) in {before} were there already"
+  there = f", beside {done['records_before']:,} in {before} that were there already" if done["shards_before"] else ""
+  images = _counted(done["records"] - done["records_before"], "image")
+  new = f"{images} in {_counted(done['shards'] - done['shards_before'], 'shard')}"
   return f"wrote {new}, read back and compared{there} ({size} in all)"
 
 

@@ -14,6 +14,7 @@ from vit_jax.config.fields import assign, flatten
 from vit_jax.config.schema import loss_group_size
 from vit_jax.config.students import SECTION, is_own, student_config, student_names
 
+MAX_STEPS = 2**31 - 1  # steps are counted in int32
 # Durations besides `duration`; a percentage is of the run.
 _DURATIONS = (
   "init.freeze_backbone_steps",
@@ -35,13 +36,18 @@ def resolve(config: ConfigDict, num_examples: int, devices: int = 1) -> ConfigDi
     devices: over which the images of a batch are spread.
 
   Raises:
-    ConfigError: if the run has no step, or a schedule is longer than the run.
+    ConfigError: if the run has no step, or more than MAX_STEPS, or a schedule is longer than the run.
   """
   c = config.copy_and_resolve_references()
   sizes = {"batch_size": c.batch_size, "num_examples": num_examples, "epoch_steps": c.epoch_steps}
   total = resolve_duration(c.duration, key="duration", **sizes)
   if not total:
     raise ConfigError(f"duration={config.duration!r}: the run has no step; give at least 1 step")
+  if total > MAX_STEPS:
+    raise ConfigError(
+      f"duration={config.duration!r}: is more than {MAX_STEPS:,} steps of batch_size={c.batch_size}, the most that "
+      "are counted"
+    )
   c.duration = f"{total} steps"
 
   def steps(value: str | None, key: str) -> str | None:

@@ -24,6 +24,8 @@ from vit_jax.config.errors import ConfigError
 from vit_jax.config.fields import did_you_mean, flatten
 from vit_jax.config.saving import conform
 
+_SHOWN = 8  # names of files in a message
+
 
 class NoVariant(ConfigError):
   """The argument of a run file is none that it knows: the mistake is in the command line, not in a line of the file."""
@@ -80,7 +82,8 @@ def locate(spec: str) -> Place:
   if found:
     path, arg = Path(os.path.expanduser(found[1])), found[2]
     if not os.path.isfile(path):
-      raise ConfigError(f"--config={spec}: no such file; {_other_files(path)}")
+      what = "is a folder" if os.path.isdir(path) else "leads nowhere" if os.path.islink(path) else "no such file"
+      raise ConfigError(f"--config={spec}: {what}; {_other_files(path)}")
     return Place(path, arg)
   name, colon, arg = spec.partition(":")
   try:
@@ -90,7 +93,9 @@ def locate(spec: str) -> Place:
   here = [one for one in (Path(f"{name}.py"), Path(name), Path(name, "config.json")) if os.path.isfile(one)]
   if path is None:
     meant = shipped.nearest(name)
-    if here:
+    if here and here[0] == Path(name) and here[0].suffix != ".json":
+      meant = f"; {name} is there, but its name does not end in .py"
+    elif here:
       meant = f" (did you mean {here[0]}{colon + arg if here[0].suffix == '.py' else ''}?)"
     raise ConfigError(
       f"--config={spec}: must be a run file, as my/run.py or my/run.py:argument, or the name of one that comes with "
@@ -111,7 +116,8 @@ def _other_files(path: Path) -> str:
   files = sorted(file.name for file in folder.glob("*.py") if file.is_file()) if folder.is_dir() else []
   if not files:
     return f"the folder {folder} has no run files; `vit-jax config list` shows those of vit_jax"
-  return f"{folder} has {', '.join(files)}{did_you_mean(path.name, files)}"
+  shown = ", ".join(files[:_SHOWN]) + (f", … ({len(files)} in all)" if len(files) > _SHOWN else "")
+  return f"{folder} has {shown}{did_you_mean(path.name, files)}"
 
 
 def _name_of(path: Path) -> str:

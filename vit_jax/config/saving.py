@@ -63,8 +63,8 @@ def read(path: str | os.PathLike) -> ConfigDict:
   """
   try:
     values = files.read_json(path, kind=dict)
-    if not values:
-      raise files.DamagedFile(path, "has no key")
+    if not values.keys() & default().keys():
+      raise files.DamagedFile(path, "has no key of a config")
   except FileNotFoundError:
     raise ConfigError(f"{path}: no such file") from None
   except files.DamagedFile as error:

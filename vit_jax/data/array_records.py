@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vit_jax.data import storage
+from vit_jax.data import hints, storage
 from vit_jax.data.classes import CLASSES, Classes, class_names
 from vit_jax.data.decode import BadImage
 from vit_jax.data.left_out import LeftOut, in_a_line, printable
@@ -111,7 +111,8 @@ def open_array_record(
   left_out = LeftOut()
   paths = storage.matches(pattern, left_out)
   if not paths:
-    raise ValueError(f"data.source = {spec!r}: no file matches {pattern}; {storage.contents(pattern)}.")
+    found = f"{storage.contents(pattern)}.{hints.no_match(pattern)}"
+    raise ValueError(f"data.source = {spec!r}: no file matches {pattern}; {found}")
   try:
     records = ArrayRecords(paths)
     size = len(records)

@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from vit_jax.data.left_out import printable
 log = logging.getLogger(__name__)
 
 CLASSES = "classes.json"  # beside shards: the list of class names
+FIELDS = ("label", "labels", "fine_label", "cls", "class", "class_id")  # names of fields of labels, by precedence
 LONGEST = 1000  # characters of a label
 _WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0+)?")
 
@@ -77,7 +79,7 @@ def text_of(label: Any) -> str | None:
     return _text_of_number(label)
   if not isinstance(label, str):
     raise NoClass(f"a {type(label).__name__}")
-  label = label.strip()
+  label = unicodedata.normalize("NFC", label.strip())
   if len(label) > LONGEST:
     raise NoClass(f"longer than {LONGEST:,} characters")
   if not label.isprintable():
@@ -105,13 +107,13 @@ def classes_of(labels: Iterable[str], names: Sequence[str] = ()) -> Classes:
   Args:
     labels: all that occur, as `text_of` gives them.
     names: of classes 0, 1, …, if the data come with a list. Labels are then numbers of these classes, or else names of
-      them: numbers are taken for names only where all are, and not all could be numbers.
+      them: numbers are taken for names where they are some and not all could be numbers.
   """
   labels = set(labels)
   wholes = {label: int(match[1]) for label in labels if (match := _WHOLE.fullmatch(label))}
   of_name = {name: number for number, name in reversed(list(enumerate(names)))}
   if len(wholes) < len(labels):
-    if names and labels.isdisjoint(of_name):
+    if names and labels.isdisjoint(of_name) and not any(0 <= number < len(names) for number in wholes.values()):
       log.warning("the list of %d class names names none of the labels, such as %s: not used", len(names), min(labels))
       names = ()
     return _by_name(labels, names, of_name)
@@ -161,7 +163,12 @@ def names_in(value: Any) -> list[str]:
   for entry in value:
     if not isinstance(entry, str | int):
       raise ValueError(f"an entry is a {type(entry).__name__}, not a name")
-  return [printable(str(entry)) for entry in value]
+  return [shown_name(str(entry)) for entry in value]
+
+
+def shown_name(name: str) -> str:
+  """A class's name as it is compared and shown: macOS writes "é" as two characters, others as one."""
+  return unicodedata.normalize("NFC", printable(name))
 
 
 def ordered(names: Iterable[str]) -> list[str]:
@@ -171,9 +178,12 @@ def ordered(names: Iterable[str]) -> list[str]:
 
 
 def _by_name(labels: set[str], names: Sequence[str], of_name: dict[str, int]) -> Classes:
-  others = sorted(labels - of_name.keys() if names else labels)
-  numbers = {label: len(names) + i for i, label in enumerate(others)}
-  return Classes([*names, *others], numbers | {label: of_name[label] for label in labels - numbers.keys()})
+  known = {label: of_name[label] for label in labels if names and label in of_name}
+  for label in labels - known.keys():  # beside names there may be numbers of the same classes, as from another file
+    if (match := _WHOLE.fullmatch(label)) and 0 <= int(match[1]) < len(names):
+      known[label] = int(match[1])
+  others = sorted(labels - known.keys())
+  return Classes([*names, *others], known | {label: len(names) + i for i, label in enumerate(others)})
 
 
 def label_caption(source: Any, label: int) -> str:

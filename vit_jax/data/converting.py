@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vit_jax.data import levels
 from vit_jax.data.array_records import ArrayRecords, write_array_record
 from vit_jax.data.classes import CLASSES
-from vit_jax.data.decode import BadImage, OtherChannels, read_samples, scaled
+from vit_jax.data.decode import BadImage, OtherChannels, Samples, read_samples, scaled
 from vit_jax.data.limits import DEFAULT, Limits, limits_of
 from vit_jax.data.sources import Source
 
@@ -191,9 +192,7 @@ def _made(source: Source, record: int, max_side: int | None) -> tuple[bytes, int
     return BadImage(name, f"cannot be read ({error})")
 
 
-def _encoded(
-  data: bytes | np.ndarray, name: str, max_side: int | None, limits: Limits = DEFAULT
-) -> bytes:
+def _encoded(data: bytes | np.ndarray, name: str, max_side: int | None, limits: Limits = DEFAULT) -> bytes:
   """The image as it is stored.
 
   Raises:
@@ -201,10 +200,11 @@ def _encoded(
   """
   try:
     samples = read_samples(data, name, enough=max_side, limits=limits, deep=False)  # also a test of what is kept
+    _check(samples, name)
   except OtherChannels as error:
     if error.fewest is None:
       raise
-    read_samples(data, name, channels=error.fewest, limits=limits)
+    _check(read_samples(data, name, channels=error.fewest, limits=limits), name)
     return data if isinstance(data, bytes) else _saved_array(data)  # never shrunk: there is no JPEG of these
   if max_side is None or max(samples.size) <= max_side:
     if isinstance(data, bytes):
@@ -219,6 +219,11 @@ def _encoded(
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     image = image.resize(size, Image.Resampling.LANCZOS)
   return _saved(image, "JPEG", quality=_JPEG_QUALITY)
+
+
+def _check(samples: Samples, name: str) -> None:
+  if samples.array.dtype.kind == "f":
+    levels.check_floats(samples.array, name)
 
 
 def _saved_array(array: np.ndarray) -> bytes:

@@ -42,6 +42,7 @@ class Samples(NamedTuple):
   kind: str  # format and mode, in words
   size: tuple[int, int]  # width and height as stored; a JPEG may be decoded smaller
   bits: int | None = None  # of a value, where the file says so
+  white_is_zero: bool = False
 
 
 def decode(
@@ -140,7 +141,9 @@ def _read(
     return _tiff(data, name, channels, deep, limits)
   with open_image(data, name, format, limits) as image:
     kind = f"{image.format} {image.mode}"
-    if deep and (values := multiband.several_bands(data, name, format, image)) is not None:
+    # A colour of 16 bits that stands for transparency is not found among the high bytes that Pillow would keep.
+    whole = deep or (channels == 3 and "transparency" in image.info)
+    if whole and (values := multiband.several_bands(data, name, format, image)) is not None:
       samples = _array(values.array, image.format, name, channels, limits, bits=values.bits)
       return samples._replace(array=_turned(samples.array, _orientation(image)))
     if channels != 3:
@@ -160,7 +163,8 @@ def _tiff(data: bytes, name: str, channels: int, deep: bool, limits: Limits) -> 
   """By Pillow what this reads whole, the rest by tifffile."""
   header = tiff.read_header(data, name, limits)
   # Of several deep bands Pillow keeps the high bytes, and of those one after the other it makes noise.
-  if channels == 3 and not (header.samples > 1 and header.bits > 8 and (deep or header.separate)):
+  several = header.samples > 1 and header.bits > 8
+  if channels == 3 and not (several and (header.separate or (deep and header.plain))):
     try:
       image = open_image(data, name, formats.TIFF, limits)
     except BadImage as error:
@@ -170,8 +174,11 @@ def _tiff(data: bytes, name: str, channels: int, deep: bool, limits: Limits) -> 
       with image:
         return _opened(image, f"TIFF {image.mode}", name, header, limits)
   values = tiff.read_bands(data, name, channels, limits)
+  if channels == 3:
+    values = tiff.without_extra(values, header, name)
   samples = _array(values, "TIFF", name, channels, limits, bits=header.fewer_bits)
-  return samples._replace(array=_turned(samples.array, header.orientation))
+  inverted = header.white_is_zero and channels == 3
+  return samples._replace(array=_turned(samples.array, header.orientation), white_is_zero=inverted)
 
 
 def _opened(image: Image.Image, kind: str, name: str, header: tiff.Header | None, limits: Limits) -> Samples:
@@ -179,7 +186,8 @@ def _opened(image: Image.Image, kind: str, name: str, header: tiff.Header | None
   size, image = image.size, _upright(image)
   if image.mode == "F" or image.mode.startswith("I"):
     values = multiband.one_band(image, header)
-    return Samples(channels_last(values.array, name, 3, limits), kind, size, values.bits)
+    inverted = header is not None and header.white_is_zero  # Pillow inverts those of 8 bits and fewer only
+    return Samples(channels_last(values.array, name, 3, limits), kind, size, values.bits, inverted)
   return Samples(np.asarray(_to_rgb(image)), kind, size)
 
 
@@ -195,6 +203,8 @@ def _scaled(
   samples: Samples, name: str, channels: int, value_range: tuple[float, float] | None
 ) -> UInt8[np.ndarray, "H W C"]:
   array = levels.to_uint8(samples.array, name, value_range, bits=samples.bits)
+  if samples.white_is_zero:
+    array = 255 - array
   if channels != 3 or array.shape[2] == 3:
     return array
   if array.shape[2] == 1:
@@ -205,10 +215,8 @@ def _scaled(
 def _to_rgb(image: Image.Image) -> Image.Image:
   """Any Pillow mode of 8 bits -> RGB, by the rules at the top of this file."""
   image.load()
-  if image.mode == "RGB":
-    return image
   if image.mode not in ("RGBA", "LA", "PA", "RGBa", "La") and "transparency" not in image.info:
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
   flat = Image.new("RGB", image.size)
   rows = max(1, _STRIP // image.width)
   for top in range(0, image.height, rows):  # a few at a time: this takes several copies

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 _INDEXED = 10_000  # images from which on an index is written without being asked for
 _SUFFIX = ".vit_jax_index"  # of an index beside its folder
 _RACE = 1_000_000_000  # ns: a folder changed this shortly before it was listed may change again unseen
-_FORM = 2  # of the index; one of another form is made again
+_FORM = 3  # of the index; one of another form is made again
 
 
 class FolderSource:

@@ -26,7 +26,7 @@ _KINDS = (
   (r"\.(npz|h5|hdf5|mat|mdb|lmdb|zarr|pkl|pickle|pt|pth|safetensors|arrow|feather|beton)", _ARRAYS),
   (r"\.(dcm|nii|nrrd|mha|mhd|svs|ndpi|czi|lif|vsi|scn)", _OTHER_IMAGES),
   (r"\.(cr[23w]|nef|arw|dng|orf|rw2|raf|pef|srw)", "raw photographs are not read: develop them"),
-  (r"\.(jxl|exr|hdr|psd|ico|icns|tga|dds|pcx|sgi|svg|eps|ps|pdf|wmf|emf|qoi|jxr|bpg|xcf|fits?)", _OTHER_IMAGES),
+  (r"\.(jxl|exr|hdr|psd|ico|icns|tga|dds|pcx|sgi|svg|eps|ps|pdf|wmf|emf|qoi|jxr|bpg|xcf|fits?|pam|pfm)", _OTHER_IMAGES),
 )
 # What lies beside images as a rule.
 _USUAL = {".txt", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".md", ".html", ".htm", ".yaml", ".yml", ".log", ".db",
@@ -79,6 +79,16 @@ def did_you_mean(folder: str, names: Iterable[str]) -> str:
         return f" Did you mean tfds:{place}/{prepared[1]}?"
       return f" Did you mean {scheme}:{place}/*.{rest}?"
   return ""
+
+
+def no_match(pattern: str) -> str:
+  """The pattern of shards that one which matches nothing may be meant as, as a question: they lie in a folder of it."""
+  folder = os.path.expanduser(pattern)
+  folder = folder if os.path.isdir(folder) else os.path.dirname(folder)
+  try:
+    return did_you_mean(folder, sorted(os.listdir(folder)))
+  except OSError:
+    return ""
 
 
 def spec_of_path(path: str) -> str:

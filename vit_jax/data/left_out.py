@@ -42,8 +42,8 @@ class LeftOut(Mapping[str, Reason]):
     if reason not in self._reasons and len(self._reasons) >= _REASONS:
       reason, expected = _OTHERS, False
     before, examples, usual = self._reasons.get(reason, Reason(0, (), expected))
-    if len(examples) < _EXAMPLES:
-      examples = (*examples, _short(printable(name)))
+    if len(examples) < _EXAMPLES and (shown := _short(printable(name))) not in examples:
+      examples = (*examples, shown)
     self._reasons[reason] = Reason(before + count, examples, usual and expected)
 
   def merge(self, other: Mapping[str, Reason]) -> None:
@@ -83,7 +83,7 @@ class LeftOut(Mapping[str, Reason]):
   def text(self) -> str:
     """The most frequent of them in one line; "nothing"."""
     lines = self.lines()
-    if rest := list(self)[_IN_A_LINE:]:
+    if len(rest := list(self)[_IN_A_LINE:]) > 1:
       lines[_IN_A_LINE:] = [f"{sum(self[reason].count for reason in rest):,} for {len(rest)} other reasons"]
     return ", ".join(lines) or "nothing"
 

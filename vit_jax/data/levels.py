@@ -76,7 +76,9 @@ def to_uint8(
   if array.dtype == bool:
     return array.astype(np.uint8) * np.uint8(255)
   if array.dtype.kind == "f":
-    _check_floats(array, name, value_range)
+    seen = check_floats(array, name)
+    if value_range is None and not _lies_in(seen, 0.0, 1.0):
+      raise _unknown(name, seen, "and floats are taken for 0 (black) to 1 (white)")
   elif value_range is None:
     if array.dtype.kind != "u" or array.dtype.itemsize > 2:
       raise _unknown(name, spread(array), "which do not say what is black and what is white")
@@ -137,14 +139,18 @@ def number(value: float) -> str:
   return str(int(value)) if float(value).is_integer() and abs(value) < 1 << 53 else f"{value:.6g}"
 
 
-def _check_floats(array: np.ndarray, name: str, value_range: tuple[float, float] | None) -> None:
+def check_floats(array: np.ndarray, name: str) -> Spread:
+  """What floats are like.
+
+  Raises:
+    BadImage: if they are no image whatever the range: too many are missing, or one is infinite.
+  """
   seen = spread(array)
   if seen.infinite:
     raise BadImage(name, f"{seen.infinite:,} of its {seen.size:,} values are infinite")
   if seen.missing > _MISSING * seen.size:
     raise BadImage(name, f"{seen.missing:,} of its {seen.size:,} values are missing (NaN): at most half of them may be")
-  if value_range is None and not _lies_in(seen, 0.0, 1.0):
-    raise _unknown(name, seen, "and floats are taken for 0 (black) to 1 (white)")
+  return seen
 
 
 def _lies_in(seen: Spread, low: float, high: float) -> bool:

@@ -17,9 +17,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from vit_jax.data import hints, storage
+from vit_jax.data.classes import shown_name
 from vit_jax.data.formats import START
 from vit_jax.data.index import Names
-from vit_jax.data.left_out import LeftOut, printable
+from vit_jax.data.left_out import LeftOut
 
 _LONGEST = 4095  # bytes of a path that the operating system opens
 _MOST_VISITS = 100  # of a folder by links: the paths through folders that link to each other grow as a factorial
@@ -31,7 +32,10 @@ _REASONS = {
   errno.EPERM: "without permission to read it",
   errno.ENAMETOOLONG: "path that is too long",
 }
+_SYSTEM = "folder of the operating system or the storage"
 _SPECIAL = {"named pipe": stat.S_ISFIFO, "socket": stat.S_ISSOCK, "device": stat.S_ISCHR, "disk": stat.S_ISBLK}
+# Folders that systems and storage devices put among those of a user; what is in them are thumbnails and deleted files.
+_OF_SYSTEMS = {"__MACOSX", "@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 _FILE, _FOLDER, _LINKED_FOLDER = range(3)
 
 
@@ -80,7 +84,7 @@ class Listing:
     ordered = sorted(self._classes)
     place = {name: i for i, name in enumerate(ordered)}
     rank = np.array([place[name] for name in self._classes] + [-1], np.int32)  # [..., of no class]
-    return names, rank[np.array(self._labels, np.int64)], tuple(map(printable, ordered))
+    return names, rank[np.array(self._labels, np.int64)], tuple(map(shown_name, ordered))
 
   def seconds(self) -> float:
     return (time.time_ns() - self.begun) / 1e9
@@ -99,6 +103,8 @@ def list_remote(root: str) -> Listing:
       continue  # stands for a folder
     if any(part.startswith(".") for part in file.split("/")):
       listing.left_out.add("hidden", file, expected=True)
+    elif not _OF_SYSTEMS.isdisjoint(file.split("/")[:-1]):
+      listing.left_out.add(_SYSTEM, file, expected=True)
     elif kind != "file":
       listing.left_out.add(f"of the store's kind {kind!r}", file)
     else:
@@ -183,6 +189,9 @@ class _Walk:
       return None
     try:
       if entry.is_dir():
+        if entry.name in _OF_SYSTEMS:
+          left_out.add(_SYSTEM, name, expected=True)
+          return None
         return _LINKED_FOLDER if entry.is_symlink() else _FOLDER
       if entry.is_file():
         return _FILE

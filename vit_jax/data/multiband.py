@@ -54,7 +54,11 @@ def one_band(image: Image.Image, header: tiff.Header | None) -> Values:
   """The values of an opened image of one band, in their own type; `header`: of a TIFF file."""
   array = np.asarray(image)
   if header is None:  # "I": the 16 bits of a PNG or PGM in 32
-    return Values(array.astype(np.uint16) if image.mode == "I" else array)
+    array = array.astype(np.uint16) if image.mode == "I" else array
+    transparent = image.info.get("transparency")  # a value of a PNG
+    if isinstance(transparent, int) and array.dtype == np.uint16:
+      return Values(np.stack([array, np.where(array == transparent, 0, 65535).astype(np.uint16)], axis=2))
+    return Values(array)
   if image.mode == "I" and header.dtype is not None:
     array = array.astype(header.dtype)  # Pillow has widened 16 bits with a sign, or seen a sign in 32 without
   return Values(array, header.fewer_bits)

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data import storage
-from vit_jax.data.classes import Classes
+from vit_jax.data import hints, storage
+from vit_jax.data.classes import FIELDS, Classes
 from vit_jax.data.decode import BadImage
 from vit_jax.data.left_out import LeftOut, in_a_line, printable
 from vit_jax.data.limits import DEFAULT
-from vit_jax.data.parquet_labels import is_text, label_classes, parquet_file
+from vit_jax.data.parquet_labels import described_labels, described_names, is_text, label_classes, parquet_file
 from vit_jax.data.sources import split_options
 
 log = logging.getLogger(__name__)
@@ -171,10 +171,11 @@ class _Group(dict):
 def open_parquet(rest: str, spec: str) -> ParquetSource:
   """Opens `glob[?image=COLUMN&label=COLUMN&paths=below&window_mb=256&cache_mb=512]`.
 
-  Without the options, the image is the column "image" or "img" or else the first one of images; the label the column
-  "label", "labels", "fine_label" or "class". `paths=below`: rows may name files below the table's folder instead of
-  holding images, also as text in the column `image`. `window_mb`: how much is shuffled together; `cache_mb`: how much a
-  process keeps in memory, at least one window.
+  Without the options, the image is the column "image" or "img" or else the first one of images; the label the first
+  column of `classes.FIELDS`, or else the first that the metadata of Hugging Face describe as one of class labels.
+  `paths=below`: rows may name files below the table's folder instead of holding images, also as text in the column
+  `image`. `window_mb`: how much is shuffled together; `cache_mb`: how much a process keeps in memory, at least one
+  window.
 
   Raises:
     ValueError: if no file matches, one is no Parquet file, they differ in their columns, or have no image.
@@ -190,14 +191,18 @@ def open_parquet(rest: str, spec: str) -> ParquetSource:
   if paths not in _PATHS:
     raise ValueError(f"data.source = {spec!r}: paths={paths} must be one of {', '.join(_PATHS)}.")
   if not files:
-    raise ValueError(f"data.source = {spec!r}: no file matches {pattern}; {storage.contents(pattern)}.")
+    found = f"{storage.contents(pattern)}.{hints.no_match(pattern)}"
+    raise ValueError(f"data.source = {spec!r}: no file matches {pattern}; {found}")
 
   footers = _footers(files, spec)
   schema, groups = footers[0][0], _row_groups(footers)
   image, label = _image_column(schema, options, spec), _label_column(schema, options, spec)
-  for path, (other, _) in zip(files, footers, strict=True):
+  for path, (other, metadata) in zip(files, footers, strict=True):
     if lacking := [name for name in (image, label) if name and name not in other.names]:
       raise ValueError(f"data.source = {spec!r}: {path} has no column {lacking[0]!r}, only {', '.join(other.names)}.")
+    kind = other.field(image).type
+    if metadata.num_rows and not (_holds_images(kind) or (paths == "below" and is_text(kind))):
+      raise ValueError(f"data.source = {spec!r}: the column {image!r} of {path} is of the type {kind}, not of images.")
   if not len(groups):
     raise ValueError(f"data.source = {spec!r}: the {len(files)} matching files hold no row.")
   if paths == "refuse" and _only_names(files[0], image):
@@ -208,7 +213,8 @@ def open_parquet(rest: str, spec: str) -> ParquetSource:
     )
   window, cache = (_megabytes(options, key, spec) for key in ("window_mb", "cache_mb"))
   rows = max(1, int(window * _MB / max(1, groups[:, 3].max())))
-  classes = label_classes(files, schema, label, left_out)
+  names = _names_of_classes(files, [one for one, _ in footers], label, spec)
+  classes = label_classes(files, label, names, left_out)
   return ParquetSource(
     files, groups, (image, label), classes, max(cache, window) * _MB, rows, paths == "below", left_out
   )
@@ -247,16 +253,7 @@ def _megabytes(options: dict[str, str], key: str, spec: str) -> int:
 
 
 def _image_column(schema: Any, options: dict[str, str], spec: str) -> str:
-  import pyarrow.types as kinds
-
-  def holds_images(kind: Any) -> bool:
-    if kinds.is_struct(kind):
-      return "bytes" in [kind.field(i).name for i in range(kind.num_fields)]
-    if kinds.is_dictionary(kind):
-      kind = kind.value_type
-    return any(of_kind(kind) for of_kind in (kinds.is_binary, kinds.is_large_binary, kinds.is_binary_view))
-
-  found = [field.name for field in schema if holds_images(field.type)]
+  found = [field.name for field in schema if _holds_images(field.type)]
   listed = ", ".join(f"{field.name} ({field.type})" for field in schema)
   if "image" in options:
     texts = [field.name for field in schema if options.get("paths") == "below" and is_text(field.type)]
@@ -265,7 +262,21 @@ def _image_column(schema: Any, options: dict[str, str], spec: str) -> str:
     return options["image"]
   if not found:
     raise ValueError(f"data.source = {spec!r} has no column of bytes or of {{bytes, path}}; the columns: {listed}.")
-  return next((name for name in ("image", "img") if name in found), found[0])
+  usual = next((name for name in ("image", "img") if name in found), None)
+  if usual is None and len(found) > 1:
+    log.warning("%s: of the columns %s, %s is taken; ?image=COLUMN chooses", spec, " and ".join(found), found[0])
+  return usual or found[0]
+
+
+def _holds_images(kind: Any) -> bool:
+  """Whether a column of this type may hold encoded images."""
+  import pyarrow.types as kinds
+
+  if kinds.is_struct(kind):
+    return "bytes" in [kind.field(i).name for i in range(kind.num_fields)]
+  if kinds.is_dictionary(kind):
+    kind = kind.value_type
+  return any(of_kind(kind) for of_kind in (kinds.is_binary, kinds.is_large_binary, kinds.is_binary_view))
 
 
 def _label_column(schema: Any, options: dict[str, str], spec: str) -> str | None:
@@ -275,7 +286,27 @@ def _label_column(schema: Any, options: dict[str, str], spec: str) -> str | None
         f"data.source = {spec!r}: there is no column {options['label']!r}; the columns: {', '.join(schema.names)}."
       )
     return options["label"]
-  return next((name for name in ("label", "labels", "fine_label", "class") if name in schema.names), None)
+  return next((name for name in (*FIELDS, *described_labels(schema)) if name in schema.names), None)
+
+
+def _names_of_classes(files: list[str], schemas: list[Any], label: str | None, spec: str) -> list[str]:
+  """The class names of the file that describes most of them.
+
+  Raises:
+    ValueError: if two files give one number to classes of different names.
+  """
+  longest, described_in = [], ""
+  for path, schema in zip(files, schemas, strict=True):
+    names = described_names(schema, label) if label else []
+    for number, (one, other) in enumerate(zip(longest, names, strict=False)):
+      if one != other:
+        raise ValueError(
+          f"data.source = {spec!r}: class {number} is {one!r} in {described_in} and {other!r} in {path}; read them as "
+          "a mixture, parquet:… + parquet:…, which knows classes by their names."
+        )
+    if len(names) > len(longest):
+      longest, described_in = names, path
+  return longest
 
 
 def _only_names(path: str, image: str) -> bool:

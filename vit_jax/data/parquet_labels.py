@@ -38,18 +38,17 @@ def is_text(kind: Any) -> bool:
   return any(of_kind(kind) for of_kind in (kinds.is_string, kinds.is_large_string, kinds.is_string_view))
 
 
-def label_classes(files: list[str], schema: Any, label: str | None, left_out: LeftOut) -> Classes:
-  """The classes of a column: named by the metadata of Hugging Face, if there, else by its labels.
+def label_classes(files: list[str], label: str | None, names: list[str], left_out: LeftOut) -> Classes:
+  """The classes of a column.
 
   Args:
     files: the tables.
-    schema: of the first of them.
     label: the column; None: there are no labels.
+    names: of the classes, if the files describe them.
     left_out: where to count row groups whose labels cannot be read, and labels that can mean no class.
   """
   if label is None:
     return classes_of(())
-  names = _described_names(schema, label)
   with ThreadPoolExecutor(_THREADS) as pool:
     found = list(pool.map(_file_labels, files, itertools.repeat(label)))
   for _, others in found:
@@ -57,19 +56,41 @@ def label_classes(files: list[str], schema: Any, label: str | None, left_out: Le
   return classes_of(set().union(*(labels for labels, _ in found)), names)
 
 
-def _described_names(schema: Any, label: str) -> list[str]:
+def described_labels(schema: Any) -> list[str]:
+  """The columns that a table's metadata describe as class labels."""
+  features = _described(schema)
+  return [name for name, kind in features.items() if isinstance(kind, dict) and kind.get("_type") == "ClassLabel"]
+
+
+def described_names(schema: Any, label: str) -> list[str]:
   """The class names in a table's metadata; none: there are none, or what there is cannot be understood."""
-  text = (schema.metadata or {}).get(b"huggingface")
-  if text is None:
-    return []
   try:
-    names = json.loads(text)["info"]["features"][label]["names"]
+    names = _described(schema)[label]["names"]
     return names_in(names) if names else []
   except (KeyError, TypeError):
     return []  # another description, or a column that is not described as one of classes
-  except (ValueError, RecursionError) as error:
-    log.warning("the description by Hugging Face in a table's metadata is not understood: %s", error)
+  except ValueError as error:
+    _not_understood(error)
     return []
+
+
+def _described(schema: Any) -> dict[str, Any]:
+  """What a table's metadata say of its columns; nothing, if it is not understood."""
+  text = (schema.metadata or {}).get(b"huggingface")
+  if text is None:
+    return {}
+  try:
+    features = json.loads(text)["info"]["features"]
+    return features if isinstance(features, dict) else {}
+  except (KeyError, TypeError):
+    return {}
+  except (ValueError, RecursionError) as error:
+    _not_understood(error)
+    return {}
+
+
+def _not_understood(error: Exception) -> None:
+  log.warning("the description by Hugging Face in a table's metadata is not understood: %s", error)
 
 
 def _file_labels(path: str, label: str) -> tuple[set[str], LeftOut]:

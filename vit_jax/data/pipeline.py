@@ -385,8 +385,8 @@ def _entries(path: Path) -> list[dict[str, Any]]:
     found = files.read_json_lines(path, _problem_of_entry)
   except files.DamagedFile as error:
     raise files.DamagedFile(path, error.reason, advice="move it away, and the run begins another") from error
-  for error in found.bad:
-    log.warning("%s; left out, as the image will be met again.", error)
+  for problem in found.problems():
+    log.warning("%s; left out, as the image will be met again.", problem)
   if found.bad or found.torn is not None:
     files.write_bytes(path, b"".join(raw for raw, _ in found.good))
   return [entry for _, entry in found.good]

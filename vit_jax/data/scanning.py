@@ -62,6 +62,7 @@ class Scan:
       augment.mean and augment.std.
     values: for each type of values of more than 8 bits: their range in all images.
     per_class: {class name: images}; "none" for those without a label.
+    only_broken: classes none of whose images can be used.
     left_out: what the source does not use: {reason: (count, names of some, whether it is usual)}.
   """
 
@@ -82,6 +83,7 @@ class Scan:
   values: list[Spread] = dataclasses.field(default_factory=list)
   value_range: tuple[float, float] | None = None
   per_class: dict[str, int] = dataclasses.field(default_factory=dict)
+  only_broken: list[str] = dataclasses.field(default_factory=list)
   left_out: LeftOut = dataclasses.field(default_factory=LeftOut)
 
   def report(self) -> str:
@@ -100,6 +102,9 @@ class Scan:
         lines.append(f"{name:<13}--config.augment.{name}=({','.join(f'{value:.4f}' for value in values)})")
     lines += self._values()
     lines.append(f"classes      {self._classes()}")
+    if self.only_broken:
+      more = ", …" if len(self.only_broken) > _SHOWN else ""
+      lines.append(f"  {len(self.only_broken)} without a readable image: {', '.join(self.only_broken[:_SHOWN])}{more}")
     lines.append(
       f"broken       {len(self.broken):,}" + (f" ({len(self.broken) / self.scanned:.2%})" if self.broken else "")
     )
@@ -155,6 +160,8 @@ class Scan:
       line = f"{'values':<13}{seen.kind}{f' of {seen.bits} bits' if seen.bits else ''}: {seen.text}"
       if self.value_range is not None:
         low, high = self.value_range
+        if seen.high <= low + (high - low) / 4:
+          line += f"; they become at most {max(0.0, seen.high - low) / (high - low) * 255:.0f} of 255"
         if seen.low < low or seen.high > high:
           line += f"; what is not from {levels.number(low)} to {levels.number(high)} is cut off"
       elif suggested is not None:
@@ -172,7 +179,11 @@ class Scan:
       return "no labels"
     least, most = min(named, key=named.get), max(named, key=named.get)
     without = f", {self.per_class['none']:,} without a label" if "none" in self.per_class else ""
-    return f"{len(named)}, from {named[least]:,} images ({least}) to {named[most]:,} ({most}){without}"
+    return f"{len(named)}, from {_images(named[least])} ({least}) to {named[most]:,} ({most}){without}"
+
+
+def _images(count: int) -> str:
+  return f"{count:,} image{'' if count == 1 else 's'}"
 
 
 def scan(
@@ -204,6 +215,7 @@ def scan(
   sizes = np.zeros((len(records), 2), np.int32)
   kinds: collections.Counter[str] = collections.Counter()
   classes: collections.Counter[int] = collections.Counter()
+  usable: set[int] = {-1}  # classes that have an image
   bands: dict[int, np.ndarray] = {}  # by number of channels: sums [2, C] of means and mean squares
   counts: collections.Counter[int] = collections.Counter()
   values: dict[tuple[str, int | None], Spread] = {}
@@ -219,6 +231,7 @@ def scan(
       found.broken.append((records[i], source.describe(records[i]), seen.reason))
     else:
       kinds[seen.kind] += 1
+      usable.add(seen.label)
       sizes[i] = seen.width, seen.height
       number = len(seen.mean)
       counts[number] += 1
@@ -240,6 +253,7 @@ def scan(
   found.per_class = {}
   for label, count in sorted(classes.items()):
     found.per_class[names[label]] = found.per_class.get(names[label], 0) + count  # two classes may have one name
+  found.only_broken = [names[label] for label in sorted(classes.keys() - usable)]
   found.duplicates = [[source.describe(records[i]) for i in group] for group in _equal(digests)]
   found.extra = sum(len(group) - 1 for group in found.duplicates)
   return found

@@ -185,7 +185,10 @@ def _parse(spec: str) -> tuple[str, str]:
   scheme, colon, rest = spec.partition(":")
   known = ", ".join(f"{name}:{form}" for name, form in _FORMS.items())
   if not colon or len(scheme) == 1:  # one letter: a drive of Windows
-    hint = f" Did you mean {hints.spec_of_path(spec)}?" if os.path.exists(os.path.expanduser(spec)) else ""
+    if os.path.exists(os.path.expanduser(spec)):
+      hint = f" Did you mean {hints.spec_of_path(spec)}?"
+    else:
+      hint = f" There is no file or folder {spec} either." if os.sep in spec else ""
     raise ValueError(f"data.source = {spec!r} has no scheme.{hint} Valid: {known}.")
   if scheme not in _OPENERS:
     near = difflib.get_close_matches(scheme, _OPENERS, 1)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vit_jax.data import storage
+from vit_jax.data import hints, storage
 from vit_jax.data.classes import CLASSES, class_names, classes_of
 from vit_jax.data.decode import BadImage
 from vit_jax.data.formats import EXTENSIONS
@@ -29,7 +29,7 @@ from vit_jax.data.tar_members import Image, NoShard, read_shard
 log = logging.getLogger(__name__)
 
 _THREADS = 8
-_FORM = 2  # of the index; one of another form is made again
+_FORM = 3  # of the index; one of another form is made again
 
 
 class TarSource:
@@ -82,7 +82,8 @@ def open_tar(pattern: str, spec: str, *, cache_dir: str | os.PathLike | None = N
   left_out = LeftOut()
   shards = storage.matches(pattern, left_out)
   if not shards:
-    raise ValueError(f"data.source = {spec!r}: no file matches {pattern}; {storage.contents(pattern)}.")
+    found = f"{storage.contents(pattern)}.{hints.no_match(pattern)}"
+    raise ValueError(f"data.source = {spec!r}: no file matches {pattern}; {found}")
   known = {"form": _FORM, "missing": left_out.to_json(), "versions": _versions(shards)}
   place = index_path("tar", "\n".join(shards), cache_dir)
   if not rescan and place.exists():
@@ -127,10 +128,9 @@ def _scan(shards: list[str], spec: str, left_out: LeftOut) -> tuple[dict, dict[s
   for _, others in found:
     left_out.merge(others)
   if not images:
-    raise ValueError(
-      f"data.source = {spec!r}: the {len(shards)} matching files hold no image, only what is left out: "
-      f"{left_out.text()}; images are {', '.join(EXTENSIONS)}."
-    )
+    files = "the matching file holds" if len(shards) == 1 else f"the {len(shards)} matching files hold"
+    what = f"no image, only what is left out: {left_out.text()}" if left_out else "nothing at all"
+    raise ValueError(f"data.source = {spec!r}: {files} {what}; images are {', '.join(EXTENSIONS)}.")
   classes = classes_of({image.label for image in images} - {None}, class_names(_class_file(shards)))
   names = Names.of(image.name for image in images)
   arrays = {

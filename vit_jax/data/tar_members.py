@@ -17,12 +17,11 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from vit_jax.data import hints, storage
-from vit_jax.data.classes import LONGEST, NoClass, text_of
+from vit_jax.data.classes import FIELDS, LONGEST, NoClass, text_of
 from vit_jax.data.formats import START
 from vit_jax.data.left_out import LeftOut
 
 _BLOCK = tarfile.BLOCKSIZE
-_FIELDS = ("label", "cls", "class", "class_id")  # of a sample's .json
 _LARGEST = {".cls": 4 * LONGEST, ".json": 1 << 20}  # bytes of a label's member
 _EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
              tarfile.GNUTYPE_LONGLINK)  # fmt: skip
@@ -272,7 +271,7 @@ class _Members:
       self._left_out.add(f"label that is {error}", member.name)
       return
     if found is _SAYS_NONE:
-      self._left_out.add(".json without a label", member.name, expected=True)
+      self._left_out.add(_UNLABELLED, member.name, expected=True)
     else:
       self._labels.append(member._replace(label=found))
 
@@ -343,6 +342,7 @@ class _Said:
 
 
 _SAYS_NONE = object()
+_UNLABELLED = f".json with none of {', '.join(FIELDS)}"
 
 
 def _label(data: bytes, ending: str) -> str | None | object:
@@ -359,7 +359,7 @@ def _label(data: bytes, ending: str) -> str | None | object:
     raise NoClass("nested too deeply") from None
   except ValueError:
     raise NoClass("no whole JSON") from None
-  if not isinstance(fields, dict) or not (given := [fields[name] for name in _FIELDS if fields.get(name) is not None]):
+  if not isinstance(fields, dict) or not (given := [fields[name] for name in FIELDS if fields.get(name) is not None]):
     return _SAYS_NONE
   failure = None
   for value in given:

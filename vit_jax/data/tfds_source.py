@@ -7,13 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data.classes import Classes, classes_of
+from vit_jax.data.classes import FIELDS, Classes, classes_of
 from vit_jax.data.decode import BadImage
 from vit_jax.data.left_out import LeftOut, in_a_line
 from vit_jax.data.record_labels import classes_of_records
 from vit_jax.data.sources import split_options
-
-_LABELS = ("label", "labels", "class", "cls", "class_id")  # features that may be one, though they are no class label
 
 
 class TfdsSource:
@@ -78,7 +76,7 @@ def open_tfds(rest: str, spec: str, *, cache_dir: str | os.PathLike | None = Non
   if not images:
     raise ValueError(f"data.source = {spec!r} has no image among its features: {', '.join(features)}.")
   image_key = "image" if "image" in images else images[0]
-  others = [key for key in _LABELS if key in features and key not in images and not features[key].shape]
+  others = [key for key in FIELDS if key in features and key not in images and not features[key].shape]
   label_key = "label" if "label" in labels else next(iter(labels or others), None)
   try:
     records = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()} if encoded else None)

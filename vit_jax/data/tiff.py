@@ -11,12 +11,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vit_jax.data.arrays import channels_are_first
-from vit_jax.data.errors import BadImage, NeedsPackage, in_words
+from vit_jax.data.errors import BadImage, NeedsPackage, OtherChannels, in_words
 from vit_jax.data.limits import Limits
 
-_TAGS = _WIDTH, _HEIGHT, _BITS, _STRIPS, _ORIENTATION, _SAMPLES, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _KIND, _PLANAR = (
-  256, 257, 258, 273, 274, 277, 322, 323, 324, 339, 284,
-)  # fmt: skip
+_TAGS = (
+  _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _COLOURS, _STRIPS, _ORIENTATION, _SAMPLES, _PLANAR, _TILE_WIDTH, _TILE_HEIGHT,
+  _TILES, _EXTRA, _KIND,
+) = 256, 257, 258, 259, 262, 273, 274, 277, 284, 322, 323, 324, 338, 339  # fmt: skip
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _YCBCR = 0, 1, 2, 6  # what the values of the bands mean
+_OTHER_COLOURS = {3: "a palette", 4: "a mask", 5: "CMYK", _YCBCR: "YCbCr", 8: "Lab", 9: "Lab", 10: "Lab",
+                  32803: "the mosaic of a camera's sensor", 34892: "a camera's own colours"}  # fmt: skip
+_JPEG = 7
+_NO_ALPHA, _PREMULTIPLIED = 0, 1  # what a band beside the colours is
 _LETTERS = {1: "B", 3: "H", 4: "I", 6: "B", 8: "H", 9: "I", 13: "I", 16: "Q", 17: "Q", 18: "Q"}  # of types of integers
 _MOST_PAGES = 1000  # of a stack of bands
 _MOST_PARTS = 1_000_000  # strips or tiles of an image
@@ -33,6 +39,19 @@ class Header(NamedTuple):
   kind: str  # "u" | "i" | "f" | "": unsigned, signed, floating-point, another
   orientation: int  # as of EXIF
   separate: bool  # one band after the other
+  colours: int  # what the values of its bands mean
+  extra: int | None  # what the last band is, if it is none of the colours; None: not said
+  jpeg: bool
+
+  @property
+  def plain(self) -> bool:
+    """Whether its bands are grey or red, green and blue, or become so as they are decoded."""
+    return self.colours in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB) or (self.colours == _YCBCR and self.jpeg)
+
+  @property
+  def white_is_zero(self) -> bool:
+    """Whether the least value is white."""
+    return self.colours == _WHITE_IS_ZERO and self.samples == 1
 
   @property
   def fewer_bits(self) -> int | None:
@@ -75,7 +94,11 @@ def _checked_header(file: _File, name: str, limits: Limits, nbytes: int) -> Head
 
   kind = {1: "u", 2: "i", 3: "f"}.get(value(_KIND, 1), "")
   size, bands, bits = (value(_WIDTH, 0), value(_HEIGHT, 0)), value(_SAMPLES, 1), value(_BITS, 1)
-  header = Header(*size, bands, bits, kind, value(_ORIENTATION, 1), value(_PLANAR, 1) == 2)
+  extra = file.values(fields[_EXTRA]) if _EXTRA in fields else ()
+  header = Header(
+    *size, bands, bits, kind, value(_ORIENTATION, 1), value(_PLANAR, 1) == 2,
+    value(_COLOURS, _BLACK_IS_ZERO), extra[-1] if extra else None, value(_COMPRESSION, 1) == _JPEG,
+  )  # fmt: skip
   limits.check_size(*size, name, pixel_bytes=bands * bits // 8, nbytes=nbytes)
   if value(_TILE_WIDTH, 1) * value(_TILE_HEIGHT, 1) > limits.max_pixels:
     raise BadImage(name, f"has tiles of more than data.max_pixels={limits.max_pixels:,} pixels")
@@ -111,6 +134,29 @@ def read_bands(data: bytes, name: str, channels: int, limits: Limits) -> np.ndar
         _check_whole(page, len(data), name)
     array = series.asarray(maxworkers=1)
   return np.moveaxis(array, 0, 2) if bands_first else array
+
+
+def without_extra(values: np.ndarray, header: Header, name: str) -> np.ndarray:
+  """Values [H, W, bands] or [bands, H, W] of a file that is to become RGB, without a band that is none of its.
+
+  Raises:
+    OtherChannels: if the file does not say what its bands are.
+    BadImage: if they are other colours, or multiplied by their alpha.
+  """
+  if not header.plain or (header.colours == _WHITE_IS_ZERO and header.samples > 1):
+    colours = _OTHER_COLOURS.get(header.colours, f"colours of the kind {header.colours}")
+    raise BadImage(name, f"is a TIFF file of {header.bits} bits of {colours}: convert it to RGB or grey")
+  if header.samples not in (2, 4):
+    return values
+  if header.extra == _PREMULTIPLIED:
+    reason = f"is a TIFF file of {header.bits} bits whose colours are multiplied by their alpha: convert it to PNG"
+    raise BadImage(name, reason)
+  if header.extra != _NO_ALPHA:
+    return values
+  if header.colours != _RGB:
+    reason = f"has {header.samples} bands, none of which is said to be alpha (for all set model.in_channels="
+    raise OtherChannels(name, f"{reason}{header.samples})", header.samples)
+  return values[..., :3] if values.shape[-1] == 4 else values[:3]
 
 
 def _check_whole(page: Any, nbytes: int, name: str) -> None:

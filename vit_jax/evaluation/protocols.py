@@ -61,8 +61,8 @@ def evaluate(
 
   Args:
     feature_fn: what is scored; see `features.make_feature_fn`.
-    train_batches: labelled images that vote or train the probe; see `features.extract_all`.
-    test_batches: labelled images that are classified.
+    train_batches: images that vote or train the probe; see `features.extract_all`.
+    test_batches: images that are classified.
     tasks: of `TASKS`.
     num_classes: labels are in [0, num_classes).
     shared_classes: number -> name of classes that both sources list; those of which an image was read from one source
@@ -79,7 +79,7 @@ def evaluate(
     "knn/top1" is that of k = 10, "linear/top1" that of the head with the best validation accuracy.
 
   Raises:
-    UnlabelledError: if an image has no label, or there is one class only.
+    UnlabelledError: if no image has a label, or there is one class only. Images without a label are left out.
     EvaluationError: for an unknown task, no image, or labels >= num_classes.
     Incomplete: after all tasks, if some cannot be scored on these features (not finite, too few images of a class, out
       of memory); it has the scores of the others, and why these have none.
@@ -145,18 +145,25 @@ def check_tasks(tasks: Sequence[str], key: str = "evaluation.tasks") -> None:
 
 
 def _labelled(batches: Iterable[Mapping[str, Any]], num_classes: int, name: str) -> Iterator[Mapping[str, Any]]:
-  """The batches, each checked before anything is computed of it, so that unlabelled data fails at once."""
+  """The batches with those images as padding that have no label, which are counted; each checked before it is used."""
   if num_classes < 2:
     raise UnlabelledError(f"{name} has labels of {num_classes} class(es), and scoring needs at least 2")
-  count = 0
+  count, unlabelled, first = 0, 0, -1
   for batch in batches:
-    labels = np.asarray(batch["label"])[np.asarray(batch["valid"], bool)]
+    valid, known = np.asarray(batch["valid"], bool), np.asarray(batch["label"]) >= 0
+    labels = np.asarray(batch["label"])[valid]
     if (labels < 0).any():
-      raise UnlabelledError(f"Image {count + int(np.argmax(labels < 0))} of {name} has no label")
+      first = first if unlabelled else count + int(np.argmax(labels < 0))
+      unlabelled += int((labels < 0).sum())
     if (labels >= num_classes).any():
       raise EvaluationError(
         f"Image {count + int(np.argmax(labels >= num_classes))} of {name} has label {labels.max()}, but there are "
         f"{num_classes} classes: training and test source must share their classes."
       )
     count += len(labels)
-    yield batch
+    yield {**batch, "valid": valid & known}
+  if unlabelled:
+    if unlabelled == count:
+      raise UnlabelledError(f"None of the {count:,} images of {name} that were read has a label")
+    log.warning("evaluation: %s: %d of %d images read have no label and are not used, the first of them image %d.",
+                name, unlabelled, count, first)  # fmt: skip

@@ -41,10 +41,10 @@ def columns(results: Mapping[str, float]) -> dict[str, dict[str, float]]:
 
 def rich_table(results: Mapping[str, float], *, title: str | None = None) -> Table:
   """The results for a terminal: `rich.print(rich_table(results))`."""
-  from rich.table import Table
+  from rich.table import Column, Table
 
   heads, lines = _cells(columns(results))
-  view = Table("metric", title=title)
+  view = Table(Column("metric", overflow="fold"), title=title)  # a name is never cut
   for head in heads:
     view.add_column(head, justify="right")
   for metric, cells in lines.items():

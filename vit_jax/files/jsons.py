@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+_SAID = 5  # damaged lines of a file that are named
+
 
 class DamagedFile(ValueError):
   """A file is not what it should be; the message says which, where in it, and why.
@@ -76,13 +78,21 @@ class Lines(NamedTuple):
 
   Attributes:
     good: the lines as they are and their values.
-    bad: what is wrong with each of the others that have a good one behind them.
-    torn: what is wrong with the first line of an end that cannot be read, as a kill or a power cut leaves it; or None.
+    bad: what is wrong with each of the others.
+    torn: what is wrong with the last line, if it is the only one at the end that cannot be read, as a kill or a power
+      cut leaves it; or None.
   """
 
   good: list[tuple[bytes, Any]]
   bad: list[DamagedFile]
   torn: DamagedFile | None
+
+  def problems(self) -> list[str]:
+    """The bad lines in words: the first few, and how many more there are."""
+    said = [str(error) for error in self.bad[:_SAID]]
+    if len(self.bad) > _SAID:
+      said.append(f"{self.bad[0].path}: {len(self.bad) - _SAID} more lines cannot be read")
+    return said
 
 
 def read_json_lines(path: str | os.PathLike, check: Callable[[Any], str | None] = lambda value: None) -> Lines:
@@ -109,7 +119,8 @@ def read_json_lines(path: str | os.PathLike, check: Callable[[Any], str | None] 
       good.append((raw, value))
       bad += since
       since = []
-  return Lines(good, bad, since[0] if since else None)
+  torn = since.pop() if len(since) == 1 else None  # damage of more lines is none of a kill
+  return Lines(good, bad + since, torn)
 
 
 def _content(path: Path, advice: str) -> bytes:

@@ -18,7 +18,7 @@ from vit_jax import checkpoints
 from vit_jax.hub.errors import UnknownModel
 from vit_jax.hub.opening import locate, open_run, opener
 from vit_jax.ops.images import normalize_images
-from vit_jax.weights.opening import PREPROCESSOR, read_preprocessor, stored_preprocessor
+from vit_jax.weights.opening import PREPROCESSOR, read_preprocessor, split_address, stored_preprocessor
 from vit_jax.weights.preprocessor import Frame, to_preprocessor
 
 _log = logging.getLogger(__name__)
@@ -104,7 +104,10 @@ def load_images(
   from vit_jax.data.evaluation_batches import framed
 
   images = _listed(files)
-  seen, _ = _preprocessing(locate(like))
+  model = locate(like)
+  if opener(model) is None and not split_address(model)[0].exists():
+    raise UnknownModel(f"like={str(like)!r}: there is no model of this name.")
+  seen, _ = _preprocessing(model)
   if seen.problem:
     raise UnknownModel(
       f"{like} makes its images in a way that load_images cannot follow: {seen.problem}. Make them with "
@@ -127,7 +130,7 @@ def load_images(
 
 def _listed(files: Any) -> list[Any]:
   """The images one by one."""
-  one = isinstance(files, str | os.PathLike | bytes | Image.Image)
+  one = isinstance(files, str | os.PathLike | bytes | Image.Image) or hasattr(files, "read")
   if not one and hasattr(files, "ndim"):  # an array: one image, or a batch of them
     files = np.asarray(files)
     one = files.ndim < 4
@@ -143,8 +146,9 @@ def _listed(files: Any) -> list[Any]:
 
 
 def _sides(size: Any, default: int) -> tuple[int, int]:
-  sides = (default, default) if size is None else (size, size) if isinstance(size, int) else tuple(size)
-  if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+  size = default if size is None else size
+  sides = tuple(size) if isinstance(size, Sequence | np.ndarray) else (size, size)
+  if len(sides) != 2 or not all(isinstance(side, int | np.integer) and side > 0 for side in sides):
     raise ValueError(f"size={size!r}: must be pixels a side, or (height, width).")
   return sides
 
@@ -154,6 +158,7 @@ def _pixels(image: Any, number: int, kind: dict[str, Any]) -> np.ndarray:
   from vit_jax.data.decode import BadImage, decode
 
   name = f"image {number} of the list"
+  image = image.read() if hasattr(image, "read") else image  # an opened file
   if isinstance(image, bytes):
     return decode(image, name, **kind)
   if isinstance(image, Image.Image):

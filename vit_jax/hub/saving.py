@@ -76,8 +76,9 @@ def save_model(
     format: "safetensors": a folder for `transformers.AutoModel.from_pretrained`; "pth": a flat file as the
       DINOv3 or DINOv2 repository loads it; "timm": a .safetensors file with timm's names, without classifier;
       "orbax": a folder that holds any model of vit_jax exactly.
-    mean, std: per-channel normalisation of the images; both given: stored with the weights, as preprocessor_config.json
-      in a folder, and in a single file where others pass over it.
+    mean: of every channel, with which images are normalised. With std it is stored with the weights: as
+      preprocessor_config.json in a folder, and in a single file where others pass over it.
+    std: the standard deviations that belong to mean.
     image_size: nominal side of the images, written to the configuration.
     crop_ratio: side of the centre crop over the short side of the resized image, in evaluations (None: 224 / 256);
       stored beside mean and std.
@@ -237,6 +238,8 @@ def check_place(path: str | os.PathLike, format: str, *, overwrite: bool = False
   if format in _FILES:
     if path.is_dir():
       raise UnknownModel(f"{path} is a folder; this format writes a file.")
+    if path.exists() and not path.is_file():
+      raise UnknownModel(f"{path} is a device or a pipe; give a file to write.")
     if path.exists() and not overwrite and path.stat().st_size and not _is_own_file(path, format):
       raise UnknownModel(
         f"{path} is there and no export of vit_jax in format {format!r}: choose another name, or replace it "
@@ -246,7 +249,7 @@ def check_place(path: str | os.PathLike, format: str, *, overwrite: bool = False
   if path.is_dir():
     _check_folder(path, format, overwrite)
   elif path.exists():
-    raise UnknownModel(f"{path} is a file; this format writes a folder.")
+    raise UnknownModel(f"{path} is no folder; this format writes one.")
   elif path.suffix in (".safetensors", ".pth"):
     raise UnknownModel(
       f"{path}: format {format!r} writes a folder: name it {path.stem}, or choose a format that is one file, "

@@ -25,8 +25,8 @@ def gram(
   In float32 whatever the input; the gradient reaches the student only.
 
   Args:
-    student, teacher: patch features of the same images, of the same or of other widths; or [M, D] rows of selected
-      patches with `per_image=False`.
+    student: patch features; or [M, D] rows of selected patches with `per_image=False`.
+    teacher: patch features of the same images, of the same or of another width.
     normalize: L2-normalise every patch first.
     per_image: one N x N matrix per image; otherwise one matrix over all patches of the batch.
     remove_negative: which negative similarities become 0 first. "both": those of either side. "teacher": the

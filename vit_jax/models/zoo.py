@@ -107,8 +107,9 @@ def create_model(name: str, **overrides: Any) -> VisionTransformer | ConvNeXt:
     ValueError: for an unknown name or attribute, naming the nearest ones.
   """
   if name not in MODELS:
-    near = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.3) or sorted(MODELS)
-    raise ValueError(f"model.name: there is no model {name!r}; nearest: {', '.join(near)}.")
+    near = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.3)
+    which = f"nearest: {', '.join(near)}" if near else f"there are {', '.join(sorted(MODELS))}"
+    raise ValueError(f"model.name: there is no model {name!r}; {which}.")
   module, attributes = MODELS[name]
   known = set(module.__dataclass_fields__) - {"parent", "name"}
   for key in overrides:

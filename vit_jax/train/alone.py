@@ -48,8 +48,11 @@ def alone(workdir: Path) -> Iterator[None]:
     workdir.mkdir(parents=True, exist_ok=True)
     file = _locked(workdir / FILE)
   except OSError as error:
+    reason = error.strerror or "it is no regular file"
+    if os.path.lexists(workdir / FILE) and error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC):
+      raise UserError(f"{workdir / FILE}: cannot be used ({reason}); remove it, if no run is here") from error
     raise UserError(
-      f"--workdir={workdir}: cannot be made or written to ({error.strerror}); give a folder of your own"
+      f"--workdir={workdir}: cannot be made or written to ({reason}); give a folder of your own"
     ) from error
   try:
     yield
@@ -82,7 +85,7 @@ def _locked(path: Path) -> io.TextIOWrapper | None:
   """
   end = None
   while True:
-    file = open(path, "a+")  # noqa: SIM115  (the caller closes it)
+    file = open(path, "a+", errors="replace")  # noqa: SIM115  (the caller closes it)
     try:
       fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
       if not _is_at(file, path):  # the run before removed it between our two calls

@@ -11,6 +11,7 @@ from vit_jax import checkpoints, methods
 from vit_jax import config as configs
 from vit_jax.config import ConfigError, UserError
 from vit_jax.config.students import SECTION
+from vit_jax.data.sources import open_source
 from vit_jax.train import setup, starting
 
 # Numbers of images that data may have: what depends on it is refused only if it is wrong for all of them.
@@ -30,7 +31,7 @@ def check(config: ConfigDict) -> list[str]:
   except (RuntimeError, AssertionError) as error:  # the latter where none of several JAX_PLATFORMS is there
     why = (str(error) or "none of JAX_PLATFORMS").splitlines()[0]
     raise UserError(f"JAX finds no devices ({why}); with JAX_PLATFORMS=cpu the config is checked for a CPU") from error
-  left_out = [f"data.source={config.data.source}: was not opened"]
+  left_out = [] if _is_made(config) else [f"data.source={config.data.source}: was not opened"]
   if _teacher_is_missing(config):
     teacher = config.distillation.teacher
     left_out.append(f"distillation.teacher={teacher}: is not there, so whether the students fit it was not checked")
@@ -47,12 +48,24 @@ def _check_one(config: ConfigDict) -> None:
 
 def _fit(config: ConfigDict) -> setup.Run:
   refused: list[ConfigError] = []
-  for num in _NUM_EXAMPLES:
+  for num in (_number_made(config),) if _is_made(config) else _NUM_EXAMPLES:
     try:
       return setup.fit(config, num)
     except ConfigError as error:
       refused.append(error)
   raise refused[0]
+
+
+def _is_made(config: ConfigDict) -> bool:
+  """Whether the images of a config are made by this package, so that opening their source reads nothing of a user's."""
+  return config.data.source.startswith(("embedded:", "synthetic:"))
+
+
+def _number_made(config: ConfigDict) -> int:
+  try:
+    return len(open_source(config.data.source, cache_dir=config.data.cache_dir, limits=setup.limits(config)))
+  except (ValueError, ImportError) as error:
+    raise ConfigError(str(error)) from error
 
 
 def _teacher_is_missing(config: ConfigDict) -> bool:

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from ml_collections import ConfigDict
 
 from vit_jax import config as configs
 from vit_jax import parallel
-from vit_jax.checkpoints import Checkpoints, NotWritten, latest, steps
+from vit_jax.checkpoints import Checkpoints, NotWritten, check_place, latest, steps
 from vit_jax.config import UserError
 from vit_jax.data.views import Views, on_one_device
 from vit_jax.evaluation.names import headline
@@ -86,10 +87,19 @@ def train(config: ConfigDict, workdir: str, *, accept_config_change: bool = Fals
   except OSError as error:
     if error.errno in _FULL:
       raise UserError(_refused(folder, error)) from error
+    if place := _inside(folder, error):
+      text = f"{place}: {error.strerror}; put it right or move it away, then the same command goes on"
+      raise UserError(text) from error
     raise
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # what a disk says that takes no more
+
+
+def _inside(folder: Path, error: OSError) -> Path | None:
+  """The file of the workdir with which something is wrong: a folder in its place, no permission, a link in circles."""
+  names = [name for name in (error.filename2, error.filename) if isinstance(name, str | os.PathLike)]
+  return next((Path(name) for name in names if Path(name).is_relative_to(folder)), None)
 
 
 def _refused(folder: Path, error: OSError) -> str:
@@ -104,6 +114,7 @@ def _refused(folder: Path, error: OSError) -> str:
 def _train(
   config: ConfigDict, folder: Path, goodput: Goodput, interrupts: Interrupts, *, accept_config_change: bool
 ) -> State:
+  check_place(folder)
   _check_processes(config, folder)
   run = frozen.pin(setup.prepare(setup.grouped_as_begun(config, folder)), folder)
   sources = [] if latest(folder) is not None else starting.open_sources(run, abstract_state(run))
@@ -248,6 +259,11 @@ class _Loop:
     self.last_metrics, self.data_state = restored.metrics, restored.data_state
     self.saved_step, self.evaluated = restored.step, restored.evaluated
     lines = read_lines(self.workdir / METRICS, say=False)
+    reached = int(max((line["step"] for line in lines), default=0))
+    if reached < restored.step - restored.step % restored.config["log"]["every"]:
+      log.warning(
+        "%s reaches step %d only: what was written until step %d is lost.", METRICS, reached, restored.step
+      )
     self.records.go_on(restored.best, lines, steps(self.workdir), restored.step)
     self.checkpoints.keep_best(self.records.best)
     setup.compare_checkpoint(self.run.config, restored.config, restored.step)
@@ -304,7 +320,8 @@ class _Loop:
     try:
       return write_summary(self.workdir, alarms=self.health.alarms, ended=ended, coming=coming)
     except Exception as failure:
-      log.warning("%s cannot be written: %s", self.workdir / SUMMARY, failure)
+      reason = failure.strerror or failure if isinstance(failure, OSError) else failure
+      log.warning("%s cannot be written: %s", self.workdir / SUMMARY, reason)
       return None
 
   def _train(self) -> None:

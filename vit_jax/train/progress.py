@@ -64,7 +64,7 @@ class Progress:
     self._clock, self._goodput = clock, goodput
     self._start_step = self._window_step = self._last_step = start_step
     self._window_start = clock()
-    self._waited = self._paused = self._total_paused = 0.0
+    self._waited = self._paused = self._recurring = 0.0
     self._metrics: Mapping[str, float] = {}
     self._live = _LiveLine(stream) if (stream.isatty() if live is None else live) else None
 
@@ -83,7 +83,10 @@ class Progress:
 
   @contextmanager
   def pausing(self, what: str = "") -> Iterator[None]:
-    """Time inside (evaluation, checkpoint, pictures) counts for the ETA but not for images/s."""
+    """Time inside (evaluation, checkpoint, pictures) counts for the ETA but not for images/s.
+
+    What comes once, to compile and what is done before the first step, counts for neither.
+    """
     if self._live and what:
       self._live.show(self.line(self._live.width, doing=what))
     start = self._clock()
@@ -91,7 +94,10 @@ class Progress:
       with self._counted(_PAUSES.get(what, "idle")):
         yield
     finally:
-      self._paused += self._clock() - start
+      spent = self._clock() - start
+      self._paused += spent
+      if what != "compiling" and self._last_step > self._start_step:
+        self._recurring += spent
 
   def _counted(self, part: str) -> AbstractContextManager[None]:
     return nullcontext() if self._goodput is None else self._goodput.measuring(part)
@@ -159,8 +165,7 @@ class Progress:
     now = self._clock()
     seconds = max(1e-9, now - self._window_start - self._paused)
     steps = step - self._window_step
-    self._total_paused += self._paused
-    pause_per_step = self._total_paused / (step - self._start_step)
+    pause_per_step = self._recurring / (step - self._start_step)
     self.timing = {
       "images_per_second": steps * self.batch_size / seconds,
       "step_seconds": seconds / steps,

@@ -171,6 +171,14 @@ def _checked(config: dict[str, Any], path: Path) -> dict[str, Any]:
   absent = {"method", "model", "data", "batch_size", "duration", "seed"} - config.keys()
   if absent:
     raise files.DamagedFile(path, f"is no config of a run: it has no {min(absent)!r}")
+  known = configs.to_dict(configs.default())
+  for key in config.keys() & known.keys():
+    if isinstance(known[key], dict):
+      inner = config[key]
+      if not isinstance(inner, dict) or ("name" in known[key] and not isinstance(inner.get("name"), str)):
+        raise files.DamagedFile(path, f"is no config of a run: its {key!r} is {str(inner)[:40]!r}")
+  if not isinstance(config["data"].get("source"), str):
+    raise files.DamagedFile(path, "is no config of a run: it has no 'data.source'")
   return config
 
 
@@ -327,11 +335,13 @@ def _collapse(metrics: Lines, config: Mapping) -> str:
 def _score_table(metrics: Lines, baselines: Mapping[str, float], kept: set[int], config: Mapping) -> str:
   rows, notes = [], []
   names = {name for line in metrics for name in line}
-  for name, label in (("knn/top1", "k-NN top-1"), ("linear/top1", "linear probe top-1")):
+  wanted, smallest = _kept_by(config)
+  labels = {"knn/top1": "k-NN top-1", "linear/top1": "linear probe top-1"}
+  for name, label in ({wanted: f"`{wanted}`"} | labels if wanted else labels).items():
     steps, values = curve(metrics, name)
     if len(values):
       label += "" if neighbours(names, name) is None else f" (k = {neighbours(names, name)})"
-      best, value = _best(steps, values)
+      best, value = _best(steps, values, smallest=smallest and name == wanted)
       rows.append(f"| {label} | **{values[-1]:.1%}** | {value:.1%} (step {best}) |")
       if best and best not in kept:
         notes.append(f"Step {best}, the best by {label}, is not kept as a checkpoint.")
@@ -339,17 +349,29 @@ def _score_table(metrics: Lines, baselines: Mapping[str, float], kept: set[int],
         notes.append(f"Step {best}, the best by {label}: `{checkpoints.FOLDER}/{best}`.")
   if not rows:
     return ""
-  rows += [f"| {name} (k-NN) | {value:.1%} | |" for name, value in baselines.items()]
+  for name, value in baselines.items():
+    rows.append(f"| {name}{'' if name == _BASELINES['majority'] else ' (k-NN)'} | {value:.1%} | |")
   head = ["## Accuracy on frozen features", "", "| | at the end | best |", "|---|---|---|"]
   return "\n".join([*head, *rows, "", "  \n".join(notes)]).rstrip()
 
 
-def _best(steps: np.ndarray, values: np.ndarray) -> tuple[int, float]:
+def _kept_by(config: Mapping) -> tuple[str | None, bool]:
+  """The score by which a step is kept as the best, without a student's name; and whether the smallest is."""
+  settings = config.get("checkpoint", {})
+  wanted = settings.get("keep_best")
+  if wanted is None and (tasks := config.get("evaluation", {}).get("tasks")):
+    wanted = f"{tasks[0]}/top1"
+  student, _, rest = (wanted or "").partition("/")
+  wanted = rest if student in config.get("students", ()) else wanted
+  return None if wanted == "off" else wanted, settings.get("keep_best_mode") == "min"
+
+
+def _best(steps: np.ndarray, values: np.ndarray, *, smallest: bool = False) -> tuple[int, float]:
   """The step with the best value, and the value; the untrained model of step 0 only if there is no other."""
   trained = steps > 0
   if np.isfinite(values[trained]).any():
     steps, values = steps[trained], values[trained]
-  best = int(np.argmax(np.where(np.isfinite(values), values, -np.inf)))
+  best = int(np.argmax(np.where(np.isfinite(values), -values if smallest else values, -np.inf)))
   return int(steps[best]), float(values[best])
 
 

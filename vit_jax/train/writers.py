@@ -203,8 +203,8 @@ def read_lines(path: str | os.PathLike, *, say: bool = True) -> list[dict[str, i
     found = _read(Path(path))
   except FileNotFoundError:
     return []
-  for error in found.bad if say else ():
-    log.warning("%s; left out.", error)
+  for problem in found.problems() if say else ():
+    log.warning("%s; left out.", problem)
   return [{name: _NON_FINITE.get(value, value) for name, value in line.items()} for _, line in found.good]
 
 
@@ -217,8 +217,8 @@ def _rewind(path: Path, resume_step: int | None) -> set[str]:
   if found.bad:
     kept_as = path.with_name(f"{path.name}.damaged")
     shutil.copyfile(path, kept_as)
-    for error in found.bad:
-      log.warning("%s; the line is left out, and the file as it was kept as %s.", error, kept_as)
+    for problem in found.problems():
+      log.warning("%s; left out, and the file as it was kept as %s.", problem, kept_as)
   if found.torn is not None:
     log.warning("%s: torn by a crash, and cut off.", found.torn)
   lines = found.good

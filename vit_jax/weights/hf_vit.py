@@ -29,7 +29,8 @@ _DISTILLATION = (Row("registers", "embeddings.distillation_token", token(1)),)
 HF_VIT = Layout(
   lambda model: _ROWS + (_DISTILLATION if family.is_distilled(model) else ()),
   (VisionTransformer,),
-  outside=("classifier.", "cls_classifier.", "distillation_classifier.", "pooler."),
+  # Classifiers, and what only masked modelling needs.
+  outside=("classifier.", "cls_classifier.", "distillation_classifier.", "pooler.", "embeddings.mask_token"),
   hint='the Hugging Face ViT has no such tensor: keep it with format="timm" or format="orbax"',
 )
 

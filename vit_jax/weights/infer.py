@@ -226,6 +226,12 @@ def _dinov2(shapes: _Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
 def _timm(shapes: _Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
   rotary, has_class, distilled = "pos_embed" not in shapes, "cls_token" in shapes, "dist_token" in shapes
   trunk = _trunk(shapes)
+  foreign = ("attn.qkv.bias", "ls1.gamma") if rotary else ("attn.q_bias", "gamma_1", "attn.k_proj.weight")
+  if others := [name for name in foreign if shapes.in_blocks(name)]:
+    raise WeightsError(
+      f"a model of timm that is not read: its blocks have {others[0]}, but {'no' if rotary else 'a'} pos_embed. Those "
+      "that are: ViTs with pos_embed, and DINOv3's, with rotary positions."
+    )
   registers = shapes.of("reg_token", 3)[1] if "reg_token" in shapes else int(distilled)
   hidden = shapes.block("mlp.fc2.weight", 2)[1]
   gated = shapes.in_blocks("mlp.fc1_g.weight") or shapes.block("mlp.fc1.weight", 2)[0] == 2 * hidden

@@ -78,6 +78,8 @@ def open_weights(path: pathlib.Path, *, given: Given = None) -> Opened:
     bounds.check_bytes(total, _stored(path), "its backbone")
     if own is None and described is None:
       backbone = _recognised(part, given, timm_config.image_size(_beside(path)))
+      if backbone.layout == "timm":
+        timm_config.check_architecture(_beside(path), rotary=backbone.attributes["rope"] is not None)
     else:
       backbone = _with_given(described or read_text(own, part.tensors), given)
     bounds.check_attributes(backbone.module, backbone.attributes)

@@ -55,12 +55,14 @@ class Foreign:
     name: the class or function.
     arguments: what it would have been called with.
     state: what it would have been given; None: nothing.
+    items: what a dict of a class of its own holds (EasyDict, Config); None: nothing.
   """
 
-  __slots__ = ("arguments", "name", "state")
+  __slots__ = ("arguments", "items", "name", "state")
 
   def __init__(self, name: Any, arguments: tuple[Any, ...]):
     self.name, self.arguments, self.state = name, arguments, None
+    self.items: dict[Any, Any] | None = None
 
   def __str__(self) -> str:
     if str(self.name) == "copyreg._reconstructor" and self.arguments and isinstance(self.arguments[0], Name):
@@ -180,7 +182,7 @@ class _Machine:
   def _update(self, flat: list[Any]) -> None:
     target = self._stack[-1]
     if isinstance(target, Foreign):
-      return
+      target.items = target = {} if target.items is None else target.items
     if type(target) is not dict or len(flat) % 2:
       raise Unreadable("it sets items of what is no dict")
     for key, value in zip(flat[::2], flat[1::2], strict=True):

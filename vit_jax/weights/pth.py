@@ -55,13 +55,18 @@ def open_pth(path: pathlib.Path | str) -> dict[str, Any]:
       content = open_record(Archive(path), path)
     else:
       raise WeightsError(_what_else(path, beginning))
+  if isinstance(content, Foreign) and content.items:  # a dict of a class of its own
+    content = content.items
+  if type(content) in (list, tuple):
+    content = {str(number): part for number, part in enumerate(content)}
   if isinstance(content, Foreign) and not str(content).startswith("torch._utils."):
     raise WeightsError(
       f"{path} holds a whole pickled object ({content}), which is code besides weights. If you trust it, save its "
       "weights alone with torch: torch.save(torch.load(FILE, weights_only=False).state_dict(), NEW)."
     )
   if not isinstance(content, Mapping):
-    raise WeightsError(f"{path} holds a {type(content).__name__}, not a dict of tensors (a state dict).")
+    kind = "tensor" if isinstance(content, LazyTensor) else type(content).__name__
+    raise WeightsError(f"{path} holds a {kind}, not a dict of tensors (a state dict).")
   return dict(content)
 
 

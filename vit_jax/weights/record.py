@@ -51,7 +51,8 @@ def from_json(saved: Mapping[str, Any]) -> tuple[type[nn.Module], dict[str, Any]
     bounds.check_attributes(module, attributes)
     module(**attributes)
   except (KeyError, TypeError, ValueError, AttributeError) as error:
-    raise WeightsError(f"its {MODEL} describes no model that this version of vit_jax knows: {error}.") from error
+    said = str(error).rstrip(".")
+    raise WeightsError(f"its {MODEL} describes no model that this version of vit_jax knows: {said}.") from error
   return module, attributes
 
 

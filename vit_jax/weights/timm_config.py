@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from vit_jax.weights.errors import WeightsError, shown
 from vit_jax.weights.grids import ImageSize
 from vit_jax.weights.preprocessor import RESAMPLES, Frame, Preprocessor
 
@@ -20,6 +21,22 @@ def image_size(config: Mapping[str, Any]) -> ImageSize | None:
   if isinstance(size, int):
     return ImageSize(size, size)
   return ImageSize(*size) if _is_sizes(size, 2) else None
+
+
+def check_architecture(config: Mapping[str, Any], *, rotary: bool) -> None:
+  """Raises a WeightsError for the models by whose names timm says what their tensors do not.
+
+  Args:
+    config: timm's config.json.
+    rotary: whether the tensors are those of a model with rotary positions, which are taken for DINOv3's.
+  """
+  name = config.get("architecture")
+  if not isinstance(name, str):
+    return
+  wrong = ["a QuickGELU"] if "quickgelu" in name else []
+  wrong += ["rotary positions of its own"] if rotary and "dinov3" not in name else []
+  if wrong:
+    raise WeightsError(f"its config.json says architecture={shown(name)!r}, which has {wrong[0]}: it is not read.")
 
 
 def preprocessor(config: Mapping[str, Any]) -> Preprocessor | None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from vit_jax.weights.errors import WeightsError, shown
 from vit_jax.weights.lazy import LazyTensor
+from vit_jax.weights.numpy_pickles import array_in
 from vit_jax.weights.pickles import Foreign
 
 # Names that a backbone has once; the longest that fits a name counts. Then others, by which a broken one is found.
@@ -101,6 +102,7 @@ def _flatten(content: Mapping[Any, Any]) -> _Content:
     found: dict[str, Any] = {}
     for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
       count += 1
+      value = value if (array := array_in(value)) is None else array
       if count > _MOST_NAMES or len(place) > _DEEPEST:
         raise WeightsError("its content is nested or repeated more than that of any checkpoint.")
       name = key if type(key) is str else shown(str(key)) if isinstance(key, int) and abs(key) < 2**63 else "…"
@@ -110,6 +112,8 @@ def _flatten(content: Mapping[Any, Any]) -> _Content:
         found[shown(name, _LONGEST_NAME)] = value
       elif isinstance(value, Mapping) or type(value) in (list, tuple):
         todo.append(((*place, shown(name)), value))
+      elif isinstance(value, Foreign) and value.items:
+        todo.append(((*place, shown(name)), value.items))
       elif isinstance(value, Foreign):
         rest.append(shown(".".join((*place, name))) + f" ({shown(str(value))})")
     if found:
