@@ -100,9 +100,9 @@ def test_a_poisoned_run_stops_and_its_replay_names_the_parameter_and_the_layer(
 def test_the_advice_after_a_stop_are_flags_that_go_on(tmp_path, monkeypatch, one_device, capsys):  # noqa: F811
   make_step = loop.make_step
 
-  def make(run):
+  def make(run, views):
     """A step that loses its parameters after step 4, unless the peak is lower."""
-    step, fatal = make_step(run), run.config.schedules.lr.peak > 5e-4
+    step, fatal = make_step(run, views), run.config.schedules.lr.peak > 5e-4
 
     def broken(state, batch):
       factor = jnp.where(fatal & (state.step >= 4), jnp.nan, 1.0)
