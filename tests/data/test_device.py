@@ -84,7 +84,7 @@ def test_crops_do_not_depend_on_the_number_of_devices():
   alone = on_one_device(views)(group)
   mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
   spread = jax.device_put(group, NamedSharding(mesh, PartitionSpec("data")))
-  together = jax.jit(functools.partial(device.augmented, views=views, mesh=mesh, axes="data"))
+  together = jax.jit(functools.partial(views.on_device, mesh=mesh, axes="data"))
   made = together(spread)
   for name, array in alone.items():
     np.testing.assert_array_equal(made[name], array, err_msg=name)

@@ -113,7 +113,7 @@ def first_state() -> Any:
 
   student = jax.tree_util.tree_map_with_path(drawn, shapes.student)
   zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes.replace(key=None))
-  own = {"gram_teacher": student["backbone"]}
+  own = zeros.own | {"gram_teacher": student["backbone"]}
   return zeros.replace(student=student, teacher=student, own=own, key=jax.random.key(0))
 
 

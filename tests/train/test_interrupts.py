@@ -133,3 +133,13 @@ def test_saves_come_by_steps_by_minutes_and_at_the_end():
   assert due == [5, 10, 15, 20, 25]  # 120 seconds are over with the fifth step of 25; those of step 10 count anew
   by_steps = SaveTimes(10, None, total=25, clock=clock)
   assert [step for step in range(1, 26) if by_steps.due(step)] == [10, 20, 25]
+
+
+def test_a_stop_whose_exception_was_lost_is_raised_at_the_next_wait():
+  """Python drops what a handler raises while it tidies up, in a weak reference's callback for one."""
+  with Interrupts(3) as interrupts:
+    with pytest.raises(Stopped):
+      os.kill(os.getpid(), signal.SIGTERM)
+      threading.Event().wait(5)
+    with pytest.raises(Stopped), interrupts.waiting():
+      pass

@@ -120,7 +120,11 @@ class Interrupts:
 
     Raises:
       GivenUp: at the signal.
+      Stopped: if there is nothing to save, for a signal whose own exception was lost: Python drops what is raised while
+        it tidies up.
     """
+    if self.received is not None and not self._protected:
+      raise Stopped(self.received, self.step)
     self._waiting = self._protected and processes.current() is None
     try:
       if self._waiting and self.received is not None:
